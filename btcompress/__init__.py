@@ -1,0 +1,65 @@
+"""Compress trained LSTMs by block-term tensor decomposition of their weight matrices."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from btcompress.blockterm import BlockTerm
+    from btcompress.checkpoint import CompressedCheckpoint
+    from btcompress.checkpoint import write as save
+    from btcompress.errors import BTCompressError
+    from btcompress.factorization import factorize
+    from btcompress.fit import FitOptions
+    from btcompress.models import apply, load, to_dense
+    from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+    from btcompress.reporting import report
+    from btcompress.shapes import BlockTermShape
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BTLSTM",
+    "BTCompressError",
+    "BTLSTMCell",
+    "BTLinear",
+    "BlockTerm",
+    "BlockTermShape",
+    "CompressedCheckpoint",
+    "FitOptions",
+    "apply",
+    "factorize",
+    "load",
+    "report",
+    "save",
+    "to_dense",
+]
+
+#: Where each public name lives; loaded on first use, so that importing the package does not import torch.
+_HOMES = {
+    "BTLSTM": "nn",
+    "BTCompressError": "errors",
+    "BTLSTMCell": "nn",
+    "BTLinear": "nn",
+    "BlockTerm": "blockterm",
+    "BlockTermShape": "shapes",
+    "CompressedCheckpoint": "checkpoint",
+    "FitOptions": "fit",
+    "apply": "models",
+    "factorize": "factorization",
+    "load": "models",
+    "report": "reporting",
+    "save": "checkpoint",
+    "to_dense": "models",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), "write" if name == "save" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,123 @@
+"""The block-term form of a matrix: stacked cores and factors, their dense matrix and their product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from btcompress.contraction import apply_chain, contract, letters, operand_letters
+from btcompress.errors import ShapeError
+from btcompress.shapes import BlockTermShape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTerm:
+    """A sum of ``N`` Tucker blocks over paired input and output modes (Ye et al. 2018, eq. 4).
+
+    ``W[j_1..j_d, i_1..i_d] = sum_n sum_{r_1..r_d} G[n, r_1..r_d] prod_k A_k[n, i_k, j_k, r_k]``,
+    C order: ``i_1`` and ``j_1`` vary slowest. Rows and columns beyond the true size are padding.
+
+    Attributes:
+        shape: mode sizes, ranks and the true matrix size.
+        cores: ``G``, shape ``(N, R_1..R_d)``.
+        factors: ``A_k``, shape ``(N, I_k, J_k, R_k)``, one tensor per mode.
+
+    Raises:
+        ShapeError: a tensor does not have the shape that ``shape`` gives it.
+    """
+
+    shape: BlockTermShape
+    cores: Tensor
+    factors: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", tuple(self.factors))
+        given = (tuple(self.cores.shape), *(tuple(factor.shape) for factor in self.factors))
+        expected = (self.shape.core_shape, *self.shape.factor_shapes)
+        if given != expected:
+            raise ShapeError(f"cores and factors have shapes {given}, but {expected} were expected.")
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Cores, then the factor of each mode."""
+        return (self.cores, *self.factors)
+
+    @property
+    def n_params(self) -> int:
+        """Entries of all tensors held, counted on the tensors themselves."""
+        return sum(tensor.numel() for tensor in self.tensors)
+
+    def to(self, *args: torch.dtype | torch.device | str) -> BlockTerm:
+        """A copy on another dtype or device, as :meth:`torch.Tensor.to`."""
+        return BlockTerm(self.shape, self.cores.to(*args), tuple(factor.to(*args) for factor in self.factors))
+
+    def to_dense(self) -> Tensor:
+        """The ``(out_size, in_size)`` matrix; differentiable."""
+        return self._unpad(self._padded(self.factors))[:, : self.shape.in_size]
+
+    def dense_slabs(self) -> Iterator[tuple[int, Tensor]]:
+        """The dense matrix a slab of rows at a time, so that large ones are never held whole.
+
+        Yields:
+            The first row of the slab and its rows, shape ``(n, in_size)``; one slab for each ``j_1``
+            that is not all padding.
+        """
+        shape = self.shape
+        rows_each = shape.padded_out // shape.out_modes[0]
+        for j_1 in range(shape.out_modes[0]):
+            gate, local = divmod(j_1 * rows_each, shape.padded_out // shape.n_gates)
+            n_rows = rows_each
+            first = j_1 * rows_each
+            if shape.padded_out != shape.out_size:
+                gate_rows = shape.out_size // shape.n_gates
+                n_rows = min(rows_each, gate_rows - local)
+                first = gate * gate_rows + local
+            if n_rows > 0:
+                slab = self._padded((self.factors[0][:, :, j_1 : j_1 + 1], *self.factors[1:]))
+                yield first, slab[:n_rows, : shape.in_size]
+
+    def matmul(self, inputs: Tensor) -> Tensor:
+        """``inputs @ W.T`` without forming ``W``.
+
+        Args:
+            inputs: shape ``(..., in_size)``.
+
+        Returns:
+            Shape ``(..., out_size)``; differentiable in the inputs, cores and factors.
+        """
+        shape = self.shape
+        rows = inputs.reshape(-1, shape.in_size)
+        rows = pad(rows, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else rows
+        products = apply_chain(rows.reshape(-1, *shape.in_modes), self.tensors)
+        unpadded = self._unpad(products.reshape(-1, shape.padded_out).T).T
+        return unpadded.reshape(*inputs.shape[:-1], shape.out_size)
+
+    def _padded(self, factors: Sequence[Tensor]) -> Tensor:
+        """The dense matrix of these factors, padding included."""
+        _, _, i, j, _ = letters(self.shape.order)
+        terms = ",".join(operand_letters(self.shape.order))
+        tensor = contract(f"{terms}->{j + i}", self.cores, *factors)
+        return tensor.reshape(-1, self.shape.padded_in)
+
+    def _unpad(self, rows: Tensor) -> Tensor:
+        """Drop the padding at the end of each gate from ``(padded_out, n)`` rows."""
+        shape = self.shape
+        if shape.padded_out == shape.out_size:
+            return rows
+        gates = rows.reshape(shape.n_gates, shape.padded_out // shape.n_gates, -1)
+        return gates[:, : shape.out_size // shape.n_gates].reshape(shape.out_size, -1)
+
+
+def init_scale(shape: BlockTermShape, variance: float) -> tuple[float, float]:
+    """Standard deviations of random cores and factors that give ``W`` entries this variance.
+
+    Each entry of ``W`` sums ``N prod_k R_k`` products of one core entry and ``d`` factor entries; all
+    terms being independent with mean zero, cores of variance ``1 / (N prod_k R_k)`` and factors of
+    variance ``variance**(1/d)`` do it.
+    """
+    return math.prod(shape.core_shape) ** -0.5, variance ** (0.5 / shape.order)

@@ -1,0 +1,27 @@
+"""The only door to weight files: dense checkpoints in, compressed ones in and out, LSTMs found by name."""
+
+from btcompress.checkpoint.atomic import check_target, replacing
+from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
+from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
+from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
+from btcompress.checkpoint.recognise import is_compressed
+from btcompress.checkpoint.source import Source
+from btcompress.checkpoint.writer import read_compressed, write
+
+__all__ = [
+    "Checkpoint",
+    "CompressedCheckpoint",
+    "CompressedMatrix",
+    "LSTMEntry",
+    "OtherRecurrent",
+    "Source",
+    "check_target",
+    "find_recurrent",
+    "from_state_dict",
+    "is_compressed",
+    "natural_key",
+    "read",
+    "read_compressed",
+    "replacing",
+    "write",
+]

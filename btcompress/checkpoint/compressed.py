@@ -1,0 +1,190 @@
+"""A checkpoint of which some matrices are block terms: what a result file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from btcompress.blockterm import BlockTerm
+from btcompress.checkpoint.reader import Checkpoint
+from btcompress.checkpoint.source import Source
+from btcompress.checkpoint.tensors import count_params
+from btcompress.errors import CheckpointError
+from btcompress.shapes import MatrixShape
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedMatrix:
+    """How one factorized matrix is written, and what was measured when it was.
+
+    Attributes:
+        shape: mode sizes, ranks and gates.
+        dtype: of the dense matrix.
+        weight_error: ``||W - W'||_F / ||W||_F`` of the factorization, on the tensors as stored then.
+        svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
+        svd_error: weight error of that truncated SVD.
+    """
+
+    shape: MatrixShape
+    dtype: torch.dtype
+    weight_error: float
+    svd_rank: int
+    svd_error: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompressedCheckpoint:
+    """Every tensor of a compressed checkpoint, with all that is needed to form the dense one again.
+
+    Attributes:
+        tensors: those that stayed as they were under their own names, and in place of each factorized
+            ``key`` its ``key.cores`` and ``key.factors.<k>``; with separate gates ``key.gate_i.cores``
+            and so on.
+        matrices: the factorized matrices by key.
+        keys: all keys of the dense checkpoint in its own order.
+        source: the dense checkpoint.
+        history: what was done since, one JSON object a step.
+        notices: what a user should know about how the result came about.
+        files: files that tensors may lie in, never overwritten by :func:`btcompress.checkpoint.write`.
+
+    Raises:
+        CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it.
+    """
+
+    tensors: dict[str, Tensor]
+    matrices: dict[str, CompressedMatrix]
+    keys: tuple[str, ...]
+    source: Source
+    history: tuple[dict[str, Any], ...] = ()
+    notices: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = expected_shapes(self.keys, self.matrices)
+        wrong = [name for name in (*expected, *self.tensors) if name not in expected or name not in self.tensors]
+        if wrong:
+            where = "missing" if wrong[0] in expected else "not accounted for"
+            raise CheckpointError(f"{self.source.name}, compressed: the tensor {wrong[0]} is {where}.")
+        for name, shape in expected.items():
+            tensor = self.tensors[name]
+            if shape is not None and (tuple(tensor.shape) != shape or not tensor.is_floating_point()):
+                raise CheckpointError(
+                    f"{self.source.name}, compressed: {name} has shape {tuple(tensor.shape)} and dtype "
+                    f"{tensor.dtype}, but floating-point numbers of shape {shape} were expected."
+                )
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        matrices: Mapping[str, CompressedMatrix],
+        parts: Mapping[str, Sequence[BlockTerm]],
+        history: Sequence[dict[str, Any]] = (),
+        notices: Sequence[str] = (),
+    ) -> CompressedCheckpoint:
+        """Put block terms in the place of matrices; every other tensor is taken as it is.
+
+        Args:
+            checkpoint: the dense one.
+            matrices: how each factorized matrix is written, by its key.
+            parts: the block terms of each, one, or four for separate gates.
+            history: the first steps.
+            notices: what to add to the checkpoint's own.
+        """
+        tensors: dict[str, Tensor] = {}
+        for key, tensor in checkpoint.tensors.items():
+            if key not in matrices:
+                tensors[key] = tensor
+                continue
+            for names, part in zip(part_names(key, matrices[key].shape), parts[key], strict=True):
+                tensors.update(zip(names, part.tensors, strict=True))
+        return cls(
+            tensors,
+            dict(matrices),
+            tuple(checkpoint.tensors),
+            checkpoint.source,
+            tuple(history),
+            (*checkpoint.notices, *notices),
+            checkpoint.files,
+        )
+
+    @property
+    def n_params(self) -> int:
+        """Entries of all tensors, tied ones counted once."""
+        return count_params(self.tensors)
+
+    def parts(self, key: str) -> tuple[BlockTerm, ...]:
+        """The block terms of a factorized matrix, stacked by rows: one, or one for each gate i, f, g, o."""
+        shape = self.matrices[key].shape
+        tensors = ([self.tensors[name] for name in names] for names in part_names(key, shape))
+        return tuple(BlockTerm(shape.part, cores, tuple(factors)) for cores, *factors in tensors)
+
+    def dense_state_dict(self) -> dict[str, Tensor]:
+        """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype."""
+        return {key: self._dense(key) if key in self.matrices else self.tensors[key] for key in self.keys}
+
+    def outline(self) -> dict[str, Tensor]:
+        """The plain state dict with factorized matrices as meta tensors, which have a shape but no values."""
+        outline = {}
+        for key in self.keys:
+            matrix = self.matrices.get(key)
+            if matrix is None:
+                outline[key] = self.tensors[key]
+            else:
+                size = (matrix.shape.out_size, matrix.shape.in_size)
+                outline[key] = torch.empty(size, dtype=matrix.dtype, device="meta")
+        return outline
+
+    def with_step(self, step: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> CompressedCheckpoint:
+        """The same after one more step, with the tensors that it changed.
+
+        Args:
+            step: what was done, a JSON object.
+            tensors: new values by name; all others stay.
+        """
+        return replace(self, tensors={**self.tensors, **(tensors or {})}, history=(*self.history, step))
+
+    def _dense(self, key: str) -> Tensor:
+        matrix = self.matrices[key]
+        parts = self.parts(key)
+        dense = torch.empty(
+            matrix.shape.out_size, matrix.shape.in_size, dtype=matrix.dtype, device=parts[0].cores.device
+        )
+        for n, part in enumerate(parts):
+            for first, slab in part.to(torch.float64).dense_slabs():
+                row = n * matrix.shape.part.out_size + first
+                dense[row : row + len(slab)] = slab
+        return dense
+
+
+def part_names(key: str, shape: MatrixShape) -> tuple[tuple[str, ...], ...]:
+    """For each block term of a matrix the names of its cores, then of the factor of each mode."""
+    prefixes = (f"{key}.{name}" if name else key for name in shape.part_names)
+    modes = range(shape.part.order)
+    return tuple((f"{prefix}.cores", *(f"{prefix}.factors.{k}" for k in modes)) for prefix in prefixes)
+
+
+def expected_shapes(keys: Sequence[str], matrices: Mapping[str, CompressedMatrix]) -> dict[str, tuple[int, ...] | None]:
+    """The shape of every tensor of a compressed checkpoint by name; None where any shape is right.
+
+    Raises:
+        CheckpointError: a matrix is not among the keys, or two tensors have one name.
+    """
+    expected: dict[str, tuple[int, ...] | None] = {}
+    if strangers := matrices.keys() - set(keys):
+        raise CheckpointError(f"the matrix {min(strangers)} is not a key of the checkpoint.")
+    for key in keys:
+        shapes: dict[str, tuple[int, ...] | None] = {key: None}
+        if matrix := matrices.get(key):
+            part = (matrix.shape.part.core_shape, *matrix.shape.part.factor_shapes)
+            names = part_names(key, matrix.shape)
+            shapes = {name: shape for each in names for name, shape in zip(each, part, strict=True)}
+        if clash := expected.keys() & shapes.keys():
+            raise CheckpointError(f"two tensors would be named {min(clash)}. Rename one in the dense checkpoint.")
+        expected.update(shapes)
+    return expected

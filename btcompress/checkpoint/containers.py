@@ -1,0 +1,248 @@
+"""State dicts inside whatever was saved around them, found by looking inside rather than by name.
+
+A *state dict* is a mapping with string keys that holds tensors itself. Mappings, lists and tuples around
+state dicts are containers; what else they hold is left out and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from btcompress.checkpoint.tensors import plain_tensor
+from btcompress.errors import CheckpointError
+
+_MAX_DEPTH = 32
+_MAX_NODES = 1 << 16
+_MAX_NAMED = 10
+
+#: Keys may repeat until they are joined and checked, so this is no mapping yet.
+_NamedTensors = list[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Flattened:
+    """The tensors of the state dicts found.
+
+    Attributes:
+        tensors: by name, in the order of the file.
+        notices: what was left out, and where names were given a prefix.
+    """
+
+    tensors: dict[str, Tensor]
+    notices: tuple[str, ...]
+
+
+def flatten(value: object, label: str, container: str | None = None) -> Flattened:
+    """Gather the tensors of every state dict in ``value`` under one flat set of names.
+
+    One state dict keeps its own keys; several have the path to each put before its keys, joined by
+    dots, with positions in lists as path parts. Optimizer states, tensors beside whole state dicts and
+    values that are no tensors are left out, each named in a notice.
+
+    Args:
+        value: what ``torch.load`` gave, or a state dict in memory.
+        label: what to call it in messages.
+        container: read only the state dicts at or below this path, as notices and errors name it.
+
+    Raises:
+        CheckpointError: no state dict, no such container, two tensors of one name, a tensor that a
+            result could not hold, or containers nested too deeply.
+    """
+    root = _Tree(label).node(value)
+    if root is None:
+        raise CheckpointError(f"{label} holds no state dict, only {_kind(value)}. {_ADVICE}")
+    found = _Found(label)
+    found.collect(root, "")
+    if not found.state_dicts:
+        raise CheckpointError(f"{label} holds no state dict, only {_named(found.optimizers + found.loose)}. {_ADVICE}")
+    chosen = found.chosen(container)
+    tensors: dict[str, Tensor] = {}
+    for path, state_dict in chosen.items():
+        for key, tensor in state_dict:
+            name = _join(path, key)
+            if name in tensors:
+                raise CheckpointError(f"{label} holds two tensors named {name}. Rename one in your own code.")
+            tensors[name] = plain_tensor(name, tensor)
+    return Flattened(tensors, tuple(found.notices(list(chosen))))
+
+
+_ADVICE = "Save one with torch.save(model.state_dict(), 'weights.pt')."
+
+
+@dataclass(slots=True)
+class _Node:
+    """A mapping or sequence with tensors in it at some depth; anything else is a plain value.
+
+    Attributes:
+        tensors: held directly.
+        children: mappings and sequences below that hold tensors at some depth.
+        plain: names of all other values.
+        named: every tensor is held under a string key.
+        optimizer: an optimizer's own state, not looked into.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    children: dict[str, _Node] = field(default_factory=dict)
+    plain: list[str] = field(default_factory=list)
+    named: bool = True
+    optimizer: bool = False
+
+    def state_dict_keys(self) -> Iterator[str]:
+        """Keys of the tensors in all state dicts here and below."""
+        if self.named:
+            yield from self.tensors
+        for child in self.children.values():
+            yield from child.state_dict_keys()
+
+    def is_state_dict(self) -> bool:
+        """Whether the tensors held directly are weights, rather than bookkeeping beside state dicts.
+
+        Beside state dicts, single numbers and integers (a best loss, a random generator's state) are
+        bookkeeping; and so is any tensor without a dot in its key where the state dicts below have
+        dots in theirs, as those of whole modules do.
+        """
+        if not self.tensors or not self.named:
+            return False
+        below = [key for child in self.children.values() for key in child.state_dict_keys()]
+        if not below:
+            return True
+        whole = any("." in key for key in below)
+        return not all(
+            "." not in key and (whole or tensor.numel() <= 1 or not tensor.is_floating_point())
+            for key, tensor in self.tensors.items()
+        )
+
+
+class _Tree:
+    """Turns nested Python values into nodes, on its guard against files made to exhaust it."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._n_nodes = 0
+        # Kept by identity and alive, so that a value nested in many places is looked through once.
+        self._plain: dict[int, object] = {}
+
+    def node(self, value: object, depth: int = 0) -> _Node | None:
+        """The node of a mapping or sequence, or None where there is no tensor in it."""
+        if not isinstance(value, (Mapping, list, tuple)) or id(value) in self._plain:
+            return None
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(
+                f"{self._label} nests containers more than {_MAX_DEPTH} deep or in a circle. {_ADVICE}"
+            )
+        if isinstance(value, Mapping) and "state" in value and isinstance(value.get("param_groups"), list):
+            return _Node(optimizer=True)
+        node = _Node()
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            self._add(node, key, item, depth)
+        if not node.tensors and not node.children:
+            self._plain[id(value)] = value
+            return None
+        self._n_nodes += 1
+        if self._n_nodes > _MAX_NODES:
+            raise CheckpointError(f"{self._label} holds tensors in more than {_MAX_NODES:,} containers. {_ADVICE}")
+        return node
+
+    def _add(self, node: _Node, key: object, item: object, depth: int) -> None:
+        name = str(key)
+        child = self.node(item, depth + 1)
+        if not isinstance(item, Tensor) and child is None:
+            node.plain.append(name)
+            return
+        if name in node.tensors or name in node.children:
+            raise CheckpointError(f"{self._label} holds two entries named {name}. Rename one in your own code.")
+        if isinstance(item, Tensor):
+            node.tensors[name] = item
+            node.named &= isinstance(key, str)
+        elif child is not None:
+            node.children[name] = child
+
+
+class _Found:
+    """What lies where: every tensor and value of the tree ends in exactly one of the lists."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self.state_dicts: dict[str, _NamedTensors] = {}
+        self.optimizers: list[str] = []
+        self.loose: list[str] = []
+        self.plain: list[str] = []
+
+    def collect(self, node: _Node, path: str) -> None:
+        """Sort a node and all below it."""
+        if node.optimizer:
+            self.optimizers.append(path or "an optimizer's state")
+        elif node.is_state_dict():
+            self._add(path, list(self._joined(node, path, "")))
+        else:
+            self.plain += [_join(path, name) for name in node.plain]
+            self.loose += [_join(path, name) for name in node.tensors]
+            for name, child in node.children.items():
+                self.collect(child, _join(path, name))
+
+    def _joined(self, node: _Node, path: str, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a state dict with those of mappings nested in it, names joined by dots."""
+        self.plain += [_join(path, _join(prefix, name)) for name in node.plain]
+        for name, tensor in node.tensors.items():
+            yield _join(prefix, name), tensor
+        for name, child in node.children.items():
+            below = _join(prefix, name)
+            if child.optimizer:
+                self.optimizers.append(_join(path, below))
+            else:
+                yield from self._joined(child, path, below)
+
+    def _add(self, path: str, state_dict: _NamedTensors) -> None:
+        if path in self.state_dicts:
+            raise CheckpointError(f"{self._label} holds two state dicts named {path}. Rename one in your own code.")
+        self.state_dicts[path] = state_dict
+
+    def chosen(self, container: str | None) -> dict[str, _NamedTensors]:
+        """The state dicts asked for, by the path that goes before their keys."""
+        if container is None:
+            if len(self.state_dicts) == 1:
+                return {"": next(iter(self.state_dicts.values()))}
+            return self.state_dicts
+        if container in self.state_dicts:
+            return {"": self.state_dicts[container]}
+        below = f"{container}."
+        chosen = {path.removeprefix(below): sd for path, sd in self.state_dicts.items() if path.startswith(below)}
+        if not chosen:
+            raise CheckpointError(f"{self._label} has no container {container!r}. {self._available()}")
+        return chosen
+
+    def _available(self) -> str:
+        if list(self.state_dicts) == [""]:
+            return "It is one plain state dict: leave the container out."
+        return f"There are: {', '.join(self.state_dicts)}."
+
+    def notices(self, kept: list[str]) -> Iterator[str]:
+        """What a user should know about what was left out or renamed."""
+        if len(kept) > 1:
+            yield f"{len(kept)} state dicts are kept, their names before their keys: {_named(kept)}."
+        if self.optimizers:
+            yield f"Left out, optimizer states: {_named(self.optimizers)}."
+        if self.loose:
+            yield f"Left out, tensors beside the state dicts: {_named(self.loose)}."
+        if self.plain:
+            yield f"Left out, no tensors: {_named(self.plain)}."
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(names[:_MAX_NAMED])
+    return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return "a single tensor"
+    if isinstance(value, (Mapping, list, tuple)):
+        return f"a {type(value).__name__} without tensors"
+    return f"a value of type {type(value).__name__}"

@@ -1,0 +1,221 @@
+"""The grammar of recurrent layers' keys: which LSTMs a state dict holds, and what else looks like one.
+
+``torch.nn.LSTM`` writes ``weight_ih_l{k}[_reverse]`` and the like below any prefix, ``torch.nn.LSTMCell``
+the same without ``_l{k}``. GRUs and plain RNNs use the same names; rows per hidden unit tell them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+_PART = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9][0-9]{0,5})(?:_reverse)?)?"
+_KEY = re.compile(rf"(?P<prefix>(?:.*\.)?)(?P<part>{_PART})", re.DOTALL)
+
+#: Parts that weight norm, spectral norm, pruning, weight dropout or quantization store otherwise.
+_ALTERED = re.compile(
+    rf"(?P<prefix>(?:.*\.)?)"
+    rf"(?:parametrizations\.(?P<norm>{_PART})\..+|(?P<old>{_PART})_(?:raw|orig|mask|g|v|u)|(?P<packed>_all_weight_values)\..+)",
+    re.DOTALL,
+)
+
+_KINDS: dict[int, Literal["gru", "rnn"]] = {3: "gru", 1: "rnn"}
+_LSTM_GATES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LSTMEntry:
+    """One ``LSTM`` or ``LSTMCell`` of a state dict, with shapes that agree.
+
+    Attributes:
+        prefix: what stands before its keys, with the dot at the end; empty at the top.
+        kind: ``"lstm"``, or ``"cell"`` for keys without a layer number.
+        input_size: ``I``, columns of the first layer's ``weight_ih``.
+        hidden_size: ``H``; every weight has ``4 H`` rows.
+        num_layers: layers, 1 for a cell.
+        bidirectional: every layer runs in both directions.
+        proj_size: size that hidden states are projected to, or 0.
+        bias: the layers have biases.
+    """
+
+    prefix: str
+    kind: Literal["lstm", "cell"]
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    proj_size: int = 0
+    bias: bool = True
+
+    @property
+    def name(self) -> str:
+        """The prefix without its dot; empty at the top."""
+        return self.prefix.removesuffix(".")
+
+    @property
+    def input_keys(self) -> tuple[str, ...]:
+        """Keys of the input-to-hidden matrices, by layer, forward before reverse."""
+        return tuple(f"{self.prefix}weight_ih{suffix}" for suffix in self.suffixes)
+
+    @property
+    def recurrent_keys(self) -> tuple[str, ...]:
+        """Keys of the hidden-to-hidden matrices, in the order of :attr:`input_keys`."""
+        return tuple(f"{self.prefix}weight_hh{suffix}" for suffix in self.suffixes)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys of this layer, in the order of ``torch.nn.LSTM``."""
+        return tuple(self.shapes)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What follows ``weight_ih`` in each layer and direction: ``""`` for a cell, else ``"_l0"`` and on."""
+        if self.kind == "cell":
+            return ("",)
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        return tuple(f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor, by key."""
+        rows = _LSTM_GATES * self.hidden_size
+        state = self.proj_size or self.hidden_size
+        deeper = (1 + self.bidirectional) * state
+        shapes: dict[str, tuple[int, ...]] = {}
+        for suffix in self.suffixes:
+            first = suffix in ("", "_l0", "_l0_reverse")
+            shapes[f"{self.prefix}weight_ih{suffix}"] = (rows, self.input_size if first else deeper)
+            shapes[f"{self.prefix}weight_hh{suffix}"] = (rows, state)
+            if self.bias:
+                shapes[f"{self.prefix}bias_ih{suffix}"] = (rows,)
+                shapes[f"{self.prefix}bias_hh{suffix}"] = (rows,)
+            if self.proj_size:
+                shapes[f"{self.prefix}weight_hr{suffix}"] = (self.proj_size, self.hidden_size)
+        return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRecurrent:
+    """Keys in the grammar of recurrent layers that are no complete LSTM and stay as they are.
+
+    Attributes:
+        prefix: what stands before the keys, with the dot at the end; empty at the top.
+        kind: ``"gru"``, ``"rnn"``, or ``"unknown"`` where shapes or keys do not tell.
+        reason: why it is left alone, in words.
+        keys: all its keys.
+    """
+
+    prefix: str
+    kind: Literal["gru", "rnn", "unknown"]
+    reason: str
+    keys: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The prefix without its dot; empty at the top."""
+        return self.prefix.removesuffix(".")
+
+
+def natural_key(name: str) -> tuple[tuple[int, str], ...]:
+    """Sort key that puts ``layer2`` before ``layer10``."""
+    texts_and_numbers = enumerate(re.split(r"([0-9]+)", name))
+    stripped = (piece.lstrip("0") if position % 2 else piece for position, piece in texts_and_numbers)
+    return tuple((len(piece) if position % 2 else 0, piece) for position, piece in enumerate(stripped))
+
+
+def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecurrent, ...]:
+    """Find every recurrent layer of a state dict by its keys and shapes.
+
+    Args:
+        tensors: a flat state dict; only keys, shapes and dtypes are looked at, so meta tensors serve.
+
+    Returns:
+        Layers in natural order of their prefixes. A layer that is incomplete, altered (weight norm,
+        weight dropout, quantization), inconsistent or no LSTM is an :class:`OtherRecurrent`.
+    """
+    groups: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    altered: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in tensors:
+        if match := _KEY.fullmatch(key):
+            groups[match["prefix"], "_l" in match["part"]].append(key)
+        elif match := _ALTERED.fullmatch(key):
+            altered[match["prefix"]][key] = match["norm"] or match["old"] or match["packed"]
+    found: list[LSTMEntry | OtherRecurrent] = []
+    for prefix, parts in altered.items():
+        keys = [*parts, *groups.pop((prefix, True), ()), *groups.pop((prefix, False), ())]
+        found.append(OtherRecurrent(prefix, "unknown", _altered_reason(parts), tuple(sorted(keys, key=natural_key))))
+    for (prefix, layered), keys in groups.items():
+        group = {key: tensors[key] for key in sorted(keys, key=natural_key)}
+        found.append(_classify(prefix, layered, group))
+    return tuple(sorted(found, key=lambda entry: natural_key(entry.prefix)))
+
+
+def _altered_reason(parts: Mapping[str, str]) -> str:
+    key, part = min(parts.items(), key=lambda item: natural_key(item[0]))
+    if part == "_all_weight_values":
+        return f"its weights are packed and quantized ({key}); use the checkpoint from before quantization"
+    return (
+        f"{part} is not stored as such but made from {key}: remove weight norm, pruning or weight dropout "
+        "in your own code and save the plain state dict"
+    )
+
+
+def _classify(prefix: str, layered: bool, group: Mapping[str, Tensor]) -> LSTMEntry | OtherRecurrent:
+    """One layer's tensors, all below one prefix, as an LSTM or the reason why not."""
+
+    def other(reason: str, kind: Literal["gru", "rnn", "unknown"] = "unknown") -> OtherRecurrent:
+        return OtherRecurrent(prefix, kind, reason, tuple(group))
+
+    first = "_l0" if layered else ""
+    present = {key.removeprefix(prefix) for key in group}
+    missing = [f"{prefix}{part}{first}" for part in ("weight_ih", "weight_hh") if f"{part}{first}" not in present]
+    if missing:
+        return other(f"{' and '.join(missing)} missing")
+    weights = {part: group[f"{prefix}{part}{first}"] for part in ("weight_ih", "weight_hh")}
+    projection = group.get(f"{prefix}weight_hr{first}")
+    for tensor in (*weights.values(), *(() if projection is None else (projection,))):
+        if tensor.dim() != 2 or not tensor.numel():
+            return other(f"weights must be matrices with entries, but one has shape {tuple(tensor.shape)}")
+    rows = weights["weight_hh"].shape[0]
+    hidden = weights["weight_hh"].shape[1] if projection is None else projection.shape[1]
+    gates, rest = divmod(rows, hidden)
+    if not rest and gates in _KINDS:
+        kind = _KINDS[gates]
+        return other(f"{kind.upper()}, {gates} row{'s' * (gates > 1)} per hidden unit where an LSTM has 4", kind)
+    if rest or gates != _LSTM_GATES:
+        return other(f"{rows} rows for a hidden size of {hidden}, where an LSTM has 4 per hidden unit")
+    if projection is not None and not layered:
+        return other("a cell with a projection (weight_hr), which LSTMCell does not have")
+    entry = LSTMEntry(
+        prefix,
+        "lstm" if layered else "cell",
+        input_size=weights["weight_ih"].shape[1],
+        hidden_size=hidden,
+        num_layers=1 + max(int(part.removesuffix("_reverse").rpartition("_l")[2]) for part in present)
+        if layered
+        else 1,
+        bidirectional=any(part.endswith("_reverse") for part in present),
+        proj_size=0 if projection is None else projection.shape[0],
+        bias=any(part.startswith("bias_") for part in present),
+    )
+    return next((other(fault) for fault in _faults(entry, group)), entry)
+
+
+def _faults(entry: LSTMEntry, group: Mapping[str, Tensor]) -> Iterator[str]:
+    """Where the tensors are not those of the entry."""
+    if len(group) < entry.num_layers:
+        yield f"layers up to {entry.num_layers - 1} but only {len(group)} tensors"
+        return
+    for key, shape in entry.shapes.items():
+        if key not in group:
+            yield f"{key} missing"
+        elif tuple(group[key].shape) != shape:
+            yield f"{key} has shape {tuple(group[key].shape)} where {shape} follows from the first layer"
+        elif not group[key].is_floating_point():
+            yield f"{key} has dtype {str(group[key].dtype).removeprefix('torch.')}, no floating-point numbers"
+    yield from (f"{key} belongs to no LSTM" for key in group if key not in entry.shapes)

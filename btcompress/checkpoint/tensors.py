@@ -1,0 +1,101 @@
+"""What a tensor must be to travel from one weight file to another, and which tensors are one and the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from btcompress.errors import CheckpointError
+
+_DTYPES = frozenset(
+    {
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.complex64,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint64,
+        torch.uint32,
+        torch.uint16,
+        torch.uint8,
+        torch.bool,
+    }
+)
+
+#: The one name that a ``.safetensors`` header keeps for itself.
+_RESERVED = "__metadata__"
+
+
+def plain_tensor(name: str, tensor: Tensor) -> Tensor:
+    """The tensor's values alone, sharing its memory: no gradient, no ``Parameter``.
+
+    Raises:
+        CheckpointError: a ``.safetensors`` file cannot hold this tensor or its name.
+    """
+    if name == _RESERVED or not _is_unicode(name):
+        raise CheckpointError(f"a tensor is named {name!r}, which a .safetensors file cannot hold. Rename it.")
+    obstacle = _obstacle(tensor)
+    if obstacle:
+        raise CheckpointError(
+            f"the tensor {name} {obstacle}, which a .safetensors file cannot hold. Save the checkpoint with plain, "
+            "dense values in its place, or without it."
+        )
+    return tensor.detach()
+
+
+def _obstacle(tensor: Tensor) -> str | None:
+    if is_lazy(tensor) or tensor.is_meta:
+        return "has a shape but no values"
+    if tensor.is_nested:
+        return "is a nested tensor"
+    if tensor.is_quantized:
+        return f"is quantized ({_dtype_name(tensor)})"
+    if tensor.layout != torch.strided:
+        return f"is sparse ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.dtype not in _DTYPES:
+        return f"has dtype {_dtype_name(tensor)}"
+    return None
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are the same memory in the same layout as one before them.
+
+    Returns:
+        Each such name, with the first name of that tensor.
+    """
+    first: dict[tuple[object, ...], str] = {}
+    aliases = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            layout = (tensor.device, tensor.data_ptr(), tensor.dtype, 0)
+            known = first.setdefault(layout, name)
+            if known != name:
+                aliases[name] = known
+    return aliases
+
+
+def count_params(tensors: Mapping[str, Tensor]) -> int:
+    """Entries of all tensors, tied ones counted once."""
+    aliases = find_aliases(tensors)
+    return sum(tensor.numel() for name, tensor in tensors.items() if name not in aliases)

@@ -1,0 +1,242 @@
+"""Everything that is shown: tables and words on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from btcompress.checkpoint import Checkpoint
+    from btcompress.factorization import OnProgress
+    from btcompress.plan import Plan
+    from btcompress.results import CompressionReport, FitProgress, MatrixReport, ModelReport
+    from btcompress.shapes import MatrixShape
+
+#: Columns of output that goes to a file or a pipe.
+_PIPED_WIDTH = 120
+#: Seconds that work may take before a bar is shown.
+_PATIENCE = 1.0
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False, soft_wrap=False)
+
+
+def show_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def show_error(text: str) -> None:
+    """Print one red line on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Error: {text}", style="red"))
+
+
+def show_written(path: object) -> None:
+    """Say on stdout where the result lies."""
+    _console().print(Text(f"Wrote {path}"), soft_wrap=True)
+
+
+@contextmanager
+def fit_progress() -> Iterator[OnProgress]:
+    """A bar on stderr over all fits of a factorization, shown once the work takes longer than a second."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[error]}"), TimeElapsedColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    began = time.monotonic()
+    tasks: list[TaskID] = []
+
+    def on_progress(state: FitProgress) -> None:
+        if not tasks:
+            if time.monotonic() - began < _PATIENCE:
+                return
+            progress.start()
+            tasks.append(progress.add_task("", total=state.count, error=""))
+        done = state.index + state.sweep.index / state.sweep.limit
+        error = f"error {state.sweep.error:.4f}"
+        description = f"{state.name} ({state.index + 1} of {state.count})"
+        progress.update(tasks[0], completed=done, error=error, description=description)
+
+    try:
+        yield on_progress
+    finally:
+        if tasks:
+            progress.stop()
+
+
+def show_report(report: CompressionReport) -> None:
+    """Print a report: a row for each matrix, the whole model, then what to know and to do."""
+    console = _console()
+    if report.matrices:
+        console.print(_matrix_table(report.matrices))
+    _show_model(console, report.model)
+    _show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])
+    _show_list(console, "Note", report.notices)
+    _show_list(console, "Advice", report.advice)
+
+
+def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Print what a checkpoint holds: its LSTMs, what looks alike, and what each matrix would cost."""
+    console = _console()
+    source = checkpoint.source
+    console.print(
+        Text(
+            f"{source.name}: {len(checkpoint.tensors)} tensors, {source.n_params:,} parameters, {_size(source.n_bytes)}"
+        ),
+        soft_wrap=True,
+    )
+    table = _table(["LSTM", "inputs", "hidden", "layers", "directions", "projection", "biases"], left=1)
+    for lstm in plan.lstms:
+        table.add_row(
+            Text(f"{lstm.name or '(top)'}{' (cell)' if lstm.kind == 'cell' else ''}"),
+            *(f"{number:,}" for number in (lstm.input_size, lstm.hidden_size, lstm.num_layers)),
+            "2" if lstm.bidirectional else "1",
+            f"{lstm.proj_size:,}" if lstm.proj_size else "none",
+            "yes" if lstm.bias else "no",
+        )
+    if plan.lstms:
+        console.print(table)
+    else:
+        console.print("No LSTM found.")
+    _show_list(console, "No LSTM", [f"{other.name or '(top)'}: {other.reason}." for other in plan.others])
+    show_plan(checkpoint, plan)
+
+
+def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Print the shape that each matrix gets, and what that costs."""
+    console = _console()
+    table = _table(["matrix", "shape", "mode sizes", "N", "R", "before", "after", "ratio"], left=1)
+    for planned in plan.matrices:
+        shape = planned.shape
+        table.add_row(
+            Text(planned.name),
+            f"{shape.out_size} x {shape.in_size}",
+            *_form(shape.part.in_modes, shape.part.out_modes, shape.gates, shape.part.n_blocks, shape.part.ranks),
+            f"{shape.dense_params:,}",
+            f"{shape.n_params:,}",
+            _ratio(shape.ratio),
+        )
+    if plan.matrices:
+        console.print(table)
+    _show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
+    _show_list(console, "Note", (*checkpoint.notices, *plan.notices))
+
+
+def inventory_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """What :func:`show_inventory` prints, as one JSON object."""
+    source = checkpoint.source
+    return {
+        "name": source.name,
+        "params": source.n_params,
+        "bytes": source.n_bytes,
+        "lstms": [
+            {
+                "name": lstm.name,
+                "kind": lstm.kind,
+                "input_size": lstm.input_size,
+                "hidden_size": lstm.hidden_size,
+                "num_layers": lstm.num_layers,
+                "bidirectional": lstm.bidirectional,
+                "proj_size": lstm.proj_size,
+                "bias": lstm.bias,
+            }
+            for lstm in plan.lstms
+        ],
+        "others": [{"name": other.name, "kind": other.kind, "reason": other.reason} for other in plan.others],
+        "matrices": [_planned_json(planned.name, planned.shape) for planned in plan.matrices],
+        "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
+        "notices": [*checkpoint.notices, *plan.notices],
+    }
+
+
+def _planned_json(name: str, shape: MatrixShape) -> dict[str, Any]:
+    return {
+        "name": name,
+        "shape": [shape.out_size, shape.in_size],
+        "in_modes": list(shape.part.in_modes),
+        "out_modes": list(shape.part.out_modes),
+        "gates": shape.gates,
+        "cp_rank": shape.part.n_blocks,
+        "tucker_ranks": list(shape.part.ranks),
+        "params_before": shape.dense_params,
+        "params_after": shape.n_params,
+        "weights_ratio": shape.ratio,
+    }
+
+
+def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
+    table = _table(
+        ["matrix", "shape", "mode sizes", "N", "R", "before", "after", "ratio", "weight error", "SVD at equal size"],
+        left=1,
+    )
+    for row in matrices:
+        svd = f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small"
+        table.add_row(
+            Text(row.name),
+            f"{row.shape[0]} x {row.shape[1]}",
+            *_form(row.in_modes, row.out_modes, row.gates, row.cp_rank, row.tucker_ranks),
+            f"{row.params_before:,}",
+            f"{row.params_after:,}",
+            _ratio(row.weights_ratio),
+            f"{row.weight_error:.3f}",
+            svd,
+        )
+    return table
+
+
+def _form(
+    in_modes: Sequence[int], out_modes: Sequence[int], gates: str, n_blocks: int, ranks: Sequence[int]
+) -> list[str]:
+    each = "4 gates, each " if gates == "separate" else ""
+    rank = str(ranks[0]) if len(set(ranks)) == 1 else ",".join(map(str, ranks))
+    return [f"{each}{_joined(out_modes)}\nby {_joined(in_modes)}", str(n_blocks), rank]
+
+
+def _show_model(console: Console, model: ModelReport) -> None:
+    table = _table(["whole model", "before", "after", "ratio"], left=1)
+    table.add_row("parameters", f"{model.params_before:,}", f"{model.params_after:,}", _ratio(model.ratio))
+    table.add_row(
+        "bytes",
+        _size(model.bytes_before),
+        _size(model.bytes_after),
+        _ratio(model.bytes_before / max(model.bytes_after, 1)),
+    )
+    console.print(table)
+
+
+def _show_list(console: Console, title: str, texts: Sequence[str]) -> None:
+    for text in texts:
+        console.print(Text.assemble((f"{title}: ", "bold"), text), soft_wrap=False)
+
+
+def _table(headers: Sequence[str], left: int) -> Table:
+    """A plain table whose first ``left`` columns are text and the rest numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="left" if position < left else "right", overflow="fold")
+    return table
+
+
+def _joined(modes: Sequence[int]) -> str:
+    return ",".join(map(str, modes))
+
+
+def _ratio(value: float) -> str:
+    return f"{value:,.0f}x" if value >= 1000 else f"{value:.3g}x" if value >= 10 else f"{value:.2f}x"
+
+
+def _size(n_bytes: int) -> str:
+    value = float(n_bytes)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

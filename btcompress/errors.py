@@ -1,0 +1,17 @@
+"""The errors that a user can cause and mend; everything else is a defect and keeps its traceback."""
+
+
+class BTCompressError(Exception):
+    """A request that cannot be met; the text says what was given, what is true and what to do."""
+
+
+class ShapeError(BTCompressError):
+    """Mode sizes, ranks or tensor shapes that do not fit together."""
+
+
+class CheckpointError(BTCompressError):
+    """A weight file that cannot be read, is refused, or holds something other than expected."""
+
+
+class OutputError(BTCompressError):
+    """A result that cannot be written where it was asked for."""

@@ -1,0 +1,166 @@
+"""Factorize a dense checkpoint: read, plan, fit, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
+from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.fit import FitOptions, fit_matrix, truncated_svd, weight_error
+from btcompress.blockterm import BlockTerm
+from btcompress.modes import ShapeRequest
+from btcompress.plan import Plan, PlannedMatrix, make_plan
+from btcompress.results import FitProgress, LeftDense, Sweep
+from btcompress.shapes import Gates
+
+Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
+OnProgress = Callable[[FitProgress], None]
+
+
+def factorize(
+    weights: Weights,
+    *,
+    cp_rank: int = 1,
+    tucker_rank: int | Sequence[int] = 4,
+    in_modes: Sequence[int] | None = None,
+    out_modes: Sequence[int] | None = None,
+    order: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    gates: Gates = "fused",
+    layers: Sequence[str] = (),
+    allow_growth: bool = False,
+    container: str | None = None,
+    options: FitOptions = FitOptions(),
+    on_progress: OnProgress | None = None,
+) -> CompressedCheckpoint:
+    """Write the input-to-hidden matrices of every LSTM in block-term form (Ye et al. 2018, eq. 4).
+
+    Args:
+        weights: a weight file, a state dict, or a module; never changed.
+        cp_rank: ``N``, blocks per matrix.
+        tucker_rank: ``R`` for all modes, or one per mode; lowered where the modes hold less.
+        in_modes: ``(I_1..I_d)`` for the matrices whose inputs they multiply to; chosen when left out.
+        out_modes: ``(J_1..J_d)``, likewise for rows, all four gates included when fused.
+        order: ``d``; chosen when left out.
+        input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
+        gates: one form for all four gates, or one for each.
+        layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty.
+        allow_growth: also factorize a matrix that this makes larger.
+        container: where a file holds several state dicts, the path of the one to read.
+        options: effort, seed and device of the fit.
+        on_progress: called after every sweep of every fit.
+
+    Returns:
+        The compressed checkpoint; :func:`btcompress.save` writes it, :func:`btcompress.report` sums it up.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or hold no LSTM or none that was chosen.
+        ShapeError: modes, ranks and sizes do not fit together.
+        BTCompressError: a matrix is not finite.
+    """
+    request = ShapeRequest(
+        cp_rank,
+        tucker_rank if isinstance(tucker_rank, int) else tuple(tucker_rank),
+        None if in_modes is None else tuple(in_modes),
+        None if out_modes is None else tuple(out_modes),
+        order,
+        None if input_shape is None else tuple(input_shape),
+        gates,
+    )
+    checkpoint = open_weights(weights, container)
+    plan = make_plan(checkpoint, request, layers, allow_growth=allow_growth)
+    return factorize_as_planned(checkpoint, plan, request, options, on_progress)
+
+
+def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
+    """Read a file, or take a state dict or a module's, as a checkpoint.
+
+    Raises:
+        CheckpointError: as :func:`btcompress.checkpoint.read`.
+    """
+    if isinstance(weights, nn.Module):
+        return from_state_dict(weights.state_dict(), type(weights).__name__)
+    if isinstance(weights, Mapping):
+        return from_state_dict(weights)
+    return read(weights, container)
+
+
+def factorize_as_planned(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    request: ShapeRequest,
+    options: FitOptions = FitOptions(),
+    on_progress: OnProgress | None = None,
+) -> CompressedCheckpoint:
+    """Fit every matrix of a plan and put the block terms in place of the dense matrices.
+
+    Args:
+        checkpoint: what the plan was made for.
+        plan: the shape of each matrix.
+        request: what the plan was made from, for the record.
+        options: effort, seed and device of the fit.
+        on_progress: called after every sweep of every fit.
+
+    Raises:
+        CheckpointError: the plan has no matrix to factorize.
+        BTCompressError: a matrix is not finite.
+    """
+    if not plan.matrices:
+        raise CheckpointError(_nothing_to_do(checkpoint, plan))
+    parts: dict[str, tuple[BlockTerm, ...]] = {}
+    matrices: dict[str, CompressedMatrix] = {}
+    left_dense = list(plan.left_dense)
+    for index, planned in enumerate(plan.matrices):
+
+        def on_sweep(sweep: Sweep, name: str = planned.name, index: int = index) -> None:
+            if on_progress is not None:
+                on_progress(FitProgress(name, index, len(plan.matrices), sweep))
+
+        matrix = checkpoint.tensors[planned.name]
+        fitted, measured = _fit(planned, matrix, options, on_sweep)
+        if all(torch.isfinite(tensor).all() for part in fitted for tensor in part.tensors):
+            parts[planned.name], matrices[planned.name] = fitted, measured
+        else:
+            left_dense.append(LeftDense(planned.name, f"its block terms do not fit the range of {matrix.dtype}"))
+    step = {
+        "step": "factorize",
+        "request": asdict(request),
+        "options": {"max_sweeps": options.max_sweeps, "tolerance": options.tolerance, "restarts": options.restarts}
+        | {"seed": options.seed},
+        "left_dense": [asdict(left) for left in left_dense],
+    }
+    others = tuple(f"{other.name or 'the checkpoint'}: {other.reason}; left as it is." for other in plan.others)
+    return CompressedCheckpoint.of(checkpoint, matrices, parts, [step], (*plan.notices, *others))
+
+
+def _fit(
+    planned: PlannedMatrix, matrix: Tensor, options: FitOptions, on_sweep: Callable[[Sweep], None]
+) -> tuple[tuple[BlockTerm, ...], CompressedMatrix]:
+    try:
+        fitted = fit_matrix(matrix, planned.shape, options, on_sweep)
+    except BTCompressError as error:
+        raise type(error)(f"{planned.name}: {error}") from error
+    parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
+    yardstick = truncated_svd(matrix, sum(part.n_params for part in parts), options.device)
+    measured = CompressedMatrix(
+        planned.shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error
+    )
+    return parts, measured
+
+
+def _nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:
+    name = checkpoint.source.name
+    if plan.left_dense:
+        reasons = "; ".join(f"{left.name}: {left.reason}" for left in plan.left_dense)
+        return f"{name}: no matrix is worth factorizing. {reasons}."
+    if plan.lstms:
+        return f"{name}: the layer patterns leave no matrix to factorize. Loosen them, or leave them out."
+    others = "; ".join(f"{other.name or 'the checkpoint'}: {other.reason}" for other in plan.others)
+    found = f" What looks alike: {others}." if others else ""
+    return f"{name} holds no LSTM, only {len(checkpoint.tensors)} tensors of other layers.{found} Give a checkpoint with an LSTM."

@@ -1,0 +1,211 @@
+"""Fit a block-term form to a dense matrix: compress, start, joint sweeps, expand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from btcompress.blockterm import BlockTerm
+from btcompress.errors import BTCompressError, ShapeError
+from btcompress.fit.hosvd import Compression, compress, leading_corner
+from btcompress.fit.start import greedy_deflation, random_blocks
+from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
+from btcompress.results import Sweep
+from btcompress.shapes import BlockTermShape, MatrixShape
+
+#: Random starts tried on the small leading corner of the core, where a sweep costs next to nothing.
+_CORNER_STARTS = 4
+_CORNER_SWEEPS = 25
+#: Sweeps after which only the best start goes on.
+_RACE_SWEEPS = 5
+#: A fit this close is exact up to rounding.
+_EXACT = 1e-12
+
+OnSweep = Callable[[Sweep], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How hard a fit tries, and where.
+
+    Attributes:
+        max_sweeps: most joint sweeps from each start.
+        tolerance: a sweep that lowers the error by less than this share of it is the last.
+        restarts: further starts from random blocks on the whole core; the best result is kept.
+        seed: of every random draw.
+        device: where to compute, as torch names devices.
+    """
+
+    max_sweeps: int = 100
+    tolerance: float = 1e-5
+    restarts: int = 0
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A block-term form fitted to a matrix.
+
+    Attributes:
+        value: the form, float64, scale spread evenly over each block's core and factors.
+        weight_error: ``||W - W'||_F / ||W||_F`` including padding; 0 for a zero matrix.
+        n_sweeps: joint sweeps of the start that won.
+        converged: whether they stopped by themselves.
+    """
+
+    value: BlockTerm
+    weight_error: float
+    n_sweeps: int
+    converged: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MatrixFit:
+    """One matrix's block-term forms, one or one per gate.
+
+    Attributes:
+        parts: the forms, in the order of ``MatrixShape.part_names``.
+        weight_error: ``||W - W'||_F / ||W||_F`` of the whole matrix.
+    """
+
+    parts: tuple[BlockTerm, ...]
+    weight_error: float
+
+
+def fit_matrix(
+    matrix: Tensor, shape: MatrixShape, options: FitOptions = FitOptions(), on_sweep: OnSweep | None = None
+) -> MatrixFit:
+    """Fit a matrix, its gates together or each on its own.
+
+    Args:
+        matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
+        shape: block-term shape; ranks beyond what its modes hold are lowered.
+        options: effort and device.
+        on_sweep: called after each joint sweep.
+
+    Raises:
+        ShapeError: the matrix does not have the shape's size.
+        BTCompressError: the matrix is not finite.
+    """
+    if tuple(matrix.shape) != (shape.out_size, shape.in_size):
+        raise ShapeError(
+            f"the matrix is {' x '.join(map(str, matrix.shape))}, but its block-term shape is for "
+            f"{shape.out_size} x {shape.in_size}. Choose modes for the matrix's own size."
+        )
+    stacked = matrix.detach().reshape(shape.n_parts, shape.part.out_size, shape.in_size)
+    fits = [fit(part, shape.part, options, on_sweep) for part in stacked]
+    norms = [_norm(part) for part in stacked]
+    missed = math.hypot(*(each.weight_error * norm for each, norm in zip(fits, norms, strict=True)))
+    total = math.hypot(*norms)
+    return MatrixFit(tuple(each.value for each in fits), missed / total if total else 0.0)
+
+
+def fit(
+    matrix: Tensor, shape: BlockTermShape, options: FitOptions = FitOptions(), on_sweep: OnSweep | None = None
+) -> Fit:
+    """Fit one block-term form, minimising ``||W - W'||_F``.
+
+    Sequentially truncated HOSVD shrinks the paired-mode tensor; ALS Tucker, block after block, gives
+    the start; joint least-squares sweeps over all blocks finish; the HOSVD bases expand the result.
+
+    Args:
+        matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
+        shape: mode sizes and ranks; ranks beyond what the modes hold are lowered.
+        options: effort and device.
+        on_sweep: called after each joint sweep.
+
+    Raises:
+        BTCompressError: the matrix is not finite.
+    """
+    shape = shape.limited()
+    device = torch.device(options.device)
+    low, high = (float(bound) for bound in torch.aminmax(matrix.detach()))
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise BTCompressError(
+            "the matrix holds values that are not finite (NaN or infinity). "
+            "Repair the checkpoint or leave this matrix out."
+        )
+    scale = max(abs(low), abs(high))
+    if scale == 0:
+        return Fit(_zero_form(shape, device), 0.0, 0, converged=True)
+    compression = compress(matrix, shape, scale, device)
+    best = _best_sweeps(compression.core, shape, options, on_sweep)
+    return Fit(
+        balanced(_form(best.blocks, compression, shape)),
+        _whole_error(best.error, compression),
+        best.n_sweeps,
+        best.converged,
+    )
+
+
+def balanced(form: BlockTerm) -> BlockTerm:
+    """The same matrix with each block's scale spread evenly over its core and factors.
+
+    The product has a scale freedom; equal norms keep every tensor within the range of small dtypes and
+    make gradient steps act alike on all of them.
+    """
+    tensors = form.tensors
+    norms = torch.stack([tensor.flatten(1).norm(dim=1) for tensor in tensors])
+    usable = (norms > 0).all(dim=0)
+    logs = torch.where(usable, norms, 1.0).log()
+    gains = torch.where(usable, (logs.mean(dim=0) - logs).exp(), 1.0)
+    scaled = [tensor * gain.reshape(-1, *[1] * (tensor.ndim - 1)) for tensor, gain in zip(tensors, gains, strict=True)]
+    return BlockTerm(form.shape, scaled[0], tuple(scaled[1:]))
+
+
+def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sweep: OnSweep | None) -> SweepResult:
+    """Race greedy deflation against the best of cheap starts, let the winner finish, then try any restarts."""
+    generator = torch.Generator().manual_seed(options.seed)
+    ranks, n_blocks = shape.ranks, shape.n_blocks
+
+    def sweep(tensor: Tensor, start: Blocks, max_sweeps: int = options.max_sweeps) -> SweepResult:
+        return sweep_until_stable(tensor, start, max_sweeps, options.tolerance, on_sweep)
+
+    starts = [greedy_deflation(core, ranks, n_blocks, options.seed)]
+    if n_blocks > 1:  # A single block has no partner to be confused with, and its greedy start is good.
+        corner, bases = leading_corner(core, tuple(n_blocks * rank for rank in ranks))
+        draws = (random_blocks(corner, ranks, n_blocks, generator) for _ in range(_CORNER_STARTS))
+        tries = (sweep(corner, draw, _CORNER_SWEEPS) for draw in draws)
+        starts.append(expanded(min(tries, key=_error).blocks, bases))
+    leader = min((sweep(core, start, _RACE_SWEEPS) for start in starts), key=_error)
+    best = leader
+    if not leader.converged:
+        finished = sweep(core, leader.blocks)
+        best = replace(finished, n_sweeps=leader.n_sweeps + finished.n_sweeps)
+    for _ in range(options.restarts):
+        if best.error < _EXACT:
+            break
+        best = min(best, sweep(core, random_blocks(core, ranks, n_blocks, generator)), key=_error)
+    return best
+
+
+def _error(result: SweepResult) -> float:
+    return result.error
+
+
+def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> BlockTerm:
+    whole = expanded(blocks, compression.bases)
+    factors = (factor.reshape(size) for factor, size in zip(whole.factors, shape.factor_shapes, strict=True))
+    return BlockTerm(shape, whole.cores * compression.scale, tuple(factors))
+
+
+def _whole_error(core_error: float, compression: Compression) -> float:
+    kept = float(torch.linalg.vector_norm(compression.core)) ** 2
+    outside = max(compression.norm_squared - kept, 0.0)
+    return math.sqrt((outside + core_error**2 * kept) / compression.norm_squared)
+
+
+def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
+    def zeros(size: tuple[int, ...]) -> Tensor:
+        return torch.zeros(size, dtype=torch.float64, device=device)
+
+    return BlockTerm(shape, zeros(shape.core_shape), tuple(zeros(size) for size in shape.factor_shapes))
+
+
+def _norm(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))

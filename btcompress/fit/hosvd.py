@@ -1,0 +1,171 @@
+"""Shrink a matrix's paired-mode tensor to a small core: sequentially truncated HOSVD by Gram matrices.
+
+Vannieuwenhoven, Vandebril, Meerbergen (2012), "A new truncation strategy for the higher-order singular
+value decomposition". The matrix is read a slab of rows at a time, so a memory-mapped checkpoint is
+never copied whole; only the first truncated mode sees it, the rest works on what that leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from btcompress.shapes import BlockTermShape
+
+#: Basis vectors kept per mode, as a multiple of ``N * R_k``; fewer would cost accuracy of the fit.
+_OVERSAMPLING = 3
+#: Entries that the core may always have: below this, truncating would save no time worth having.
+_FREE_ENTRIES = 2**18
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compression:
+    """A paired-mode tensor in orthonormal bases: ``T ~ scale * core x_1 B_1 ... x_d B_d``.
+
+    Attributes:
+        core: shape ``(c_1..c_d)``, float64.
+        bases: ``B_k``, shape ``(I_k * J_k, c_k)``, orthonormal columns, float64.
+        scale: largest magnitude in the matrix; the core is of the matrix divided by it.
+        norm_squared: ``||T / scale||^2``, the part outside the bases included.
+    """
+
+    core: Tensor
+    bases: tuple[Tensor, ...]
+    scale: float
+    norm_squared: float
+
+
+def compress(matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> Compression:
+    """Compress the paired-mode tensor of a matrix.
+
+    Args:
+        matrix: shape ``(out_size, in_size)``, any real dtype; read only.
+        shape: mode sizes, and ranks that say how many basis vectors to keep.
+        scale: the matrix's largest magnitude, above 0.
+        device: where to compute.
+    """
+    slabs = _Slabs(matrix, shape, scale, device)
+    kept = _basis_sizes(shape)
+    bases = [torch.eye(size, dtype=torch.float64, device=device) for size in kept]
+    shrinking = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
+    if not shrinking:
+        tensor = slabs.whole()
+        return Compression(tensor, tuple(bases), scale, _square(tensor))
+    # The first mode's unfolding lies in memory almost as it is needed; the others follow, small ones first.
+    first, *others = sorted(shrinking, key=lambda k: (k != 0, shape.mode_sizes[k]))
+    gram = slabs.gram(first)
+    bases[first] = _leading_eigenvectors(gram, kept[first])
+    tensor = slabs.projected(first, bases[first])
+    for mode in others:
+        bases[mode] = _leading_basis(tensor, mode, kept[mode])
+        tensor = _project(tensor, mode, bases[mode])
+    return Compression(tensor.contiguous(), tuple(bases), scale, float(torch.trace(gram)))
+
+
+def leading_corner(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The truncated HOSVD of a small tensor: its core of at most these sizes, and the orthonormal bases."""
+    bases = []
+    for mode, size in enumerate(sizes):
+        bases.append(_leading_basis(tensor, mode, min(size, tensor.shape[mode])))
+        tensor = _project(tensor, mode, bases[-1])
+    return tensor.contiguous(), tuple(bases)
+
+
+def _basis_sizes(shape: BlockTermShape) -> list[int]:
+    """``c_k``: enough for the fit, more where the core stays small, never more than can matter."""
+    needed = [_OVERSAMPLING * shape.n_blocks * rank for rank in shape.ranks]
+    growth = (_FREE_ENTRIES / math.prod(needed)) ** (1 / shape.order)
+    wanted = [max(count, int(count * growth)) for count in needed]
+    if math.prod(shape.mode_sizes) <= _FREE_ENTRIES:
+        wanted = list(shape.mode_sizes)
+    kept = [min(count, size) for count, size in zip(wanted, shape.mode_sizes, strict=True)]
+    # An unfolding of the tensor has no more independent rows than columns.
+    return [min(count, math.prod(kept[:k] + kept[k + 1 :])) for k, count in enumerate(kept)]
+
+
+def _project(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
+    return torch.tensordot(tensor, basis, dims=([mode], [0])).movedim(-1, mode)
+
+
+def _leading_basis(tensor: Tensor, mode: int, count: int) -> Tensor:
+    unfolding = tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+    if unfolding.shape[0] > unfolding.shape[1]:
+        return torch.linalg.svd(unfolding, full_matrices=False).U[:, :count].contiguous()
+    return _leading_eigenvectors(unfolding @ unfolding.T, count)
+
+
+def _leading_eigenvectors(gram: Tensor, count: int) -> Tensor:
+    return torch.linalg.eigh(gram).eigenvectors[:, -count:].flip(1).contiguous()
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor)) ** 2
+
+
+class _Slabs:
+    """A matrix as the padded tensor ``(I_1 J_1, ..., I_d J_d)``, read a few rows at a time."""
+
+    def __init__(self, matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> None:
+        self._shape = shape
+        self._scale = scale
+        self._device = device
+        self._rows = pad_matrix(matrix.detach().to(device), shape)
+
+    def gram(self, mode: int) -> Tensor:
+        """Gram matrix of the mode's unfolding, shape ``(I_k * J_k, I_k * J_k)``."""
+        i, j = self._shape.in_modes[mode], self._shape.out_modes[mode]
+        gram = torch.zeros(i * j, i * j, dtype=torch.float64, device=self._device)
+        for slab in self._unfoldings(mode):
+            gram.addmm_(slab, slab.T)
+        return gram.reshape(j, i, j, i).permute(1, 0, 3, 2).reshape(i * j, i * j)
+
+    def projected(self, mode: int, basis: Tensor) -> Tensor:
+        """The tensor with ``mode`` expressed in ``basis``, shape ``(I_1 J_1, .., c_k, .., I_d J_d)``."""
+        shape, n_others = self._shape, self._shape.order - 1
+        out_modes = shape.out_modes[:mode] + shape.out_modes[mode + 1 :]
+        in_modes = shape.in_modes[:mode] + shape.in_modes[mode + 1 :]
+        count = basis.shape[1]
+        outputs_first = basis.reshape(shape.in_modes[mode], shape.out_modes[mode], count).transpose(0, 1)
+        weights = outputs_first.reshape(-1, count).T.contiguous()
+        result = basis.new_empty(math.prod(out_modes), count, math.prod(in_modes))
+        for target, slab in zip(result, self._unfoldings(mode), strict=True):
+            torch.mm(weights, slab, out=target)
+        pairs = [axis for k in range(n_others) for axis in (n_others + 1 + k, k)]
+        paired = result.reshape(*out_modes, count, *in_modes).permute(n_others, *pairs)
+        return paired.reshape(count, *(i * j for i, j in zip(in_modes, out_modes, strict=True))).movedim(0, mode)
+
+    def _unfoldings(self, mode: int) -> Iterator[Tensor]:
+        """Slabs of the unfolding, rows ``(j_k, i_k)``, one for each index of the other output modes.
+
+        Each slab reuses the memory of the one before.
+        """
+        shape = self._shape
+        by_slab = self._rows.reshape(*shape.out_modes, shape.padded_in).movedim(mode, -2)
+        sizes = (shape.out_modes[mode], math.prod(shape.in_modes[:mode]), shape.in_modes[mode], -1)
+        buffer = torch.empty(shape.out_modes[mode], shape.padded_in, dtype=torch.float64, device=self._device)
+        for indices in itertools.product(*map(range, by_slab.shape[:-2])):
+            buffer.copy_(by_slab[indices]).div_(self._scale)
+            yield buffer.reshape(sizes).transpose(1, 2).reshape(shape.mode_sizes[mode], -1)
+
+    def whole(self) -> Tensor:
+        """The whole tensor in float64."""
+        order = self._shape.order
+        tensor = self._rows.reshape(*self._shape.out_modes, *self._shape.in_modes)
+        paired = tensor.permute([axis for k in range(order) for axis in (order + k, k)])
+        return paired.to(torch.float64).div(self._scale).reshape(self._shape.mode_sizes)
+
+
+def pad_matrix(matrix: Tensor, shape: BlockTermShape) -> Tensor:
+    """The matrix with zero columns and, at the end of each gate, zero rows; itself if nothing is padded."""
+    columns = pad(matrix, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else matrix
+    if shape.padded_out == shape.out_size:
+        return columns
+    gates = columns.reshape(shape.n_gates, shape.out_size // shape.n_gates, shape.padded_in)
+    missing = (shape.padded_out - shape.out_size) // shape.n_gates
+    return pad(gates, (0, 0, 0, missing)).reshape(shape.padded_out, shape.padded_in)

@@ -1,0 +1,89 @@
+"""What to hold a fit against: its error measured on the matrix itself, and truncated SVD at equal parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from btcompress.blockterm import BlockTerm
+
+#: Entries taken to float64 at a time.
+_CHUNK_ENTRIES = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class SVDYardstick:
+    """The best low-rank matrix with at most as many parameters.
+
+    Attributes:
+        rank: ``r``, the largest with ``r (J + I)`` within the budget; 0 if none is that small.
+        error: its weight error, 1 at rank 0.
+    """
+
+    rank: int
+    error: float
+
+
+def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...]) -> float:
+    """``||W - W'||_F / ||W||_F``, ``W'`` formed a slab of rows at a time from the tensors given.
+
+    Args:
+        matrix: ``W``, shape ``(J, I)``.
+        parts: the block-term forms whose rows stack to ``W'``, in the dtype they are stored in.
+
+    Returns:
+        The error, 0 when both are zero and infinity when only ``W`` is.
+    """
+    scale = _largest(matrix) or 1.0
+    missed, total, offset = 0.0, 0.0, 0
+    for part in parts:
+        form = part.to(torch.float64)
+        for first, slab in form.dense_slabs():
+            rows = matrix[offset + first : offset + first + len(slab)].to(slab.device, torch.float64)
+            missed += float((slab - rows).div_(scale).square_().sum())
+            total += float((rows / scale).square_().sum())
+        offset += part.shape.out_size
+    if total == 0:
+        return math.inf if missed else 0.0
+    return math.sqrt(missed / total)
+
+
+def truncated_svd(matrix: Tensor, max_params: int, device: torch.device | str = "cpu") -> SVDYardstick:
+    """Weight error of the truncated SVD with at most ``max_params`` parameters, ``r (J + I)``.
+
+    The spectrum comes from the Gram matrix of the smaller side, summed in float64 over chunks, so the
+    matrix is never copied whole.
+
+    Args:
+        matrix: shape ``(J, I)``.
+        max_params: parameters to spend.
+        device: where to compute.
+    """
+    rank = min(max_params // sum(matrix.shape), *matrix.shape)
+    scale = _largest(matrix)
+    if scale == 0:
+        return SVDYardstick(rank, 0.0)
+    if rank == 0:
+        return SVDYardstick(0, 1.0)
+    side = min(matrix.shape)
+    gram = torch.zeros(side, side, dtype=torch.float64, device=device)
+    for chunk in _chunks_across(matrix):
+        part = chunk.to(device, torch.float64) / scale
+        gram.addmm_(part.T, part)
+    values = torch.linalg.eigvalsh(gram).clamp_min(0)
+    return SVDYardstick(rank, math.sqrt(float(values[: side - rank].sum() / values.sum())))
+
+
+def _chunks_across(matrix: Tensor) -> Iterator[Tensor]:
+    """Chunks ``(n, smaller side)`` that together are the matrix or its transpose."""
+    tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
+    yield from tall.split(max(1, _CHUNK_ENTRIES // tall.shape[1]))
+
+
+def _largest(matrix: Tensor) -> float:
+    low, high = torch.aminmax(matrix.detach())
+    return max(abs(float(low)), abs(float(high)))

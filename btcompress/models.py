@@ -1,0 +1,214 @@
+"""Use a compressed checkpoint: load it, put it into a model, or turn it back into dense weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, read_compressed
+from btcompress.errors import CheckpointError
+from btcompress.nn import BTLSTM, BTLSTMCell
+from btcompress.shapes import MatrixShape
+
+Compressed = str | PathLike[str] | CompressedCheckpoint
+Module = TypeVar("Module", bound=nn.Module)
+
+#: Path parts that wrappers (DataParallel, torch.compile) put into names.
+_WRAPPERS = frozenset({"module", "_orig_mod"})
+
+
+def load(path: str | PathLike[str]) -> CompressedCheckpoint:
+    """Read a result file.
+
+    Raises:
+        CheckpointError: it is missing, damaged or no result of btcompress.
+    """
+    return read_compressed(path)
+
+
+def to_dense(compressed: Compressed) -> dict[str, Tensor]:
+    """The plain state dict, each factorized matrix formed in its original dtype.
+
+    Args:
+        compressed: a result file, or what :func:`load` or :func:`btcompress.factorize` gave.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    return _opened(compressed).dense_state_dict()
+
+
+def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: bool = True) -> Module:
+    """Swap the LSTMs of a model for block-term LSTMs and load the weights.
+
+    Each ``nn.LSTM`` or ``nn.LSTMCell`` with a factorized matrix is replaced in place by a
+    :class:`BTLSTM` or :class:`BTLSTMCell` of the same arguments, dtype and device. Names match across
+    the wrappers ``module.`` and ``_orig_mod.``.
+
+    Args:
+        module: the model as it was when its dense checkpoint was saved; changed in place.
+        compressed: a result file, or what :func:`load` or :func:`btcompress.factorize` gave.
+        prefix: take only the tensors whose names begin with this, without it.
+        strict: every tensor of the file must have a place in the model and every tensor of the model
+            must be in the file.
+
+    Returns:
+        The module; a new one if it is an LSTM itself.
+
+    Raises:
+        CheckpointError: names, types or sizes do not fit; the module is then unchanged.
+    """
+    opened = _opened(compressed)
+    tensors = _without_prefix(opened.tensors, prefix)
+    matrices = _without_prefix({key: matrix.shape for key, matrix in opened.matrices.items()}, prefix)
+    modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
+    swaps: dict[str, nn.Module] = {}
+    for entry in find_recurrent(_without_prefix(opened.outline(), prefix)):
+        if isinstance(entry, LSTMEntry) and any(key in matrices for key in entry.input_keys):
+            name = _plain(entry.name)
+            shapes = {key.removeprefix(entry.prefix): matrices.get(key) for key in entry.input_keys}
+            swaps[name] = _replacement(entry, modules.get(name), shapes, list(modules))
+    _check_names(module, swaps, tensors, strict)
+    for name, new in swaps.items():
+        module = cast(Module, _put(module, modules[name], new))
+    _copy(module, tensors)
+    return module
+
+
+def _opened(compressed: Compressed) -> CompressedCheckpoint:
+    return compressed if isinstance(compressed, CompressedCheckpoint) else read_compressed(compressed)
+
+
+_Value = TypeVar("_Value")
+
+
+def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
+    kept = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    if not kept and values:
+        raise CheckpointError(
+            f"nothing in the file begins with the prefix {prefix!r}; names begin like {next(iter(values))}."
+        )
+    return kept
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Values by name without wrappers; of a wrapper and what it wraps, the wrapped one."""
+    return {_plain(name): value for name, value in values.items()}
+
+
+def _replacement(
+    entry: LSTMEntry, old: nn.Module | None, shapes: dict[str, MatrixShape | None], names: list[str]
+) -> nn.Module:
+    where = entry.name or "the model itself"
+    expected = nn.LSTM if entry.kind == "lstm" else nn.LSTMCell
+    if isinstance(old, BTLSTM | BTLSTMCell):
+        raise CheckpointError(f"{where} is a block-term LSTM already. Apply the file to the model's dense form.")
+    if type(old) is not expected:
+        given = "is not in the model" if old is None else f"is a {type(old).__name__}"
+        raise CheckpointError(
+            f"the file has an nn.{expected.__name__} at {where}, but that {given}. Give the model whose dense "
+            f"checkpoint was compressed (it has {', '.join(name for name in names[:8] if name) or 'no submodules'}), "
+            "or a prefix; or load to_dense() into a model that is written otherwise."
+        )
+    weight = next(old.parameters())
+    place = {"device": weight.device, "dtype": weight.dtype}
+    if isinstance(old, nn.LSTM):
+        _check_sizes(
+            entry,
+            LSTMEntry(
+                entry.prefix,
+                "lstm",
+                old.input_size,
+                old.hidden_size,
+                old.num_layers,
+                old.bidirectional,
+                old.proj_size,
+                old.bias,
+            ),
+        )
+        arguments = {
+            name: getattr(old, name)
+            for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+        }
+        new: nn.Module = BTLSTM(old.input_size, old.hidden_size, **arguments, **place, shapes=shapes)
+    else:
+        cell = cast(nn.LSTMCell, old)
+        _check_sizes(entry, LSTMEntry(entry.prefix, "cell", cell.input_size, cell.hidden_size, bias=cell.bias))
+        new = BTLSTMCell(cell.input_size, cell.hidden_size, cell.bias, **place, shape=shapes["weight_ih"])
+    return new.train(old.training)
+
+
+def _check_sizes(file: LSTMEntry, model: LSTMEntry) -> None:
+    names = ("input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias")
+    differing = [name for name in names if getattr(file, name) != getattr(model, name)]
+    if differing:
+        texts = (
+            f"{name} {getattr(file, name)} in the file and {getattr(model, name)} in the model" for name in differing
+        )
+        raise CheckpointError(
+            f"{file.name or 'the LSTM'} differs: {', '.join(texts)}. Build the model as its checkpoint was saved."
+        )
+
+
+def _check_names(
+    module: nn.Module, swaps: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], strict: bool
+) -> None:
+    """Compare names and shapes as they will be after the swaps, before anything is changed."""
+    state = {_plain(name): tensor.shape for name, tensor in module.state_dict().items()}
+    for name, new in swaps.items():
+        below = f"{name}." if name else ""
+        owned = {f"weight_ih{suffix}" for suffix in _suffixes(new)}
+        state = {
+            key: shape for key, shape in state.items() if not (key.startswith(below) and key[len(below) :] in owned)
+        }
+        state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
+    given = {_plain(name): tensor.shape for name, tensor in tensors.items()}
+    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())
+    if strict and (missing or unexpected):
+        raise CheckpointError(
+            "the file and the model do not hold the same tensors: "
+            + "; ".join(
+                f"only in the {side}: {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
+                for side, names in (("model", missing), ("file", unexpected))
+                if names
+            )
+            + ". Give the matching model or a prefix, or pass strict=False to load what fits."
+        )
+    for name in state.keys() & given.keys():
+        if state[name] != given[name]:
+            raise CheckpointError(
+                f"{name} has shape {tuple(given[name])} in the file and {tuple(state[name])} in the model. "
+                "Build the model as its checkpoint was saved."
+            )
+
+
+def _suffixes(new: nn.Module) -> list[str]:
+    names = {name.split(".")[0] for name in new.state_dict()}
+    return [name.removeprefix("weight_ih") for name in names if name.startswith("weight_ih")]
+
+
+def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put ``new`` wherever ``old`` stands below ``root``."""
+    if root is old:
+        return new
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():  # named_children() would hide a second name of one child
+            if child is old:
+                parent._modules[name] = new
+    return root
+
+
+def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    plain = _by_plain_name(tensors)
+    with torch.no_grad():
+        for name, target in module.state_dict(keep_vars=True).items():
+            if _plain(name) in plain:
+                target.copy_(plain[_plain(name)])

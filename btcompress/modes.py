@@ -1,0 +1,287 @@
+"""Choosing mode sizes: factor a matrix's rows and columns into modes that pair up cheaply."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from btcompress.errors import ShapeError
+from btcompress.shapes import GATE_NAMES, BlockTermShape, Gates, MatrixShape
+
+Modes = tuple[int, ...]
+
+#: Input modes of about this many bits each: 256 inputs give order 2, 57,600 order 4.
+_BITS_PER_MODE = 4
+_MAX_CHOSEN_ORDER = 4
+
+#: Modes along an input shape may cost this much more than the cheapest if they keep more of its axes whole.
+_AXIS_TOLERANCE = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeRequest:
+    """What a user asks of every matrix's block-term form; ``None`` means chosen for each matrix.
+
+    Attributes:
+        cp_rank: ``N``, the number of blocks.
+        tucker_rank: ``R`` for every mode, or one rank per mode.
+        in_modes: ``(I_1..I_d)``, for the matrices whose number of inputs they multiply to.
+        out_modes: ``(J_1..J_d)``, for the matrices whose number of rows they multiply to (all four
+            gates included when they are fused).
+        order: ``d``.
+        input_shape: the shape whose flattening (C order) is the input, for the matrices whose
+            number of inputs it multiplies to.
+        gates: fit the four gates as one matrix or each on its own.
+    """
+
+    cp_rank: int = 1
+    tucker_rank: int | Modes = 4
+    in_modes: Modes | None = None
+    out_modes: Modes | None = None
+    order: int | None = None
+    input_shape: Modes | None = None
+    gates: Gates = "fused"
+
+    def __post_init__(self) -> None:
+        if self.gates not in ("fused", "separate"):
+            raise ShapeError(f"gates must be 'fused' or 'separate', but {self.gates!r} was given.")
+        if self.cp_rank < 1:
+            raise ShapeError(f"the CP rank must be at least 1, but {self.cp_rank} was given.")
+        for name in ("tucker_rank", "in_modes", "out_modes", "input_shape", "order"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            numbers = (value,) if isinstance(value, int) else tuple(value)
+            if not numbers or min(numbers) < 1:
+                raise ShapeError(f"{name} must be whole numbers of at least 1, but {value} was given.")
+            if not isinstance(value, int):
+                object.__setattr__(self, name, numbers)
+        lengths = {
+            name: len(value)
+            for name in ("in_modes", "out_modes", "tucker_rank")
+            if isinstance(value := getattr(self, name), tuple)
+        }
+        if self.order is not None:
+            lengths["order"] = self.order
+        if len(set(lengths.values())) > 1:
+            given = ", ".join(f"{name} of {length}" for name, length in lengths.items())
+            raise ShapeError(f"one order was expected, but {given} were given. Make their lengths agree.")
+
+    @property
+    def fixed_order(self) -> int | None:
+        """The order, if any part of the request decides it."""
+        for value in (self.in_modes, self.out_modes, self.tucker_rank):
+            if isinstance(value, tuple):
+                return len(value)
+        return self.order
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenShape:
+    """A shape for one matrix and what a user should know about how it came about."""
+
+    shape: MatrixShape
+    notices: tuple[str, ...] = ()
+
+
+def choose_shape(request: ShapeRequest, name: str, out_size: int, in_size: int, n_gates: int = 4) -> ChosenShape:
+    """Choose the block-term shape of the ``(out_size, in_size)`` matrix ``name``.
+
+    Modes that the request gives are used where they fit; the rest are chosen as equal as the integers
+    allow, the gates on the smallest input mode, sizes padded where that costs fewer parameters. Ranks
+    are lowered to what the modes can hold.
+
+    Args:
+        request: what was asked for.
+        name: the matrix, for messages.
+        out_size: rows, all gates together.
+        in_size: columns.
+        n_gates: row groups, 4 for an LSTM and 1 for a plain linear layer.
+
+    Raises:
+        ShapeError: given modes or an input shape fit neither the matrix exactly nor as its smallest
+            padding, or per-mode ranks do not match the order.
+    """
+    separate = request.gates == "separate" and n_gates == len(GATE_NAMES)
+    part_gates = 1 if separate else n_gates
+    part_out = out_size // n_gates if separate else out_size
+    if request.in_modes is not None:
+        _check_cover("in_modes", request.in_modes, in_size, f"{name} has {in_size} inputs")
+    if request.out_modes is not None:
+        rows = f"each gate of {name} has {part_out} rows" if separate else f"{name} has {out_size} rows"
+        _check_cover("out_modes", request.out_modes, part_out, rows, part_gates)
+    if request.input_shape is not None and math.prod(request.input_shape) != in_size:
+        raise ShapeError(
+            f"input_shape {_text(request.input_shape)} multiplies to {math.prod(request.input_shape)}, "
+            f"but {name} has {in_size} inputs. Give the shape whose flattening is that input."
+        )
+    order = request.fixed_order or suggest_order(in_size)
+    rank = request.tucker_rank
+    asked = rank if isinstance(rank, tuple) else (rank,) * order
+
+    def build(in_modes: Modes, out_modes: Modes) -> BlockTermShape:
+        return BlockTermShape(in_modes, out_modes, asked, request.cp_rank, in_size, part_out, part_gates)
+
+    in_choices, out_choices = _candidates(request, in_size, part_out, part_gates, order)
+    shapes = [build(i, j) for i in in_choices for j in out_choices]
+    chosen = min(shapes, key=_cost)
+    if request.in_modes is None and request.input_shape is not None:
+        limit = _cost(chosen)[0] * _AXIS_TOLERANCE
+        affordable = [shape for shape in shapes if _cost(shape)[0] <= limit]
+        chosen = min(
+            affordable, key=lambda shape: (-_axes_kept(shape.in_modes, request.input_shape or ()), _cost(shape))
+        )
+    limited = chosen.limited()
+    shape = MatrixShape(limited, "separate" if separate else "fused")
+    return ChosenShape(shape, tuple(_notices(name, chosen, limited)))
+
+
+def fits(request: ShapeRequest, out_size: int, in_size: int, n_gates: int = 4) -> ShapeRequest:
+    """The request without the modes and input shape that are not this matrix's size.
+
+    A checkpoint's layers differ in size; given modes are meant for the ones they multiply to.
+    """
+    part_out = out_size // n_gates if request.gates == "separate" else out_size
+    keep_in = request.in_modes is None or _covers(request.in_modes, in_size)
+    keep_out = request.out_modes is None or _covers(request.out_modes, part_out)
+    keep_shape = request.input_shape is None or math.prod(request.input_shape) == in_size
+    return ShapeRequest(
+        request.cp_rank,
+        request.tucker_rank,
+        request.in_modes if keep_in else None,
+        request.out_modes if keep_out else None,
+        request.fixed_order,
+        request.input_shape if keep_shape else None,
+        request.gates,
+    )
+
+
+def suggest_order(in_size: int) -> int:
+    """The order that gives input modes of about 16 each, from 2 to 4."""
+    return max(2, min(_MAX_CHOSEN_ORDER, round(math.log2(max(in_size, 2)) / _BITS_PER_MODE)))
+
+
+def _candidates(
+    request: ShapeRequest, in_size: int, out_size: int, n_gates: int, order: int
+) -> tuple[list[Modes], list[Modes]]:
+    """Input modes and output modes worth pricing against each other."""
+    if request.in_modes is not None:
+        in_choices = [request.in_modes]
+    elif request.input_shape is not None:
+        in_choices = list(_cuts_along_axes(request.input_shape, order))
+    else:
+        in_choices = [equal_modes(in_size, order), smallest_cover(in_size, order)]
+    if request.out_modes is not None:
+        return in_choices, [request.out_modes]
+    rows = out_size // n_gates
+    equal = {equal_modes(rows, order), smallest_cover(rows, order)}
+    orders = {modes for choice in equal for modes in itertools.permutations(choice)}
+    return in_choices, [(n_gates * modes[0], *modes[1:]) for modes in sorted(orders)]
+
+
+def _cost(shape: BlockTermShape) -> tuple[int, int, Modes, Modes]:
+    """Parameters first; then the less padded; then anything that settles ties for good."""
+    limited = shape.limited()
+    return limited.n_params, shape.padded_in * shape.padded_out, shape.in_modes, shape.out_modes
+
+
+@lru_cache
+def equal_modes(size: int, order: int) -> Modes:
+    """Factor ``size`` into ``order`` ascending integers as equal as they can be (smallest sum)."""
+    return min(_factorizations(size, order, 1), key=lambda modes: (sum(modes), modes[::-1]))
+
+
+def _factorizations(size: int, order: int, smallest: int) -> Iterator[Modes]:
+    if order == 1:
+        if size >= smallest:
+            yield (size,)
+        return
+    for first in range(smallest, _floor_root(size, order) + 1):
+        if size % first == 0:
+            for rest in _factorizations(size // first, order - 1, first):
+                yield (first, *rest)
+
+
+@lru_cache
+def smallest_cover(size: int, order: int) -> Modes:
+    """Ascending modes of two neighbouring sizes whose product is the least at or above ``size``."""
+    low = _floor_root(size, order)
+    n_high = next(n for n in range(order + 1) if (low + 1) ** n * low ** (order - n) >= size)
+    return (low,) * (order - n_high) + (low + 1,) * n_high
+
+
+def _floor_root(size: int, order: int) -> int:
+    root = round(size ** (1 / order))
+    return root - 1 if root**order > size else root
+
+
+def _cuts_along_axes(input_shape: Modes, order: int) -> Iterator[Modes]:
+    """Mode sizes whose boundaries split axes evenly and merge whole neighbours, never astride.
+
+    Each boundary is the number of entries behind it; it and every axis boundary must divide one
+    another, so that a common finer cut exists.
+    """
+    size = math.prod(input_shape)
+    axes = _boundaries(input_shape)
+    allowed = [b for b in _divisors(size) if all(b % axis == 0 or axis % b == 0 for axis in axes)]
+
+    def cut(remaining: int, modes: Modes) -> Iterator[Modes]:
+        if len(modes) == order - 1:
+            yield (*modes, remaining)
+            return
+        for boundary in allowed:
+            if remaining % boundary == 0 and (boundary < remaining or len(allowed) < order):
+                yield from cut(boundary, (*modes, remaining // boundary))
+
+    found = list(cut(size, ()))
+    proper = [modes for modes in found if min(modes) > 1]
+    yield from proper or found or [(1,) * (order - 1) + (size,)]
+
+
+def _boundaries(modes: Modes) -> list[int]:
+    return [math.prod(modes[k:]) for k in range(1, len(modes))]
+
+
+def _axes_kept(modes: Modes, input_shape: Modes) -> int:
+    return len(set(_boundaries(modes)) & set(_boundaries(input_shape)))
+
+
+def _divisors(size: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    return sorted({*small, *(size // n for n in small)})
+
+
+def _covers(modes: Modes, size: int) -> bool:
+    """Whether modes multiply to ``size``, or to more with none that could be smaller."""
+    product = math.prod(modes)
+    return product == size or (product > size and all(product // m * (m - 1) < size for m in modes))
+
+
+def _check_cover(option: str, modes: Modes, size: int, fact: str, n_gates: int = 1) -> None:
+    padded_gates_split = math.prod(modes) != size and modes[0] % n_gates
+    if _covers(modes, size) and not padded_gates_split:
+        return
+    raise ShapeError(
+        f"{option} {_text(modes)} multiplies to {math.prod(modes)}, but {fact}. Choose sizes whose product "
+        f"is {size}, or leave the option out to have them chosen."
+    )
+
+
+def _text(modes: Modes) -> str:
+    return ",".join(map(str, modes))
+
+
+def _notices(name: str, asked: BlockTermShape, limited: BlockTermShape) -> Iterator[str]:
+    if limited.ranks != asked.ranks:
+        yield (
+            f"{name}: Tucker rank {_text(asked.ranks)} lowered to {_text(limited.ranks)}, "
+            "the most that its modes can hold."
+        )
+    if asked.padded_in != asked.in_size:
+        yield f"{name}: inputs padded from {asked.in_size} to {asked.padded_in} = {'x'.join(map(str, asked.in_modes))}."
+    if asked.padded_out != asked.out_size:
+        modes = "x".join(map(str, asked.out_modes))
+        yield f"{name}: rows padded from {asked.out_size} to {asked.padded_out} = {modes}."

@@ -1,0 +1,117 @@
+"""What a compression gained and lost, in numbers and in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
+from btcompress.errors import CheckpointError
+from btcompress.fit import truncated_svd, weight_error
+from btcompress.results import CompressionReport, LeftDense, MatrixReport, ModelReport
+
+#: Weight errors from here on leave next to nothing of a matrix, and from the second on half of it.
+_NOTHING_KEPT = 0.9
+_HALF_LOST = 0.5
+#: Below this share of the model's parameters, the matrices chosen cap what can be gained.
+_SMALL_SHARE = 0.5
+
+
+def report(
+    compressed: CompressedCheckpoint, *, against: Checkpoint | None = None, bytes_after: int | None = None
+) -> CompressionReport:
+    """Sum up a compressed checkpoint; parameters are counted on the tensors it holds.
+
+    Args:
+        compressed: what to report on.
+        against: the dense checkpoint, to measure all errors anew on the tensors as they are now;
+            without it they are those recorded at factorization.
+        bytes_after: size of the result's file; the size of its tensors when left out.
+
+    Raises:
+        CheckpointError: ``against`` lacks a matrix, or holds it in another shape.
+    """
+    notices = list(compressed.notices)
+    matrices = compressed.matrices
+    if against is not None:
+        notices += _differences(compressed, against)
+        matrices = {name: _measured_anew(compressed, name, against) for name in matrices}
+    rows = tuple(_row(compressed, name, matrix) for name, matrix in matrices.items())
+    left_dense = tuple(LeftDense(**left) for step in compressed.history for left in step.get("left_dense", ()))
+    size = sum(tensor.nbytes for tensor in compressed.tensors.values())
+    model = ModelReport(
+        compressed.source.n_params,
+        compressed.n_params,
+        compressed.source.n_bytes,
+        size if bytes_after is None else bytes_after,
+    )
+    return CompressionReport(rows, model, left_dense, tuple(notices), tuple(_advice(rows, model)))
+
+
+def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) -> MatrixReport:
+    shape = matrix.shape
+    return MatrixReport(
+        name=name,
+        shape=(shape.out_size, shape.in_size),
+        in_modes=shape.part.in_modes,
+        out_modes=shape.part.out_modes,
+        gates=shape.gates,
+        cp_rank=shape.part.n_blocks,
+        tucker_ranks=shape.part.ranks,
+        params_before=shape.dense_params,
+        params_after=sum(part.n_params for part in compressed.parts(name)),
+        weight_error=matrix.weight_error,
+        svd_rank=matrix.svd_rank,
+        svd_error=matrix.svd_error,
+    )
+
+
+def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpoint) -> CompressedMatrix:
+    matrix = compressed.matrices[name]
+    expected = (matrix.shape.out_size, matrix.shape.in_size)
+    dense = against.tensors.get(name)
+    if dense is None or tuple(dense.shape) != expected:
+        given = "has no such matrix" if dense is None else f"has it in shape {tuple(dense.shape)}"
+        raise CheckpointError(
+            f"{name} was factorized from a {expected[0]} x {expected[1]} matrix, but {against.source.name} {given}. "
+            f"Give the checkpoint that the result was made from, {compressed.source.name}."
+        )
+    parts = compressed.parts(name)
+    yardstick = truncated_svd(dense, sum(part.n_params for part in parts))
+    error = weight_error(dense, parts)
+    return replace(matrix, weight_error=error, svd_rank=yardstick.rank, svd_error=yardstick.error)
+
+
+def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Iterator[str]:
+    ours, theirs = compressed.source, against.source
+    if None not in (ours.sha256, theirs.sha256) and ours.sha256 != theirs.sha256:
+        yield f"{theirs.name} is not the file that this result was made from ({ours.name}): their digests differ."
+
+
+def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]:
+    for row in rows:
+        if row.params_after >= row.params_before:
+            yield f"{row.name} grew, from {row.params_before:,} to {row.params_after:,} parameters: lower its ranks."
+        if row.weight_error >= _NOTHING_KEPT:
+            yield (
+                f"{row.name}: a weight error of {row.weight_error:.3f} means that next to nothing of the matrix is kept. "
+                "Raise the CP rank or the Tucker rank, or expect to retrain the model before it is of use."
+            )
+        elif row.weight_error >= _HALF_LOST:
+            yield (
+                f"{row.name}: a weight error of {row.weight_error:.3f} is large. Measure the model before you use it; "
+                "higher ranks keep more."
+            )
+        if row.svd_rank and row.svd_error < row.weight_error:
+            yield (
+                f"{row.name}: a low-rank matrix of equal size fits better (truncated SVD of rank {row.svd_rank}: "
+                f"{row.svd_error:.3f} against {row.weight_error:.3f}). Mode sizes that follow the data's own axes "
+                "may change that."
+            )
+    chosen = sum(row.params_before for row in rows)
+    if chosen < _SMALL_SHARE * model.params_before:
+        best = model.params_before / (model.params_before - chosen)
+        yield (
+            f"The factorized matrices are {chosen / model.params_before:.0%} of the model's parameters: however small "
+            f"they get, the model ratio cannot pass {best:.2f}."
+        )

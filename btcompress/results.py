@@ -1,0 +1,148 @@
+"""Frozen results: what a run measured, and its JSON form."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Where an iterative fit stands, handed to ``on_sweep`` callbacks.
+
+    Attributes:
+        index: sweeps done.
+        limit: sweeps at most.
+        error: weight error now.
+    """
+
+    index: int
+    limit: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitProgress:
+    """Where a factorization stands, handed to ``on_progress`` callbacks.
+
+    Attributes:
+        name: the matrix being fitted.
+        index: matrices done before it.
+        count: matrices in all.
+        sweep: where its fit stands.
+    """
+
+    name: str
+    index: int
+    count: int
+    sweep: Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixReport:
+    """One factorized matrix, before and after.
+
+    Attributes:
+        name: its key in the checkpoint.
+        shape: ``(rows, inputs)``.
+        in_modes: ``(I_1..I_d)``.
+        out_modes: ``(J_1..J_d)``.
+        gates: ``"fused"`` or ``"separate"``.
+        cp_rank: ``N``.
+        tucker_ranks: ``(R_1..R_d)``.
+        params_before: entries of the dense matrix.
+        params_after: entries of the tensors that replace it, counted on those tensors.
+        weight_error: ``||W - W'||_F / ||W||_F``, measured on the tensors as stored.
+        svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
+        svd_error: weight error of that truncated SVD.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    in_modes: tuple[int, ...]
+    out_modes: tuple[int, ...]
+    gates: str
+    cp_rank: int
+    tucker_ranks: tuple[int, ...]
+    params_before: int
+    params_after: int
+    weight_error: float
+    svd_rank: int
+    svd_error: float
+
+    @property
+    def weights_ratio(self) -> float:
+        """``params_before / params_after``."""
+        return self.params_before / self.params_after
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable JSON form."""
+        return {**asdict(self), "weights_ratio": self.weights_ratio}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftDense:
+    """A matrix that was chosen but stays as it was.
+
+    Attributes:
+        name: its key in the checkpoint.
+        reason: why, in words.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """The whole checkpoint, before and after.
+
+    Attributes:
+        params_before: entries of all tensors in.
+        params_after: entries of all tensors out.
+        bytes_before: size of the input file or files.
+        bytes_after: size of the result; both in bytes.
+    """
+
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def ratio(self) -> float:
+        """``params_before / params_after``: the model ratio."""
+        return self.params_before / self.params_after
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable JSON form."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionReport:
+    """What a compression gained and lost.
+
+    Attributes:
+        matrices: one entry per factorized matrix.
+        model: the whole checkpoint.
+        left_dense: matrices that were chosen but stay dense.
+        notices: how sizes and ranks came about, tensors left out, and the like.
+        advice: where the result is not worth it, and what to do next.
+    """
+
+    matrices: tuple[MatrixReport, ...]
+    model: ModelReport
+    left_dense: tuple[LeftDense, ...] = ()
+    notices: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable JSON form."""
+        return {
+            "matrices": [matrix.to_dict() for matrix in self.matrices],
+            "model": self.model.to_dict(),
+            "left_dense": [asdict(left) for left in self.left_dense],
+            "notices": list(self.notices),
+            "advice": list(self.advice),
+        }

@@ -1,0 +1,231 @@
+"""Shapes of block-term forms: pure integers, parameter counts and ratios."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from btcompress.errors import ShapeError
+
+Gates = Literal["fused", "separate"]
+
+#: Gates of an LSTM in PyTorch's row order: input, forget, cell, output.
+GATE_NAMES = ("i", "f", "g", "o")
+
+
+def limit_ranks(mode_sizes: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Lower Tucker ranks to what an order-``d`` tensor of these mode sizes can hold.
+
+    ``R_k`` can exceed neither ``mode_sizes[k]`` nor the product of the other ranks; beyond that a
+    larger rank changes nothing. The result is the largest vector of ranks under both bounds.
+    """
+    limited = [min(rank, size) for rank, size in zip(ranks, mode_sizes, strict=True)]
+    while True:
+        for k, rank in enumerate(limited):
+            others = math.prod(limited[:k] + limited[k + 1 :])
+            if rank > others:
+                limited[k] = others
+                break
+        else:
+            return tuple(limited)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTermShape:
+    """The shape of a block-term form of one ``(out_size, in_size)`` matrix.
+
+    Attributes:
+        in_modes: ``(I_1..I_d)``; their product is ``in_size``, or more when the input is padded
+            with zeros.
+        out_modes: ``(J_1..J_d)``; their product is ``out_size``, or more when rows are padded.
+        ranks: Tucker ranks ``(R_1..R_d)``.
+        n_blocks: CP rank ``N``, the number of Tucker blocks summed.
+        in_size: columns of the matrix; the product of ``in_modes`` when left at 0.
+        out_size: rows of the matrix; the product of ``out_modes`` when left at 0.
+        n_gates: how many equal row groups the matrix stacks. Row padding is added at the end of
+            each group, so the gate index stays the slowest part of ``j_1``.
+
+    Raises:
+        ShapeError: lengths differ, a number is below 1, the modes do not cover the matrix, or
+            padded rows do not divide into the gates.
+    """
+
+    in_modes: tuple[int, ...]
+    out_modes: tuple[int, ...]
+    ranks: tuple[int, ...]
+    n_blocks: int = 1
+    in_size: int = 0
+    out_size: int = 0
+    n_gates: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("in_modes", "out_modes", "ranks"):
+            object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
+        object.__setattr__(self, "in_size", self.in_size or self.padded_in)
+        object.__setattr__(self, "out_size", self.out_size or self.padded_out)
+        self._check()
+
+    def _check(self) -> None:
+        if not self.order or not len(self.in_modes) == len(self.out_modes) == len(self.ranks):
+            raise ShapeError(
+                f"in_modes {self.in_modes}, out_modes {self.out_modes} and ranks {self.ranks} must have "
+                "the same length, at least 1. Give one input mode, one output mode and one rank per mode."
+            )
+        if min(*self.in_modes, *self.out_modes, *self.ranks, self.n_blocks, self.n_gates) < 1:
+            raise ShapeError(f"modes, ranks and CP rank must be at least 1, but {self} has a smaller number.")
+        if self.padded_in < self.in_size or self.padded_out < self.out_size:
+            raise ShapeError(
+                f"modes {self.out_modes} x {self.in_modes} cover {self.padded_out} x {self.padded_in}, "
+                f"but the matrix is {self.out_size} x {self.in_size}. Choose modes whose products reach it."
+            )
+        if self.padded_out != self.out_size and (self.out_modes[0] % self.n_gates or self.out_size % self.n_gates):
+            raise ShapeError(
+                f"padded output modes {self.out_modes} must carry the {self.n_gates} gates in the first one. "
+                f"Make the first output mode a multiple of {self.n_gates}."
+            )
+
+    @property
+    def order(self) -> int:
+        """``d``, the order of the core."""
+        return len(self.in_modes)
+
+    @property
+    def mode_sizes(self) -> tuple[int, ...]:
+        """``I_k * J_k``: the mode sizes of the tensor that the Tucker blocks decompose."""
+        return tuple(i * j for i, j in zip(self.in_modes, self.out_modes, strict=True))
+
+    @property
+    def padded_in(self) -> int:
+        """Columns after padding, ``prod I_k``."""
+        return math.prod(self.in_modes)
+
+    @property
+    def padded_out(self) -> int:
+        """Rows after padding, ``prod J_k``."""
+        return math.prod(self.out_modes)
+
+    @property
+    def core_shape(self) -> tuple[int, ...]:
+        """``(N, R_1..R_d)``."""
+        return (self.n_blocks, *self.ranks)
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """``(N, I_k, J_k, R_k)`` for each mode."""
+        modes = zip(self.in_modes, self.out_modes, self.ranks, strict=True)
+        return tuple((self.n_blocks, i, j, r) for i, j, r in modes)
+
+    @property
+    def n_params(self) -> int:
+        """``P = N (sum_k I_k J_k R_k + prod_k R_k)``."""
+        return math.prod(self.core_shape) + sum(math.prod(shape) for shape in self.factor_shapes)
+
+    @property
+    def dense_params(self) -> int:
+        """Entries of the dense matrix, ``J * I``, without padding."""
+        return self.in_size * self.out_size
+
+    @property
+    def ratio(self) -> float:
+        """Weights ratio, dense over block-term; above 1 is smaller."""
+        return self.dense_params / self.n_params
+
+    def limited(self) -> BlockTermShape:
+        """The same shape with ranks lowered to what its modes can hold (see :func:`limit_ranks`)."""
+        return replace(self, ranks=limit_ranks(self.mode_sizes, self.ranks))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain integers and lists, as JSON writes them."""
+        return {
+            "in_modes": list(self.in_modes),
+            "out_modes": list(self.out_modes),
+            "tucker_ranks": list(self.ranks),
+            "cp_rank": self.n_blocks,
+            "in_size": self.in_size,
+            "out_size": self.out_size,
+            "n_gates": self.n_gates,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BlockTermShape:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ShapeError: a number is missing or is no integer, or the shape is inconsistent.
+        """
+        try:
+            lists = (data["in_modes"], data["out_modes"], data["tucker_ranks"])
+            sizes = {name: int(data[name]) for name in ("in_size", "out_size", "n_gates")}
+            return cls(*(tuple(map(int, values)) for values in lists), n_blocks=int(data["cp_rank"]), **sizes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShapeError(f"not a block-term shape ({type(error).__name__}: {error}): {data!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixShape:
+    """How one weight matrix is written: one block-term form, or one for each gate.
+
+    Attributes:
+        part: the shape of each block-term form.
+        gates: ``"fused"``, one form for the whole matrix, or ``"separate"``, four forms of equal
+            shape whose rows are stacked in the order i, f, g, o.
+    """
+
+    part: BlockTermShape
+    gates: Gates = "fused"
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Name of each form below the matrix's own key: ``""``, or ``"gate_i"`` to ``"gate_o"``."""
+        return ("",) if self.gates == "fused" else tuple(f"gate_{name}" for name in GATE_NAMES)
+
+    @property
+    def n_parts(self) -> int:
+        """How many block-term forms are stacked, 1 or 4."""
+        return 1 if self.gates == "fused" else len(GATE_NAMES)
+
+    @property
+    def in_size(self) -> int:
+        """Columns of the matrix."""
+        return self.part.in_size
+
+    @property
+    def out_size(self) -> int:
+        """Rows of the matrix, all parts together."""
+        return self.n_parts * self.part.out_size
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of all parts together."""
+        return self.n_parts * self.part.n_params
+
+    @property
+    def dense_params(self) -> int:
+        """Entries of the dense matrix."""
+        return self.in_size * self.out_size
+
+    @property
+    def ratio(self) -> float:
+        """Weights ratio, dense over block-term; above 1 is smaller."""
+        return self.dense_params / self.n_params
+
+    def limited(self) -> MatrixShape:
+        """The same with ranks lowered to what the modes can hold."""
+        return replace(self, part=self.part.limited())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON writes them."""
+        return {"gates": self.gates, **self.part.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> MatrixShape:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ShapeError: as :meth:`BlockTermShape.from_dict`, or unknown ``gates``.
+        """
+        gates = data.get("gates")
+        if gates not in ("fused", "separate"):
+            raise ShapeError(f"gates must be 'fused' or 'separate', but {gates!r} was given.")
+        return cls(BlockTermShape.from_dict(data), gates)

@@ -1,0 +1,627 @@
+"""Reading dense checkpoints: every kind of file, every container, and a clear refusal for all else."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from btcompress.checkpoint import from_state_dict, is_compressed, read
+from btcompress.errors import CheckpointError
+
+TORCH_ADVICE = ("weights_only=True", "In PyTorch 2.6", "file an issue", "add_safe_globals")
+
+
+def lstm_state(seed=0, prefix="lstm."):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"weight_ih_l0": (12, 5), "weight_hh_l0": (12, 3), "bias_ih_l0": (12,), "bias_hh_l0": (12,)}
+    return OrderedDict(
+        (prefix + name, torch.randn(shape, dtype=torch.float64, generator=generator)) for name, shape in shapes.items()
+    )
+
+
+def optimizer_state():
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def save_legacy(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key], tensor)
+
+
+def refusal(path, **options):
+    with pytest.raises(CheckpointError) as caught:
+        read(path, **options)
+    text = str(caught.value)
+    assert not any(words in text for words in TORCH_ADVICE)
+    assert caught.value.__cause__ is None or not isinstance(caught.value.__cause__, pickle.UnpicklingError)
+    return text
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+# Kinds of files
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model.pkl", "model"])
+@pytest.mark.parametrize("save", [save_file, torch.save, save_legacy])
+def test_content_decides_how_a_file_is_read_whatever_its_name(tmp_path, save, name):
+    state = lstm_state()
+    save(dict(state), tmp_path / name)
+    found = read(tmp_path / name)
+    assert found.tensors.keys() == state.keys()
+    assert all(torch.equal(found.tensors[key], state[key]) for key in state)
+    assert found.notices == ()
+    assert found.files == ((tmp_path / name).resolve(),)
+
+
+def test_source_records_name_size_digest_and_parameters(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(lstm_state(), path)
+    source = read(str(path)).source
+    assert source.name == "model.pt"
+    assert source.n_bytes == path.stat().st_size
+    assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source.n_params == 12 * 5 + 12 * 3 + 12 + 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory maps are listed on Linux alone")
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_tensors_are_memory_mapped(tmp_path, save):
+    path = tmp_path / "model.any"
+    save(dict(lstm_state()), path)
+    found = read(path)
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert found.tensors
+
+
+def test_files_saved_on_a_gpu_load_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    state = lstm_state()
+    torch.save(state, tmp_path / "zip.pt")
+    save_legacy(state, tmp_path / "legacy.pt")
+    monkeypatch.undo()
+    for name in ("zip.pt", "legacy.pt"):
+        assert_same(read(tmp_path / name).tensors, state)
+
+
+def test_shapes_dtypes_and_layouts_pass_unchanged(tmp_path):
+    state = {
+        "scalar": torch.tensor(3),
+        "empty": torch.empty(0, 4, dtype=torch.float16),
+        "transposed": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,
+        "sliced": torch.arange(10.0)[2:7:2],
+        "flags": torch.tensor([True, False]),
+        "complex": torch.tensor([1 + 2j], dtype=torch.complex64),
+        "bytes": torch.tensor([255], dtype=torch.uint8),
+        "tiny": torch.ones(3).to(torch.float8_e4m3fn),
+    }
+    torch.save(state, tmp_path / "model.pt")
+    found = read(tmp_path / "model.pt").tensors
+    for key, tensor in state.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(
+            found[key].float() if key == "tiny" else found[key], tensor.float() if key == "tiny" else tensor
+        )
+
+
+def test_parameters_arrive_as_plain_tensors_without_gradient(tmp_path):
+    torch.save({"weight": torch.nn.Parameter(torch.ones(2, 3))}, tmp_path / "model.pt")
+    tensor = read(tmp_path / "model.pt").tensors["weight"]
+    assert type(tensor) is torch.Tensor
+    assert not tensor.requires_grad
+
+
+def test_tied_tensors_stay_tied_and_count_once(tmp_path):
+    shared = torch.ones(4, 3)
+    torch.save({"embedding.weight": shared, "head.weight": shared, "head.bias": torch.ones(4)}, tmp_path / "model.pt")
+    found = read(tmp_path / "model.pt")
+    assert found.tensors["embedding.weight"].data_ptr() == found.tensors["head.weight"].data_ptr()
+    assert found.source.n_params == 12 + 4
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("word", "make"),
+    [
+        ("sparse_coo", lambda: torch.eye(3).to_sparse()),
+        ("sparse_csr", lambda: torch.eye(3).to_sparse_csr()),
+        ("qint8", lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
+        ("no values", lambda: torch.empty(2, device="meta")),
+        ("nested", lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
+        ("complex128", lambda: torch.ones(2, dtype=torch.complex128)),
+    ],
+)
+def test_tensors_that_a_result_cannot_hold_are_refused_by_name(tmp_path, word, make):
+    torch.save({"head.odd": make()}, tmp_path / "model.pt")
+    text = refusal(tmp_path / "model.pt")
+    assert "head.odd" in text
+    assert word in text
+
+
+# Containers
+
+
+SD, OTHER = lstm_state(0), lstm_state(1, "rnn.")
+BARE = lstm_state(2, "")
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}.{key}": tensor for key, tensor in state.items()}
+
+
+CONTAINERS = {
+    "plain": (SD, SD, ()),
+    "a known name": ({"state_dict": SD, "epoch": 3}, SD, ("no tensors: epoch",)),
+    "an unknown name": ({"spam": SD}, SD, ()),
+    "deep": ({"a": {"b": {"c": SD}}, "args": {"lr": 0.1, "sizes": [1, 2]}}, SD, ("no tensors: args",)),
+    "in a list": ([SD], SD, ()),
+    "in a tuple beside numbers": ((3, SD), SD, ("no tensors: 0",)),
+    "with an optimizer": ({"model": SD, "optim": optimizer_state()}, SD, ("optimizer states: optim.",)),
+    "with optimizers": (
+        {"model": SD, "optimizer_states": [optimizer_state(), optimizer_state()]},
+        SD,
+        ("optimizer states: optimizer_states.0, optimizer_states.1",),
+    ),
+    "bookkeeping beside a whole state dict": (
+        {
+            "model": SD,
+            "rng_state": torch.ones(9, dtype=torch.uint8),
+            "best_loss": torch.tensor(0.5),
+            "mean": torch.ones(4),
+        },
+        SD,
+        ("beside the state dicts: rng_state, best_loss, mean",),
+    ),
+    "bookkeeping beside a bare layer": (
+        {"model": BARE, "rng_state": torch.ones(9, dtype=torch.uint8), "best_loss": torch.tensor([0.5])},
+        BARE,
+        ("beside the state dicts: rng_state, best_loss",),
+    ),
+    "a list of tensors beside": (
+        {"model": SD, "losses": [torch.tensor(1.0)]},
+        SD,
+        ("beside the state dicts: losses.0",),
+    ),
+    "two": (
+        {"encoder": SD, "decoder": OTHER},
+        {**prefixed("encoder", SD), **prefixed("decoder", OTHER)},
+        ("2 state dicts are kept", "encoder, decoder"),
+    ),
+    "two of one object": ({"model": SD, "ema": SD}, {**prefixed("model", SD), **prefixed("ema", SD)}, ("model, ema",)),
+    "a list of two": ([SD, OTHER], {**prefixed("0", SD), **prefixed("1", OTHER)}, ("0, 1",)),
+    "values among tensors": (
+        {**SD, "head._extra_state": {"a": 1}, "step": 7, "note": "x", "none": None},
+        SD,
+        ("no tensors: head._extra_state, step, note, none",),
+    ),
+    "a mapping among tensors": (
+        {"embedding": SD["lstm.weight_hh_l0"], "lstm": BARE, "names": {"a": 1}},
+        {"embedding": SD["lstm.weight_hh_l0"], **prefixed("lstm", BARE)},
+        ("no tensors: names",),
+    ),
+    "a list among tensors": (
+        {"a.weight": SD["lstm.bias_hh_l0"], "more": [SD["lstm.bias_ih_l0"]]},
+        {"a.weight": SD["lstm.bias_hh_l0"], "more.0": SD["lstm.bias_ih_l0"]},
+        (),
+    ),
+    "wrapped": (prefixed("module._orig_mod", SD), prefixed("module._orig_mod", SD), ()),
+}
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+@pytest.mark.parametrize("case", CONTAINERS)
+def test_state_dicts_are_found_wherever_they_lie_and_nothing_is_lost_silently(tmp_path, case, save):
+    value, expected, notices = CONTAINERS[case]
+    save(value, tmp_path / "model.pt")
+    found = read(tmp_path / "model.pt")
+    assert_same(found.tensors, expected)
+    for words in notices:
+        assert any(words in notice for notice in found.notices), found.notices
+    assert bool(found.notices) == bool(notices)
+
+
+def test_long_lists_of_names_are_cut(tmp_path):
+    torch.save({**SD, **{f"step{n}": n for n in range(25)}}, tmp_path / "model.pt")
+    (notice,) = read(tmp_path / "model.pt").notices
+    assert "step9 and 15 more" in notice
+
+
+def test_one_container_can_be_named(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"model": SD, "averaged": {"ema": OTHER, "swa": SD}}, path)
+    assert_same(read(path, container="model").tensors, SD)
+    assert_same(read(path, "averaged.ema").tensors, OTHER)
+    assert_same(read(path, "averaged").tensors, {**prefixed("ema", OTHER), **prefixed("swa", SD)})
+    assert "There are: model, averaged.ema, averaged.swa." in refusal(path, container="average")
+
+
+def test_a_container_cannot_be_named_where_there_is_none(tmp_path):
+    torch.save(SD, tmp_path / "model.pt")
+    assert "leave the container out" in refusal(tmp_path / "model.pt", container="model")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a.b": torch.ones(2, 3), "a": {"b": torch.ones(2)}},
+        {"a.b": dict(SD), "a": {"b": dict(SD)}},
+        {0: dict(SD), "0": dict(SD)},
+    ],
+)
+def test_two_tensors_of_one_name_are_refused(tmp_path, value):
+    torch.save(value, tmp_path / "model.pt")
+    assert "Rename one" in refusal(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.ones(3), "a single tensor"),
+        ({"epoch": 3}, "without tensors"),
+        ([], "without tensors"),
+        (7, "type int"),
+        ([torch.ones(3), torch.ones(2)], "0, 1"),
+        ({"optimizer": optimizer_state()}, "optimizer"),
+        (optimizer_state(), "an optimizer's state"),
+        ({1: torch.ones(3)}, "only 1"),
+    ],
+)
+def test_files_without_a_state_dict_say_what_they_hold(tmp_path, value, words):
+    torch.save(value, tmp_path / "model.pt")
+    text = refusal(tmp_path / "model.pt")
+    assert "no state dict" in text
+    assert words in text
+
+
+def circle():
+    value = {"weight": torch.ones(2)}
+    value["self"] = value
+    return value
+
+
+def well():
+    value = dict(SD)
+    for _ in range(100):
+        value = {"in": value}
+    return value
+
+
+def plain_well():
+    value = [1]
+    for _ in range(100):
+        value = [value]
+    return {**SD, "deep": value}
+
+
+def doubling():
+    value = dict(SD)
+    for _ in range(28):
+        value = {"a": value, "b": value}
+    return value
+
+
+@pytest.mark.parametrize("make", [circle, well, plain_well, doubling])
+def test_containers_made_to_exhaust_the_reader_are_refused(tmp_path, make):
+    torch.save(make(), tmp_path / "model.pt")
+    assert "containers" in refusal(tmp_path / "model.pt")
+
+
+def test_a_pickle_deeper_than_the_stack_is_refused(tmp_path):
+    depth = 200_000
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")
+        archive.writestr("model/version", "3\n")
+    assert "nests containers more than 32 deep" in refusal(tmp_path / "model.pt")
+
+
+def test_many_plain_values_shared_many_times_are_looked_through_once():
+    shared = [[n] for n in range(1000)]
+    for _ in range(25):
+        shared = [shared, shared]
+    assert_same(from_state_dict({"model": SD, "plain": shared}).tensors, SD)
+
+
+# In memory
+
+
+def test_a_state_dict_in_memory_is_taken_without_copying():
+    module = torch.nn.LSTM(5, 3)
+    found = from_state_dict(module.state_dict())
+    assert found.tensors["weight_ih_l0"].data_ptr() == module.weight_ih_l0.data_ptr()
+    assert not found.tensors["weight_ih_l0"].requires_grad
+    assert found.source.sha256 is None
+    assert found.source.n_params == sum(p.numel() for p in module.parameters())
+    assert found.source.n_bytes == 4 * found.source.n_params
+    assert found.files == ()
+
+
+def test_parameters_without_values_are_refused_in_memory():
+    with pytest.raises(CheckpointError, match="weight has a shape but no values"):
+        from_state_dict(torch.nn.LazyLinear(3).state_dict(keep_vars=True))
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "\ud800"])
+def test_names_that_a_result_cannot_hold_are_refused(name):
+    with pytest.raises(CheckpointError, match="Rename it"):
+        from_state_dict({name: torch.ones(2)})
+
+
+# Shards
+
+
+def save_sharded(folder, save, suffix, index="model.index.json"):
+    names = [f"model-0000{n}-of-00002.{suffix}" for n in (1, 2)]
+    first, second = {k: v for k, v in SD.items() if "weight" in k}, {k: v for k, v in SD.items() if "bias" in k}
+    save(first, folder / names[0])
+    save(second, folder / names[1])
+    weight_map = {**dict.fromkeys(first, names[0]), **dict.fromkeys(second, names[1])}
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return names, weight_map
+
+
+@pytest.mark.parametrize(("save", "suffix"), [(save_file, "safetensors"), (torch.save, "bin"), (save_legacy, "bin")])
+def test_shards_are_read_through_their_index_or_their_folder(tmp_path, save, suffix):
+    names, _ = save_sharded(tmp_path, save, suffix)
+    index = tmp_path / "model.index.json"
+    parts = [index.read_bytes(), *((tmp_path / name).read_bytes() for name in names)]
+    for path in (index, tmp_path):
+        found = read(path)
+        assert_same(found.tensors, SD)
+        assert found.source.name == "model.index.json"
+        assert found.source.n_bytes == sum(map(len, parts))
+        assert found.source.sha256 == hashlib.sha256(b"".join(parts)).hexdigest()
+        assert found.files == tuple(file.resolve() for file in (index, *(tmp_path / name for name in names)))
+
+
+def test_shards_may_be_links_into_a_cache(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    names, _ = save_sharded(tmp_path / "blobs", save_file, "safetensors")
+    for name in (*names, "model.index.json"):
+        (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
+    assert_same(read(tmp_path / "snapshot" / "model.index.json").tensors, SD)
+
+
+def test_missing_shards_are_named(tmp_path):
+    names, _ = save_sharded(tmp_path, save_file, "safetensors")
+    (tmp_path / names[1]).unlink()
+    assert names[1] in refusal(tmp_path / "model.index.json")
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["../secret.pt", "/etc/passwd", "a/b.pt", "..", ".", "", "..\\secret.pt", "C:secret.pt", "a\0b", 7, None, ["a"]],
+)
+def test_an_index_may_only_point_at_its_neighbours(tmp_path, shard):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    torch.save(SD, tmp_path / "secret.pt")
+    (folder / "index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert "must be files beside their index" in refusal(folder / "index.json")
+    assert "must be files beside their index" in refusal(folder)
+
+
+def test_an_index_that_disagrees_with_its_shards_is_refused_or_noticed(tmp_path):
+    names, weight_map = save_sharded(tmp_path, save_file, "safetensors")
+    index = tmp_path / "model.index.json"
+    index.write_text(json.dumps({"weight_map": {**weight_map, "absent": names[0]}}))
+    assert "absent" in refusal(index)
+    del weight_map["lstm.weight_hh_l0"]
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    found = read(index)
+    assert "lstm.weight_hh_l0" not in found.tensors
+    assert found.notices == ("Left out, tensors that the index does not name: lstm.weight_hh_l0.",)
+
+
+def test_an_index_cannot_name_itself_nothing_or_a_container(tmp_path):
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "index.json"}}))
+    assert "no dense weight file" in refusal(index)
+    index.write_text(json.dumps({"weight_map": {}}))
+    assert "no tensors" in refusal(index)
+    save_sharded(tmp_path, save_file, "safetensors")
+    assert "leave the container out" in refusal(tmp_path / "model.index.json", container="model")
+
+
+# Folders
+
+
+def test_a_folder_with_one_checkpoint_is_read(tmp_path):
+    torch.save(SD, tmp_path / "model.pt")
+    (tmp_path / "README.md").write_text("# About")
+    (tmp_path / "more").mkdir()
+    assert_same(read(tmp_path).tensors, SD)
+
+
+def test_a_folder_with_several_checkpoints_names_them(tmp_path):
+    torch.save(SD, tmp_path / "a.pt")
+    save_file(dict(SD), tmp_path / "b.safetensors")
+    assert "2 checkpoints: a.pt, b.safetensors" in refusal(tmp_path)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01\x12\x04")
+    assert "no checkpoint" in refusal(tmp_path)
+
+
+# Refusals
+
+
+def test_nothing_in_a_hostile_pickle_is_run(tmp_path):
+    marker = tmp_path / "marker"
+    hostile = {**SD, "x": Hostile(marker)}
+    torch.save(hostile, tmp_path / "zip.pt")
+    torch.save(hostile, tmp_path / "zip.safetensors")
+    torch.save(hostile, tmp_path / "protocol4.pt", pickle_protocol=4)
+    save_legacy(hostile, tmp_path / "legacy.pt")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(hostile))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 5
+    for name in names:
+        assert not is_compressed(tmp_path / name)
+        text = refusal(tmp_path / name)
+        assert "mkdir" in text or name in ("plain.pkl", "protocol4.pt")
+        (tmp_path / "index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        refusal(tmp_path / "index.json")
+    assert not marker.exists()
+    pickle.loads((tmp_path / "plain.pkl").read_bytes())
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+def test_whole_modules_are_refused_with_their_class_and_what_to_do(tmp_path, save):
+    save(torch.nn.LSTM(2, 3), tmp_path / "model.pt")
+    text = refusal(tmp_path / "model.pt")
+    assert "torch.nn.modules.rnn.LSTM" in text
+    assert "torch.save(model.state_dict(), 'weights.pt')" in text
+
+
+def test_torchscript_archives_are_refused_with_what_to_do(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(torch.nn.Linear(2, 3), torch.ones(1, 2)).save(str(tmp_path / "model.pt"))
+    text = refusal(tmp_path / "model.pt")
+    assert "TorchScript" in text
+    assert "torch.jit.load(" in text
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_other_pickle_protocols_are_refused_or_read(tmp_path, protocol):
+    torch.save(SD, tmp_path / "model.pt", pickle_protocol=protocol)
+    if protocol == 3:
+        assert_same(read(tmp_path / "model.pt").tensors, SD)
+    else:
+        assert "pickle_protocol" in refusal(tmp_path / "model.pt")
+
+
+def test_numpy_values_beside_tensors_are_named(tmp_path):
+    torch.save({"model": SD, "score": np.float64(0.5)}, tmp_path / "model.pt")
+    assert "numpy" in refusal(tmp_path / "model.pt")
+
+
+def array(path):
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
+def arrays(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.ones(3))
+
+
+def plain_zip(path, member="notes.txt"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, "x")
+
+
+FOREIGN = {
+    "empty": (lambda path: path.touch(), "is empty"),
+    "lfs": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
+    "html": (lambda path: path.write_text("\n<!DOCTYPE html><html></html>"), "web page"),
+    "text": (lambda path: path.write_text("Höhe: 3\n" * 1000), "text file"),
+    "json": (lambda path: path.write_text('{"a": 1}'), "text file"),
+    "deep json": (lambda path: path.write_text('{"weight_map":' * 100_000), "text file"),
+    "json list": (lambda path: path.write_text('{"weight_map": []}'), "text file"),
+    "onnx": (lambda path: path.write_bytes(b"\x08\x07\x12\x07pytorch\x1a\x00\xff"), "ONNX"),
+    "saved model": (lambda path: path.write_bytes(b"\x08\x01\x12\xff\x00"), "TensorFlow SavedModel"),
+    "hdf5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)), "Keras"),
+    "keras": (lambda path: plain_zip(path, "model.weights.h5"), "Keras"),
+    "tflite": (lambda path: path.write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(50)), "TensorFlow Lite"),
+    "npy": (array, "NumPy"),
+    "npz": (arrays, "NumPy"),
+    "zip": (plain_zip, "unpack"),
+    "gzip": (lambda path: path.write_bytes(b"\x1f\x8b\x08" + bytes(50)), "gzip"),
+    "tar": (lambda path: path.write_bytes(b"a" + bytes(256) + b"ustar\x0000" + bytes(300)), "tar"),
+    "numpy pickle": (lambda path: path.write_bytes(pickle.dumps({"a": np.ones(3)})), "pickled NumPy arrays"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "a Python pickle"),
+    "elf": (lambda path: path.write_bytes(b"\x7fELF\x02\x01\x01\x00" + bytes(50)), "no checkpoint that can be read"),
+    "huge header": (lambda path: path.write_bytes(b"\xff" * 8 + b'{"a":1}'), "truncated or damaged"),
+    "large header": (lambda path: path.write_bytes((2**40).to_bytes(8, "little") + b'{"a":1}'), "truncated or damaged"),
+    "nested header": (
+        lambda path: path.write_bytes((10**5).to_bytes(8, "little") + b"{" * 10**5),
+        "truncated or damaged",
+    ),
+    "missing": (lambda path: None, "does not exist"),
+    "no regular file": (lambda path: os.mkfifo(path), "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_other_files_are_refused_for_what_they_are(tmp_path, kind):
+    make, words = FOREIGN[kind]
+    path = tmp_path / "model.pt"
+    make(path)
+    text = refusal(path)
+    assert words in text
+    assert str(path) in text
+    assert not is_compressed(path)
+
+
+def test_folders_given_for_a_shard_are_refused(tmp_path):
+    (tmp_path / "shard").mkdir()
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": {"a": "shard"}}))
+    assert "is a folder" in refusal(tmp_path / "index.json")
+
+
+def test_files_that_may_not_be_read_are_refused(tmp_path, monkeypatch):
+    torch.save(SD, tmp_path / "model.pt")
+
+    def deny(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    assert "cannot be read: Permission denied" in refusal(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save, save_legacy])
+def test_truncated_files_are_refused_wherever_they_end(tmp_path, save):
+    path = tmp_path / "model.pt"
+    save(dict(SD), path)
+    content = path.read_bytes()
+    ends = {*range(40), *range(40, len(content), 97), len(content) - 1}
+    for end in ends:
+        path.write_bytes(content[:end])
+        refusal(path)
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save, save_legacy])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused_but_never_crash(tmp_path, save, data):
+    path = tmp_path / "model.pt"
+    save(dict(SD), path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(CheckpointError):
+        assert read(path).tensors
