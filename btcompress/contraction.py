@@ -25,11 +25,11 @@ MOVE_COST = 16
 _COPY_MOVES = 4
 
 #: Largest tensor of one piece of rows, in bytes: on a CPU small enough to stay in its caches.
-_PIECE_BYTES_CPU = 2**22
+_PIECE_BYTES_CPU = 2**21
 _PIECE_BYTES_GPU = 2**27
 
 #: Intermediates of up to this many bytes are kept for the gradient; more are computed again.
-_KEPT_BYTES = 2**26
+_KEPT_BYTES = 2**27
 
 
 @lru_cache(maxsize=1024)
@@ -143,7 +143,7 @@ def plan_chain(n_blocks: int, in_modes: Sizes, out_modes: Sizes, ranks: Sizes) -
     terms = operand_letters(order)
     sizes = {batch: 1, block: n_blocks, **dict(zip(i + j + r, in_modes + out_modes + ranks, strict=True))}
     everything = frozenset(range(order + 1))
-    ways = {frozenset[int](): Chain()}
+    ways: dict[frozenset[int], Chain] = {frozenset(): Chain()}
     for n_met in range(order + 1):
         for met in [met for met in ways if len(met) == n_met]:
             given = ways[met].steps[-1].result if met else batch + i
@@ -218,11 +218,12 @@ def apply_chain(rows: Tensor, operands: Sequence[Tensor]) -> Tensor:
     terms = operand_letters(len(ranks))
     met = [
         torch.einsum(
-            f"{','.join(terms[n] for n in step.operands)}->{step.operand}", *(operands[n] for n in step.operands)
+            f"{','.join(terms[n] for n in step.operands)}->{step.operand}", *[operands[n] for n in step.operands]
         )
         for step in chain.steps
     ]
-    budget = _PIECE_BYTES_CPU if rows.device.type == "cpu" else _PIECE_BYTES_GPU
+    largest = max(operand.numel() for operand in met) * rows.element_size()
+    budget = max(largest, _PIECE_BYTES_CPU if rows.device.type == "cpu" else _PIECE_BYTES_GPU)
     pieces = rows.split(max(1, budget // (chain.widest * rows.element_size())))
     if not torch.is_grad_enabled() or chain.total * len(rows) * rows.element_size() <= _KEPT_BYTES:
         return torch.cat([_follow(chain, piece, *met) for piece in pieces])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from btcompress.errors import ShapeError
@@ -18,7 +18,7 @@ _BITS_PER_MODE = 4
 _MAX_CHOSEN_ORDER = 4
 
 #: Modes along an input shape may cost this much more than the cheapest if they keep more of its axes whole.
-_AXIS_TOLERANCE = 1.1
+_AXIS_TOLERANCE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +148,12 @@ def fits(request: ShapeRequest, out_size: int, in_size: int, n_gates: int = 4) -
     keep_in = request.in_modes is None or _covers(request.in_modes, in_size)
     keep_out = request.out_modes is None or _covers(request.out_modes, part_out)
     keep_shape = request.input_shape is None or math.prod(request.input_shape) == in_size
-    return ShapeRequest(
-        request.cp_rank,
-        request.tucker_rank,
-        request.in_modes if keep_in else None,
-        request.out_modes if keep_out else None,
-        request.fixed_order,
-        request.input_shape if keep_shape else None,
-        request.gates,
+    return replace(
+        request,
+        in_modes=request.in_modes if keep_in else None,
+        out_modes=request.out_modes if keep_out else None,
+        order=request.fixed_order,
+        input_shape=request.input_shape if keep_shape else None,
     )
 
 

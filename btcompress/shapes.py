@@ -72,8 +72,9 @@ class BlockTermShape:
                 f"in_modes {self.in_modes}, out_modes {self.out_modes} and ranks {self.ranks} must have "
                 "the same length, at least 1. Give one input mode, one output mode and one rank per mode."
             )
-        if min(*self.in_modes, *self.out_modes, *self.ranks, self.n_blocks, self.n_gates) < 1:
-            raise ShapeError(f"modes, ranks and CP rank must be at least 1, but {self} has a smaller number.")
+        numbers = (*self.in_modes, *self.out_modes, *self.ranks, self.n_blocks, self.in_size, self.out_size, self.n_gates)
+        if min(numbers) < 1:
+            raise ShapeError(f"modes, ranks, sizes and the CP rank must be at least 1, but {self} has a smaller number.")
         if self.padded_in < self.in_size or self.padded_out < self.out_size:
             raise ShapeError(
                 f"modes {self.out_modes} x {self.in_modes} cover {self.padded_out} x {self.padded_in}, "

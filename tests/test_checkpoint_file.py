@@ -412,6 +412,7 @@ def test_the_mode_of_the_file_follows_the_umask(tmp_path, umask):
 
 def test_results_are_recognised_and_not_taken_for_dense_checkpoints(written, tmp_path):
     assert is_compressed(written)
+    assert is_compressed(str(written))
     with pytest.raises(CheckpointError, match="compressed already"):
         read(written)
     save_file(dict(dense()), tmp_path / "model.safetensors", metadata={"format": "pt"})

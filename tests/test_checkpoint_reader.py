@@ -364,6 +364,15 @@ def test_a_state_dict_in_memory_is_taken_without_copying():
     assert found.files == ()
 
 
+def test_tensors_tied_on_another_device_are_moved_once(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    shared = torch.ones(4, 3)
+    found = from_state_dict({"embedding.weight": shared, "head.weight": shared})
+    assert found.tensors["embedding.weight"].data_ptr() == found.tensors["head.weight"].data_ptr()
+    assert found.source.n_params == 12
+    assert found.source.n_bytes == 48
+
+
 def test_parameters_without_values_are_refused_in_memory():
     with pytest.raises(CheckpointError, match="weight has a shape but no values"):
         from_state_dict(torch.nn.LazyLinear(3).state_dict(keep_vars=True))

@@ -36,7 +36,7 @@ def check_target(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Non
         if any(source.exists() and path.samefile(source) for source in inputs):
             raise OutputError(f"{path} is the file that was read, and is never overwritten. Choose another name.")
     if not force:
-        raise OutputError(f"{path} already exists. Choose another name, or force it to be replaced.")
+        raise OutputError(f"{path} already exists. Choose another name, or replace it with --force (force=True).")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import zipfile
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,10 +88,10 @@ def recognise(path: Path) -> Kind:
     )
 
 
-def is_compressed(path: Path) -> bool:
+def is_compressed(path: str | PathLike[str]) -> bool:
     """Whether this is a file that :func:`btcompress.checkpoint.write` wrote; False for anything else."""
     try:
-        return recognise(path) == "btcompress"
+        return recognise(Path(path)) == "btcompress"
     except CheckpointError:
         return False
 

@@ -88,7 +88,7 @@ def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     aliases = {}
     for name, tensor in tensors.items():
         if tensor.numel():
-            layout = (tensor.device, tensor.data_ptr(), tensor.dtype, 0)
+            layout = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
             known = first.setdefault(layout, name)
             if known != name:
                 aliases[name] = known

@@ -30,14 +30,14 @@ _MOTIONS = {
 CLASS_NAMES = tuple(_MOTIONS)
 
 # Ranges of what is drawn at random for each clip, whatever its class. Lengths are in frame heights.
-_SIZE = (0.45, 0.75)  # side of the digit in mid-clip
+_SIZE = (0.45, 0.6)  # side of the digit in mid-clip
+_MARGIN = 0.45  # least distance of the digit's mid-clip centre from the frame's edge
 _TILT = (-0.5, 0.5)  # angle in mid-clip, radians
-_PATH = (0.15, 0.45)  # way moved from the first frame to the last
-_GROWTH = (math.log(1.4), math.log(2.2))  # logarithm of the last size over the first
-_TURN = (0.8, 2.0)  # angle turned from the first frame to the last, radians
-_BACKGROUND = (0.0, 0.6)  # each colour of the background
-_INK = (0.4, 1.0)  # each colour of the digit
-_MARGIN = 0.4  # least distance of the digit's mid-clip centre from the frame's edge
+_PATH = (0.1, 0.35)  # way moved from the first frame to the last
+_GROWTH = (math.log(1.2), math.log(1.6))  # logarithm of the last size over the first
+_TURN = (0.3, 1.2)  # angle turned from the first frame to the last, radians
+_INK = (0.7, 1.0)  # each colour of the digit
+_BACKGROUND = (0.0, 0.3)  # each colour of the background
 _BACKGROUND_CELLS = (4, 5)  # points between which the background's colours are interpolated
 _CHUNK = 64  # clips drawn at once, which bounds memory
 
@@ -109,7 +109,7 @@ def make_clips(
     digits = _digits()
     x = torch.empty(n_clips, n_frames, height * width * 3, dtype=torch.uint8)
     y = torch.randint(len(CLASS_NAMES), (n_clips,), generator=generator)
-    for rows, classes in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+    for rows, classes in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
         n = len(classes)
         glyphs = digits[torch.randint(len(digits), (n,), generator=generator)]
         coverage = _coverage(glyphs, _poses(classes, n_frames, width / height, generator), height, width)
@@ -128,8 +128,8 @@ def _digits() -> Tensor:
             "the demonstration draws its clips from scikit-learn's digits, and scikit-learn is not installed. "
             "Run: pip install 'btcompress[demo]'"
         ) from error
-    images = load_digits().images
-    return torch.from_numpy(images).to(torch.float32)[:, None] / images.max()
+    ink = torch.from_numpy(load_digits().images).to(torch.float32)
+    return ink[:, None] / ink.max()
 
 
 def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -154,7 +154,6 @@ def _poses(classes: Tensor, n_frames: int, aspect: float, generator: torch.Gener
     across, down, grows, turns = torch.tensor(list(_MOTIONS.values()), dtype=torch.float32)[classes].T[..., None]
     time = torch.linspace(-0.5, 0.5, n_frames) if n_frames > 1 else torch.zeros(1)
     path = _uniform(_PATH, (n, 1), generator) / torch.hypot(across, down).clamp(min=1) * time  # (n, T)
-    # The mid-clip place leaves room for the path, of whichever class the clip is.
     row = _uniform((_MARGIN, 1 - _MARGIN), (n, 1), generator) + down * path
     column = _uniform((_MARGIN, aspect - _MARGIN), (n, 1), generator) + across * path
     size = _uniform(_SIZE, (n, 1), generator) * torch.exp(grows * _uniform(_GROWTH, (n, 1), generator) * time)
@@ -162,7 +161,7 @@ def _poses(classes: Tensor, n_frames: int, aspect: float, generator: torch.Gener
 
     # Frame and digit coordinates run from -1 to 1, rows downwards: digit = rotation^-1 (frame - centre) / size.
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
-    linear = torch.stack([cos * aspect, sin, -sin * aspect, cos], dim=-1).unflatten(-1, (2, 2))
+    linear = torch.stack([cos * aspect, sin, -sin * aspect, cos], dim=-1).view(n, n_frames, 2, 2)
     centre = torch.stack([2 * column / aspect - 1, 2 * row - 1], dim=-1)[..., None]
     return torch.cat([linear, -linear @ centre], dim=-1)
 

@@ -25,6 +25,9 @@ _RACE_SWEEPS = 5
 #: A fit this close is exact up to rounding.
 _EXACT = 1e-12
 
+#: Sums of squares that differ by less than this share are equal up to rounding.
+_ROUNDING = 1e-13
+
 OnSweep = Callable[[Sweep], None]
 
 
@@ -56,12 +59,14 @@ class Fit:
         weight_error: ``||W - W'||_F / ||W||_F`` including padding; 0 for a zero matrix.
         n_sweeps: joint sweeps of the start that won.
         converged: whether they stopped by themselves.
+        norm: ``||W||_F``.
     """
 
     value: BlockTerm
     weight_error: float
     n_sweeps: int
     converged: bool
+    norm: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,9 +104,8 @@ def fit_matrix(
         )
     stacked = matrix.detach().reshape(shape.n_parts, shape.part.out_size, shape.in_size)
     fits = [fit(part, shape.part, options, on_sweep) for part in stacked]
-    norms = [_norm(part) for part in stacked]
-    missed = math.hypot(*(each.weight_error * norm for each, norm in zip(fits, norms, strict=True)))
-    total = math.hypot(*norms)
+    missed = math.hypot(*(each.weight_error * each.norm for each in fits))
+    total = math.hypot(*(each.norm for each in fits))
     return MatrixFit(tuple(each.value for each in fits), missed / total if total else 0.0)
 
 
@@ -132,7 +136,7 @@ def fit(
         )
     scale = max(abs(low), abs(high))
     if scale == 0:
-        return Fit(_zero_form(shape, device), 0.0, 0, converged=True)
+        return Fit(_zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
     compression = compress(matrix, shape, scale, device)
     best = _best_sweeps(compression.core, shape, options, on_sweep)
     return Fit(
@@ -140,6 +144,7 @@ def fit(
         _whole_error(best.error, compression),
         best.n_sweeps,
         best.converged,
+        scale * math.sqrt(compression.norm_squared),
     )
 
 
@@ -196,7 +201,9 @@ def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> Bl
 
 def _whole_error(core_error: float, compression: Compression) -> float:
     kept = float(torch.linalg.vector_norm(compression.core)) ** 2
-    outside = max(compression.norm_squared - kept, 0.0)
+    outside = compression.norm_squared - kept
+    if outside < _ROUNDING * compression.norm_squared:
+        outside = 0.0
     return math.sqrt((outside + core_error**2 * kept) / compression.norm_squared)
 
 
@@ -206,6 +213,3 @@ def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
 
     return BlockTerm(shape, zeros(shape.core_shape), tuple(zeros(size) for size in shape.factor_shapes))
 
-
-def _norm(matrix: Tensor) -> float:
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))

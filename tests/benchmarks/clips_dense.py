@@ -8,7 +8,6 @@ output; ``FOLDER`` receives ``final.pt`` and ``best.pt`` (best accuracy on the v
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from btcompress.demo import CLASS_NAMES, Clips, make_clips
 
-N_TRAIN, N_VALIDATION, N_TEST = 1600, 200, 1000
+N_TRAIN, N_VALIDATION, N_TEST = 1600, 400, 1000
 HIDDEN_SIZE = 256
 
 
@@ -62,7 +61,7 @@ def save(model: nn.Module, path: Path) -> None:
     """Write the state dict beside its place, then move it there, so that a half-written file is never read."""
     partial = path.with_suffix(".partial")
     torch.save(model.state_dict(), partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -1,0 +1,103 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from btcompress.blockterm import BlockTerm, init_scale
+from btcompress.errors import ShapeError
+from btcompress.shapes import BlockTermShape
+from forms import UNEVEN, random_form
+
+PADDED = BlockTermShape((2, 3, 2), (8, 2, 3), (3, 2, 4), 3, in_size=11, out_size=40, n_gates=4)
+SHAPES = [UNEVEN, PADDED, BlockTermShape((4,), (6,), (1,), 2), BlockTermShape((5, 2, 1, 3), (2, 1, 3, 2), (2, 1, 3, 2), 2)]
+
+
+def dense_by_loops(form):
+    """The definition in docs/math.md, index by index."""
+    shape = form.shape
+    dense = torch.zeros(shape.padded_out, shape.padded_in, dtype=torch.float64)
+    outs = list(itertools.product(*map(range, shape.out_modes)))
+    ins = list(itertools.product(*map(range, shape.in_modes)))
+    for (row, j), (column, i) in itertools.product(enumerate(outs), enumerate(ins)):
+        for n in range(shape.n_blocks):
+            for r in itertools.product(*map(range, shape.ranks)):
+                product = form.cores[(n, *r)]
+                for k in range(shape.order):
+                    product = product * form.factors[k][n, i[k], j[k], r[k]]
+                dense[row, column] += product
+    per_gate = shape.padded_out // shape.n_gates
+    kept = [row for row in range(shape.padded_out) if row % per_gate < shape.out_size // shape.n_gates]
+    return dense[kept][:, : shape.in_size]
+
+
+@pytest.mark.parametrize("shape", [BlockTermShape((2, 1, 3), (2, 3, 1), (3, 2, 2), 2), PADDED], ids=["whole", "padded"])
+def test_dense_matrix_is_the_definition(shape, generator):
+    form = random_form(shape, generator)
+    torch.testing.assert_close(form.to_dense(), dense_by_loops(form))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_slabs_of_rows_are_the_dense_matrix(shape, generator):
+    form = random_form(shape, generator)
+    rebuilt = torch.full((shape.out_size, shape.in_size), torch.nan, dtype=torch.float64)
+    for first, slab in form.dense_slabs():
+        rebuilt[first : first + len(slab)] = slab
+    torch.testing.assert_close(rebuilt, form.to_dense())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("batch", [(), (6,), (2, 3), (0,)], ids=str)
+def test_product_equals_the_dense_product_in_value_and_gradient(shape, batch, generator):
+    form = random_form(shape, generator)
+    inputs = torch.randn(*batch, shape.in_size, dtype=torch.float64, generator=generator)
+    direction = torch.randn(*batch, shape.out_size, dtype=torch.float64, generator=generator)
+    leaves = [tensor.requires_grad_() for tensor in (inputs, *form.tensors)]
+
+    def gradients(product):
+        return torch.autograd.grad((product * direction).sum(), leaves)
+
+    fast, plain = form.matmul(inputs), inputs @ form.to_dense().T
+    torch.testing.assert_close(fast, plain)
+    torch.testing.assert_close(gradients(fast), gradients(plain))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_product_equals_the_dense_product_for_any_modes(data):
+    order = data.draw(st.integers(1, 5))
+    sizes = st.lists(st.integers(1, 4), min_size=order, max_size=order)
+    shape = BlockTermShape(*(tuple(data.draw(sizes)) for _ in range(3)), n_blocks=data.draw(st.integers(1, 3)))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    form = random_form(shape, generator)
+    inputs = torch.randn(3, shape.in_size, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(form.matmul(inputs), inputs @ form.to_dense().T)
+
+
+def test_parameters_are_counted_on_the_tensors(generator):
+    form = random_form(UNEVEN, generator)
+    assert form.n_params == UNEVEN.n_params == sum(tensor.numel() for tensor in form.tensors)
+
+
+def test_tensors_of_another_shape_are_refused(generator):
+    form = random_form(UNEVEN, generator)
+    with pytest.raises(ShapeError, match="were expected"):
+        BlockTerm(UNEVEN, form.cores, form.factors[::-1])
+
+
+def test_order_beyond_the_letters_of_einsum_is_refused():
+    shape = BlockTermShape((1,) * 20, (1,) * 20, (1,) * 20)
+    with pytest.raises(ShapeError, match="order of at most"):
+        random_form(shape, torch.Generator()).to_dense()
+
+
+def test_initial_scale_gives_the_dense_matrix_the_variance_asked_for(generator):
+    shape = BlockTermShape((6, 7, 5), (4, 5, 6), (3, 2, 4), n_blocks=2)
+    core_std, factor_std = init_scale(shape, variance=0.25)
+    squares = []
+    for _ in range(40):
+        form = random_form(shape, generator)
+        scaled = BlockTerm(shape, form.cores * core_std, tuple(factor * factor_std for factor in form.factors))
+        squares.append(scaled.to_dense().square().mean())
+    assert torch.stack(squares).mean().item() == pytest.approx(0.25, rel=0.15)

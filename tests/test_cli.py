@@ -1,0 +1,151 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import btcompress
+
+
+def run(*arguments, cwd=None, code=0):
+    """The command as a user runs it; returns stdout and stderr."""
+    environment = {**os.environ, "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "btcompress", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(nn.ModuleDict({"lstm": nn.LSTM(64, 32), "head": nn.Linear(32, 5)}).state_dict(), path)
+    return path
+
+
+def test_factorize_writes_beside_the_input_and_report_says_the_same(model):
+    out, err = run("factorize", model, "--cp-rank", "1", "--tucker-rank", "4")
+    result = model.parent / "model.bt.safetensors"
+    assert str(result) in out
+    assert err == ""
+    told = run("report", result)[0]
+    assert told in out
+    for words in ("lstm.weight_ih_l0", "128 x 64", "weight error", "SVD at equal size", "whole model"):
+        assert words in told
+
+
+def test_json_is_one_object_that_counts_the_file(model, tmp_path):
+    target = tmp_path / "out.safetensors"
+    value = json.loads(run("factorize", model, "-o", target, "--json", "--tucker-rank", "3,3")[0])
+    assert value["matrices"][0]["tucker_ranks"] == [3, 3]
+    assert value["model"]["bytes_after"] == target.stat().st_size
+    assert value["model"]["bytes_before"] == model.stat().st_size
+    assert value["model"]["params_after"] == sum(tensor.numel() for tensor in load_file(target).values())
+    assert json.loads(run("report", target, "--json")[0]) == value
+
+
+def test_same_command_and_seed_write_the_same_bytes(model, tmp_path):
+    for name in ("a", "b"):
+        run("factorize", model, "-o", tmp_path / name, "--cp-rank", "2", "--seed", "7", "--restarts", "1")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_existing_result_is_kept_unless_forced(model):
+    result = model.parent / "model.bt.safetensors"
+    result.write_text("precious")
+    _, err = run("factorize", model, code=2)
+    assert "--force" in err
+    assert result.read_text() == "precious"
+    run("factorize", model, "--force")
+    assert btcompress.load(result).matrices
+
+
+def test_the_input_itself_is_never_overwritten(model):
+    before = model.read_bytes()
+    _, err = run("factorize", model, "-o", model, "--force", code=2)
+    assert err.startswith("Error: ")
+    assert model.read_bytes() == before
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(model):
+    out, _ = run("factorize", model, "--dry-run")
+    assert "128 x 64" in out
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.pt"]
+    planned = json.loads(run("factorize", model, "--dry-run", "--json")[0])["matrices"][0]
+    done = json.loads(run("factorize", model, "--json")[0])["matrices"][0]
+    assert planned.items() <= done.items()
+
+
+def test_inspect_names_lstms_and_what_looks_alike(tmp_path):
+    path = tmp_path / "weights.bin"
+    torch.save(nn.ModuleDict({"rnn": nn.GRU(8, 4), "enc": nn.LSTM(64, 32, 2, bidirectional=True)}).state_dict(), path)
+    out, _ = run("inspect", path)
+    assert re.search(r"enc +64 +32 +2 +2", out)
+    assert "rnn: GRU" in out
+    value = json.loads(run("inspect", path, "--json")[0])
+    assert [entry["kind"] for entry in value["others"]] == ["gru"]
+    assert len(value["matrices"]) == 4
+
+
+def test_report_against_measures_anew(model):
+    run("factorize", model)
+    result = model.parent / "model.bt.safetensors"
+    recorded = json.loads(run("report", result, "--json")[0])
+    anew = json.loads(run("report", result, "--against", model, "--json")[0])
+    assert anew["matrices"][0]["weight_error"] == pytest.approx(recorded["matrices"][0]["weight_error"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--in-modes", "8,20,20"], "in_modes 8,20,20 multiplies to 3200, but lstm.weight_ih_l0 has 64 inputs"),
+        (["--in-modes", "8,x"], "8,20,20,18"),
+        (["--tucker-rank", "0"], "at least 1"),
+        (["--cp-rank", "0"], "--cp-rank"),
+        (["--layer", "decoder"], "decoder"),
+        (["--device", "cuda:77"], "cuda:77"),
+        (["--device", "abacus"], "abacus"),
+        (["-o", "missing-folder/out.safetensors"], "missing-folder"),
+        (["--gates", "some"], "some"),
+        (["--container", "ema"], "ema"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_requests_are_one_clear_error_with_exit_code_2_and_write_nothing(model, arguments, words):
+    out, err = run("factorize", model, *arguments, code=2, cwd=model.parent)
+    assert words in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.pt"]
+
+
+@pytest.mark.parametrize("command", ["factorize", "inspect", "report"])
+def test_missing_and_foreign_files_are_refused(command, tmp_path):
+    _, err = run(command, tmp_path / "nowhere.pt", code=2)
+    assert "nowhere.pt" in err
+    (tmp_path / "text.pt").write_text("hello")
+    _, err = run(command, tmp_path / "text.pt", code=2)
+    assert "text.pt" in err
+    assert "Traceback" not in err
+
+
+def test_compressed_files_are_told_from_dense_ones(model):
+    run("factorize", model)
+    _, err = run("factorize", model.parent / "model.bt.safetensors", code=2)
+    assert "compressed already" in err
+    _, err = run("report", model, code=2)
+    assert "not a compressed checkpoint" in err
+
+
+def test_every_option_in_the_documents_exists():
+    helps = " ".join(run(command, "--help")[0] for command in ("factorize", "inspect", "report"))
+    root = Path(__file__).parent.parent
+    for document in (root / "README.md", *(root / "docs").glob("*.md")):
+        for option in re.findall(r"`(?:btcompress \w+ [^`]*)?(--[a-z-]+)", document.read_text()):
+            assert option in helps + " --version", f"{document.name}: {option}"

@@ -1,0 +1,125 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from btcompress.errors import ShapeError
+from btcompress.modes import ShapeRequest, choose_shape, equal_modes, fits, smallest_cover, suggest_order
+
+CHOSEN = [
+    # rows, inputs, in_modes, out_modes
+    (1024, 57_600, (15, 15, 16, 16), (16, 4, 4, 4)),
+    (512, 128, (8, 16), (32, 16)),
+    (600, 150, (10, 15), (40, 15)),
+    (1024, 256, (16, 16), (64, 16)),
+]
+
+
+@pytest.mark.parametrize(("rows", "inputs", "in_modes", "out_modes"), CHOSEN)
+def test_modes_are_equal_with_the_gates_on_the_smallest_input_mode(rows, inputs, in_modes, out_modes):
+    part = choose_shape(ShapeRequest(), "w", rows, inputs).shape.part
+    assert (part.in_modes, part.out_modes) == (in_modes, out_modes)
+
+
+@given(st.integers(1, 3000), st.integers(1, 4))
+def test_equal_modes_multiply_to_the_size_and_no_other_factors_are_more_equal(size, order):
+    modes = equal_modes(size, order)
+    assert math.prod(modes) == size
+    assert list(modes) == sorted(modes)
+    if order == 2:
+        assert sum(modes) == min(d + size // d for d in range(1, size + 1) if size % d == 0)
+
+
+@given(st.integers(1, 10**7), st.integers(1, 5))
+def test_smallest_cover_reaches_the_size_and_none_of_its_modes_could_be_smaller(size, order):
+    modes = smallest_cover(size, order)
+    assert math.prod(modes) >= size
+    assert all(math.prod(modes) // mode * (mode - 1) < size for mode in modes)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 300), st.integers(1, 70), st.integers(1, 3), st.integers(1, 5), st.sampled_from(["fused", "separate"]))
+def test_every_size_gets_a_shape_that_covers_it(inputs, hidden, cp_rank, rank, gates):
+    shape = choose_shape(ShapeRequest(cp_rank, rank, gates=gates), "w", 4 * hidden, inputs).shape
+    assert (shape.out_size, shape.in_size) == (4 * hidden, inputs)
+    assert shape.limited() == shape
+
+
+@pytest.mark.parametrize("inputs", [37, 40, 127, 1009, 57_601])
+def test_padding_is_chosen_exactly_where_it_costs_fewer_parameters(inputs):
+    chosen = choose_shape(ShapeRequest(), "w", 512, inputs)
+    order = suggest_order(inputs)
+    exact = choose_shape(ShapeRequest(in_modes=equal_modes(inputs, order)), "w", 512, inputs)
+    padded = choose_shape(ShapeRequest(in_modes=smallest_cover(inputs, order)), "w", 512, inputs)
+    cheapest = min(exact, padded, key=lambda each: each.shape.n_params)
+    assert chosen.shape.n_params == cheapest.shape.n_params
+    is_padded = chosen.shape.part.padded_in > inputs
+    assert is_padded == (padded.shape.n_params < exact.shape.n_params)
+    assert is_padded == any("padded" in notice for notice in chosen.notices)
+
+
+@pytest.mark.parametrize(("shape", "order"), [((120, 160, 3), 4), ((120, 160, 3), 3), ((7, 11), 2), ((64,), 3), ((2, 128), 2)])
+def test_modes_along_an_input_shape_never_lie_astride_its_axes(shape, order):
+    size = math.prod(shape)
+    modes = choose_shape(ShapeRequest(input_shape=shape, order=order), "w", 64, size).shape.part.in_modes
+    assert math.prod(modes) == size
+
+    def boundaries(sizes):
+        return [math.prod(sizes[k:]) for k in range(1, len(sizes))]
+
+    for cut in boundaries(modes):
+        for axis in boundaries(shape):
+            assert cut % axis == 0 or axis % cut == 0
+    assert len(modes) == order
+
+
+def test_modes_of_a_frame_keep_its_rows_together():
+    modes = choose_shape(ShapeRequest(2, 4, input_shape=(120, 160, 3)), "w", 1024, 57_600).shape.part.in_modes
+    assert 480 in [math.prod(modes[k:]) for k in range(4)]
+
+
+def test_given_modes_are_used_as_given():
+    request = ShapeRequest(2, 4, (8, 20, 20, 18), (16, 4, 4, 4))
+    assert choose_shape(request, "w", 1024, 57_600).shape.n_params == 3_392
+
+
+def test_ranks_per_mode_are_used_and_lowered_with_a_notice():
+    chosen = choose_shape(ShapeRequest(1, (3, 99), (2, 3), (4, 5)), "w", 20, 6)
+    assert chosen.shape.part.ranks == (3, 3)
+    assert "lowered to 3,3" in chosen.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (ShapeRequest(in_modes=(8, 20, 20)), "in_modes 8,20,20 multiplies to 3200, but w has 57600 inputs"),
+        (ShapeRequest(in_modes=(8, 20, 20, 19)), "57600 inputs"),
+        (ShapeRequest(out_modes=(16, 4, 4)), "multiplies to 256, but w has 1024 rows"),
+        (ShapeRequest(out_modes=(16, 4, 4), gates="separate"), None),
+        (ShapeRequest(input_shape=(120, 160)), "multiplies to 19200, but w has 57600 inputs"),
+    ],
+)
+def test_modes_that_do_not_fit_are_refused_with_the_matrix_named(request_, words):
+    if words is None:
+        assert choose_shape(request_, "w", 1024, 57_600).shape.n_parts == 4
+        return
+    with pytest.raises(ShapeError, match=words):
+        choose_shape(request_, "w", 1024, 57_600)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"cp_rank": 0}, {"tucker_rank": 0}, {"in_modes": ()}, {"in_modes": (2, 3), "order": 3}, {"gates": "all"}],
+)
+def test_requests_that_contradict_themselves_are_refused(arguments):
+    with pytest.raises(ShapeError):
+        ShapeRequest(**arguments)
+
+
+def test_given_modes_go_only_to_the_matrices_they_fit():
+    request = ShapeRequest(in_modes=(4, 5), out_modes=(8, 3))
+    whole = fits(request, 24, 20)
+    assert (whole.in_modes, whole.out_modes) == ((4, 5), (8, 3))
+    other = fits(request, 24, 6)
+    assert (other.in_modes, other.out_modes, other.order) == (None, (8, 3), 2)
