@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint
 
 demo: $(READY)
-	$(BIN)/python -m btcompress.demo
+	$(BIN)/btcompress demo --output demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

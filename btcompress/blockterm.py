@@ -52,9 +52,10 @@ class BlockTerm:
         """Entries of all tensors held, counted on the tensors themselves."""
         return sum(tensor.numel() for tensor in self.tensors)
 
-    def to(self, *args: torch.dtype | torch.device | str) -> BlockTerm:
-        """A copy on another dtype or device, as :meth:`torch.Tensor.to`."""
-        return BlockTerm(self.shape, self.cores.to(*args), tuple(factor.to(*args) for factor in self.factors))
+    def to(self, target: torch.dtype | torch.device | str) -> BlockTerm:
+        """The same form on another device or in another dtype."""
+        moved = [tensor.to(target) for tensor in self.tensors]
+        return BlockTerm(self.shape, moved[0], tuple(moved[1:]))
 
     def to_dense(self) -> Tensor:
         """The ``(out_size, in_size)`` matrix; differentiable."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from btcompress.errors import BTCompressError
+from btcompress.errors import BTCompressError, OutputError
 from btcompress.modes import ShapeRequest
 
 app = typer.Typer(
@@ -71,7 +71,7 @@ Layers = Annotated[
     typer.Option(
         "--layer",
         metavar="PATTERN",
-        help="Matrices to factorize, by key or LSTM name; * and ? match, a leading ! leaves out. Repeatable. Default: all.",
+        help="Matrices to take, by key or LSTM name; * and ? match, a leading ! leaves out. Repeatable. Default: all.",
     ),
 ]
 AllowGrowth = Annotated[bool, typer.Option("--allow-growth", help="Also factorize a matrix that this makes larger.")]
@@ -114,20 +114,22 @@ def factorize(
     json: JSON = False,
 ) -> None:
     """Write the input-to-hidden matrices of a checkpoint's LSTMs in block-term form."""
-    from btcompress import display, factorization, reporting
+    from btcompress import display, factorization, plan, reporting
     from btcompress.checkpoint import check_target, write
+    from btcompress.fit import FitOptions
 
     request = _request(cp_rank, tucker_rank, in_modes, out_modes, order, input_shape, gates)
-    options = factorization.FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=_usable(device))
+    options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=_usable(device))
     checkpoint = factorization.open_weights(model, container)
-    plan = factorization.make_plan(checkpoint, request, layer or (), allow_growth=allow_growth)
+    planned = plan.make_plan(checkpoint, request, layer or (), allow_growth=allow_growth)
     if dry_run:
-        display.show_json(display.inventory_json(checkpoint, plan)) if json else display.show_plan(checkpoint, plan)
+        show = display.show_inventory_json if json else display.show_plan
+        show(checkpoint, planned)
         return
     target = output or _beside(model, checkpoint.source.name)
     check_target(target, force=force, inputs=checkpoint.files)
     with display.fit_progress() as on_progress:
-        compressed = factorization.factorize_as_planned(checkpoint, plan, request, options, on_progress)
+        compressed = factorization.factorize_as_planned(checkpoint, planned, request, options, on_progress)
     write(compressed, target, force=force)
     result = reporting.report(compressed, bytes_after=target.stat().st_size)
     if json:
@@ -146,15 +148,15 @@ def inspect(
     json: JSON = False,
 ) -> None:
     """Show what a checkpoint holds: its LSTMs, and what each matrix would cost at these ranks."""
-    from btcompress import display, factorization
+    from btcompress import display, factorization, plan
 
     request = _request(cp_rank, tucker_rank)
     checkpoint = factorization.open_weights(model, container)
-    plan = factorization.make_plan(checkpoint, request)
+    planned = plan.make_plan(checkpoint, request)
     if json:
-        display.show_json(display.inventory_json(checkpoint, plan))
+        display.show_inventory_json(checkpoint, planned)
     else:
-        display.show_inventory(checkpoint, plan)
+        display.show_inventory(checkpoint, planned)
 
 
 @app.command()
@@ -178,6 +180,26 @@ def report(
         display.show_json(result.to_dict())
     else:
         display.show_report(result)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the checkpoints; made if it is not there.")
+    ] = Path("btcompress-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the clips and of the training.")] = 0,
+) -> None:
+    """Train an LSTM on made-up video clips, factorize it, and show what that cost (half a minute)."""
+    from btcompress import display
+    from btcompress.demo import run_demo
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be made ({error.strerror}). Choose another folder.") from error
+    with display.training_progress() as on_epoch:
+        result = run_demo(output, seed=seed, on_epoch=on_epoch)
+    display.show_demo(result)
 
 
 def _version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import opt_einsum
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import BackwardCFunction
 from torch.utils.checkpoint import checkpoint
 
 from btcompress.errors import ShapeError
@@ -63,8 +63,8 @@ def letters(order: int) -> tuple[str, str, str, str, str]:
     """Index letters of a block-term form: batch and block, then inputs, outputs and ranks of each mode."""
     if 3 * order + 2 > len(string.ascii_letters):
         raise ShapeError(f"order {order} has more indices than einsum has letters. Use an order of at most 16.")
-    batch, block, *rest = string.ascii_letters
-    return batch, block, *("".join(rest[n * order : (n + 1) * order]) for n in range(3))  # type: ignore[return-value]
+    batch, block, rest = string.ascii_letters[0], string.ascii_letters[1], string.ascii_letters[2:]
+    return batch, block, rest[:order], rest[order : 2 * order], rest[2 * order : 3 * order]
 
 
 @lru_cache
@@ -116,21 +116,22 @@ class Chain:
         steps: the contractions in order.
         cost: estimated time for one row, in floating-point operations.
         widest: numbers in the largest tensor on the way, for one row.
-        total: numbers in all tensors on the way, the rows themselves left out, for one row.
+        saved: numbers that gradients need beside the rows themselves, for one row.
     """
 
     steps: tuple[Step, ...] = ()
     cost: int = 0
     widest: int = 0
-    total: int = 0
+    saved: int = 0
 
 
 @lru_cache(maxsize=1024)
 def plan_chain(n_blocks: int, in_modes: Sizes, out_modes: Sizes, ranks: Sizes) -> Chain:
-    """The cheapest order in which rows can meet the cores and factors.
+    """A cheap order in which rows can meet the cores and factors.
 
     How many numbers the running tensor holds depends only on which operands it has met. So the cheapest
     way to each set of operands is kept, and extended by one operand, or by the cores and a factor at once.
+    Among chains that need the same copies the result is the cheapest there is.
 
     Args:
         n_blocks: ``N``.
@@ -191,13 +192,22 @@ def _step(
 
 def _extend(way: Chain, step: Step, sizes: dict[str, int]) -> Chain:
     given, new, result = (math.prod(sizes[letter] for letter in part) for part in (step.given, step.new, step.result))
-    copied = given if step.copied else 0
+    moved = given + result + (_COPY_MOVES * given if step.copied else 0)
     return Chain(
         (*way.steps, step),
-        way.cost + 2 * given * new + MOVE_COST * (given + result + _COPY_MOVES * copied),
+        way.cost + 2 * given * new + MOVE_COST * moved,
         max(way.widest, given, result),
-        way.total + copied + result,
+        way.saved + (given if way.steps or step.copied else 0),
     )
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as ``torch.autocast`` hands them to a matrix product; unchanged where it is off."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
 def apply_chain(rows: Tensor, operands: Sequence[Tensor]) -> Tensor:
@@ -213,6 +223,7 @@ def apply_chain(rows: Tensor, operands: Sequence[Tensor]) -> Tensor:
     Returns:
         Shape ``(n, J_1..J_d)``; differentiable in the rows and operands.
     """
+    rows, *operands = autocast(rows, *operands)
     in_modes, out_modes, ranks = zip(*(tuple(factor.shape[1:]) for factor in operands[1:]), strict=True)
     chain = plan_chain(operands[0].shape[0], in_modes, out_modes, ranks)
     terms = operand_letters(len(ranks))
@@ -225,7 +236,7 @@ def apply_chain(rows: Tensor, operands: Sequence[Tensor]) -> Tensor:
     largest = max(operand.numel() for operand in met) * rows.element_size()
     budget = max(largest, _PIECE_BYTES_CPU if rows.device.type == "cpu" else _PIECE_BYTES_GPU)
     pieces = rows.split(max(1, budget // (chain.widest * rows.element_size())))
-    if not torch.is_grad_enabled() or chain.total * len(rows) * rows.element_size() <= _KEPT_BYTES:
+    if not torch.is_grad_enabled() or chain.saved * len(rows) * rows.element_size() <= _KEPT_BYTES:
         return torch.cat([_follow(chain, piece, *met) for piece in pieces])
     return torch.cat([checkpoint(_follow, chain, piece, *met, use_reentrant=False) for piece in pieces])
 
@@ -250,7 +261,7 @@ def _take(step: Step, given: Tensor, operand: Tensor) -> Tensor:
         left = _permute(given, step.given, step.shared + step.kept + step.summed).reshape(shared, kept, summed)
     else:
         left = _permute(given, step.given, step.shared + step.summed + step.kept).reshape(shared, summed, kept).mT
-    product = left @ right if step.last else _TransposedProduct.apply(left, right)
+    product: Tensor = left @ right if step.last else _TransposedProduct.apply(left, right)  # type: ignore[no-untyped-call]
     return product.reshape([sizes[letter] for letter in step.result])
 
 
@@ -266,14 +277,15 @@ class _TransposedProduct(torch.autograd.Function):
         return right.mT @ left.mT
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: BackwardCFunction, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        left, right = ctx.saved_tensors
-        needs_left, needs_right = ctx.needs_input_grad
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        needed: tuple[bool, ...] = ctx.needs_input_grad
+        left, right = saved
         return (
-            gradient.mT @ right.mT if needs_left else None,
-            left.mT @ gradient.mT if needs_right else None,
+            gradient.mT @ right.mT if needed[0] else None,
+            left.mT @ gradient.mT if needed[1] else None,
         )

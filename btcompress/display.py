@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
+    from btcompress.demo import DemoEpoch, DemoResult
     from btcompress.factorization import OnProgress
     from btcompress.plan import Plan
     from btcompress.results import CompressionReport, FitProgress, MatrixReport, ModelReport
@@ -48,28 +50,59 @@ def show_written(path: object) -> None:
 
 @contextmanager
 def fit_progress() -> Iterator[OnProgress]:
-    """A bar on stderr over all fits of a factorization, shown once the work takes longer than a second."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[error]}"), TimeElapsedColumn())
+    """A bar on stderr over all fits of a factorization."""
+    with _patient_bar() as update:
+
+        def on_progress(state: FitProgress) -> None:
+            done = state.index + state.sweep.index / state.sweep.limit
+            what = f"{state.name} ({state.index + 1} of {state.count})"
+            update(what, done, state.count, f"error {state.sweep.error:.4f}")
+
+        yield on_progress
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[DemoEpoch], None]]:
+    """A bar on stderr over the epochs of a training."""
+    with _patient_bar() as update:
+        yield lambda epoch: update("training the dense model", epoch.index, epoch.count, f"loss {epoch.loss:.3f}")
+
+
+@contextmanager
+def _patient_bar() -> Iterator[Callable[[str, float, float, str], None]]:
+    """A bar on stderr, shown once the work takes longer than a second: what, done, of how much, where it stands."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     began = time.monotonic()
     tasks: list[TaskID] = []
 
-    def on_progress(state: FitProgress) -> None:
+    def update(what: str, done: float, total: float, state: str) -> None:
         if not tasks:
             if time.monotonic() - began < _PATIENCE:
                 return
             progress.start()
-            tasks.append(progress.add_task("", total=state.count, error=""))
-        done = state.index + state.sweep.index / state.sweep.limit
-        error = f"error {state.sweep.error:.4f}"
-        description = f"{state.name} ({state.index + 1} of {state.count})"
-        progress.update(tasks[0], completed=done, error=error, description=description)
+            tasks.append(progress.add_task("", total=total, state=""))
+        progress.update(tasks[0], completed=done, total=total, state=state, description=escape(what))
 
     try:
-        yield on_progress
+        yield update
     finally:
         if tasks:
             progress.stop()
+
+
+def show_demo(result: DemoResult) -> None:
+    """Print what the demonstration did and measured."""
+    console = _console()
+    console.print(Text(f"A dense LSTM, trained on clips of moving digits: {result.dense_path}"), soft_wrap=True)
+    console.print(Text(f"factorized: {result.compressed_path}"), soft_wrap=True)
+    console.print()
+    show_report(result.report)
+    console.print()
+    table = _table([f"accuracy on {result.n_test:,} test clips", ""], left=1)
+    table.add_row("dense", f"{result.dense_accuracy:.1%}")
+    table.add_row("factorized, not trained any further", f"{result.factorized_accuracy:.1%}")
+    console.print(table)
 
 
 def show_report(report: CompressionReport) -> None:
@@ -130,10 +163,10 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     _show_list(console, "Note", (*checkpoint.notices, *plan.notices))
 
 
-def inventory_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """What :func:`show_inventory` prints, as one JSON object."""
+def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Print what :func:`show_inventory` shows as one JSON object."""
     source = checkpoint.source
-    return {
+    value = {
         "name": source.name,
         "params": source.n_params,
         "bytes": source.n_bytes,
@@ -155,6 +188,7 @@ def inventory_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
         "notices": [*checkpoint.notices, *plan.notices],
     }
+    show_json(value)
 
 
 def _planned_json(name: str, shape: MatrixShape) -> dict[str, Any]:

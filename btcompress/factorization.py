@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import FitOptions, fit_matrix, truncated_svd, weight_error
-from btcompress.blockterm import BlockTerm
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Plan, PlannedMatrix, make_plan
 from btcompress.results import FitProgress, LeftDense, Sweep
@@ -163,4 +163,7 @@ def _nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:
         return f"{name}: the layer patterns leave no matrix to factorize. Loosen them, or leave them out."
     others = "; ".join(f"{other.name or 'the checkpoint'}: {other.reason}" for other in plan.others)
     found = f" What looks alike: {others}." if others else ""
-    return f"{name} holds no LSTM, only {len(checkpoint.tensors)} tensors of other layers.{found} Give a checkpoint with an LSTM."
+    return (
+        f"{name} holds no LSTM, only {len(checkpoint.tensors)} tensors of other layers.{found} "
+        "Give a checkpoint with an LSTM."
+    )

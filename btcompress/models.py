@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TypeVar, cast
+from typing import TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     for entry in find_recurrent(_without_prefix(opened.outline(), prefix)):
         if isinstance(entry, LSTMEntry) and any(key in matrices for key in entry.input_keys):
             name = _plain(entry.name)
-            shapes = {key.removeprefix(entry.prefix): matrices.get(key) for key in entry.input_keys}
+            shapes = {key.removeprefix(entry.prefix): matrices[key] for key in entry.input_keys if key in matrices}
             swaps[name] = _replacement(entry, modules.get(name), shapes, list(modules))
     _check_names(module, swaps, tensors, strict)
     for name, new in swaps.items():
@@ -84,6 +84,11 @@ def _opened(compressed: Compressed) -> CompressedCheckpoint:
 
 
 _Value = TypeVar("_Value")
+
+
+class _Place(TypedDict):
+    device: torch.device
+    dtype: torch.dtype
 
 
 def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
@@ -105,13 +110,14 @@ def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
 
 
 def _replacement(
-    entry: LSTMEntry, old: nn.Module | None, shapes: dict[str, MatrixShape | None], names: list[str]
+    entry: LSTMEntry, old: nn.Module | None, shapes: dict[str, MatrixShape], names: Sequence[str]
 ) -> nn.Module:
+    """The block-term module for an LSTM or cell of the model, which must be the one that the file was made from."""
     where = entry.name or "the model itself"
     expected = nn.LSTM if entry.kind == "lstm" else nn.LSTMCell
     if isinstance(old, BTLSTM | BTLSTMCell):
         raise CheckpointError(f"{where} is a block-term LSTM already. Apply the file to the model's dense form.")
-    if type(old) is not expected:
+    if old is None or type(old) is not expected:
         given = "is not in the model" if old is None else f"is a {type(old).__name__}"
         raise CheckpointError(
             f"the file has an nn.{expected.__name__} at {where}, but that {given}. Give the model whose dense "
@@ -119,42 +125,35 @@ def _replacement(
             "or a prefix; or load to_dense() into a model that is written otherwise."
         )
     weight = next(old.parameters())
-    place = {"device": weight.device, "dtype": weight.dtype}
+    place: _Place = {"device": weight.device, "dtype": weight.dtype}
+    _check_sizes(entry, old)
     if isinstance(old, nn.LSTM):
-        _check_sizes(
-            entry,
-            LSTMEntry(
-                entry.prefix,
-                "lstm",
-                old.input_size,
-                old.hidden_size,
-                old.num_layers,
-                old.bidirectional,
-                old.proj_size,
-                old.bias,
-            ),
+        new: nn.Module = BTLSTM(
+            old.input_size,
+            old.hidden_size,
+            old.num_layers,
+            old.bias,
+            old.batch_first,
+            old.dropout,
+            old.bidirectional,
+            old.proj_size,
+            shapes=shapes,
+            **place,
         )
-        arguments = {
-            name: getattr(old, name)
-            for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
-        }
-        new: nn.Module = BTLSTM(old.input_size, old.hidden_size, **arguments, **place, shapes=shapes)
     else:
-        cell = cast(nn.LSTMCell, old)
-        _check_sizes(entry, LSTMEntry(entry.prefix, "cell", cell.input_size, cell.hidden_size, bias=cell.bias))
-        new = BTLSTMCell(cell.input_size, cell.hidden_size, cell.bias, **place, shape=shapes["weight_ih"])
+        new = BTLSTMCell(old.input_size, old.hidden_size, old.bias, shape=shapes["weight_ih"], **place)
     return new.train(old.training)
 
 
-def _check_sizes(file: LSTMEntry, model: LSTMEntry) -> None:
+def _check_sizes(entry: LSTMEntry, module: nn.Module) -> None:
     names = ("input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias")
-    differing = [name for name in names if getattr(file, name) != getattr(model, name)]
+    pairs = ((name, getattr(entry, name), getattr(module, name, getattr(entry, name))) for name in names)
+    differing = [
+        f"{name} {ours} in the file and {theirs} in the model" for name, ours, theirs in pairs if ours != theirs
+    ]
     if differing:
-        texts = (
-            f"{name} {getattr(file, name)} in the file and {getattr(model, name)} in the model" for name in differing
-        )
         raise CheckpointError(
-            f"{file.name or 'the LSTM'} differs: {', '.join(texts)}. Build the model as its checkpoint was saved."
+            f"{entry.name or 'the LSTM'} differs: {', '.join(differing)}. Build the model as its checkpoint was saved."
         )
 
 

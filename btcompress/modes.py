@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -157,6 +157,28 @@ def fits(request: ShapeRequest, out_size: int, in_size: int, n_gates: int = 4) -
     )
 
 
+def choose_shapes(
+    request: ShapeRequest, sizes: Mapping[str, tuple[int, int]], n_gates: int = 4
+) -> dict[str, ChosenShape]:
+    """Choose the shapes of several matrices, given modes for the ones they multiply to.
+
+    Args:
+        request: what was asked for.
+        sizes: ``(rows, inputs)`` of each matrix by name.
+        n_gates: as :func:`choose_shape`.
+
+    Raises:
+        ShapeError: as :func:`choose_shape`; given modes or an input shape fit none of the matrices.
+    """
+    fitting = {name: fits(request, *size, n_gates) for name, size in sizes.items()}
+    given = [name for name in ("in_modes", "out_modes", "input_shape") if getattr(request, name) is not None]
+    used = all(any(getattr(each, name) is not None for each in fitting.values()) for name in given)
+    # Modes that fit no matrix are asked of every matrix, and refused by the first.
+    return {
+        name: choose_shape(fitting[name] if used else request, name, *size, n_gates) for name, size in sizes.items()
+    }
+
+
 def suggest_order(in_size: int) -> int:
     """The order that gives input modes of about 16 each, from 2 to 4."""
     return max(2, min(_MAX_CHOSEN_ORDER, round(math.log2(max(in_size, 2)) / _BITS_PER_MODE)))
@@ -217,10 +239,10 @@ def _floor_root(size: int, order: int) -> int:
 
 
 def _cuts_along_axes(input_shape: Modes, order: int) -> Iterator[Modes]:
-    """Mode sizes whose boundaries split axes evenly and merge whole neighbours, never astride.
+    """Mode sizes that each split an axis evenly, or hold whole axes and at most the last part of one before them.
 
-    Each boundary is the number of entries behind it; it and every axis boundary must divide one
-    another, so that a common finer cut exists.
+    A boundary is the number of entries behind it. Every boundary and every axis must divide one another,
+    so that a common finer cut exists; a mode that crosses the start of an axis must end where an axis does.
     """
     size = math.prod(input_shape)
     axes = _boundaries(input_shape)
@@ -231,12 +253,12 @@ def _cuts_along_axes(input_shape: Modes, order: int) -> Iterator[Modes]:
             yield (*modes, remaining)
             return
         for boundary in allowed:
-            if remaining % boundary == 0 and (boundary < remaining or len(allowed) < order):
+            crosses = any(boundary < axis < remaining for axis in axes)
+            if remaining % boundary == 0 and (not crosses or boundary in axes):
                 yield from cut(boundary, (*modes, remaining // boundary))
 
     found = list(cut(size, ()))
-    proper = [modes for modes in found if min(modes) > 1]
-    yield from proper or found or [(1,) * (order - 1) + (size,)]
+    yield from [modes for modes in found if min(modes) > 1] or found
 
 
 def _boundaries(modes: Modes) -> list[int]:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor
-
 from btcompress.checkpoint import Checkpoint, LSTMEntry, OtherRecurrent, find_recurrent
 from btcompress.errors import CheckpointError
-from btcompress.modes import ShapeRequest, choose_shape, fits
+from btcompress.modes import ShapeRequest, choose_shapes
 from btcompress.results import LeftDense
 from btcompress.shapes import MatrixShape
 
@@ -66,9 +64,11 @@ def make_plan(
     found = find_recurrent(checkpoint.tensors)
     lstms = tuple(entry for entry in found if isinstance(entry, LSTMEntry))
     keys = _choose_keys(lstms, layers)
-    matrices, left_dense, notices = [], [], []
-    for key in keys:
-        chosen = choose_shape(_request_for(key, keys, checkpoint.tensors, request), key, *checkpoint.tensors[key].shape)
+    sizes = {key: (checkpoint.tensors[key].shape[0], checkpoint.tensors[key].shape[1]) for key in keys}
+    matrices: list[PlannedMatrix] = []
+    left_dense: list[LeftDense] = []
+    notices: list[str] = []
+    for key, chosen in choose_shapes(request, sizes).items():
         shape = chosen.shape
         if shape.n_params >= shape.dense_params and not allow_growth:
             reason = (
@@ -103,11 +103,3 @@ def _choose_keys(lstms: Sequence[LSTMEntry], layers: Sequence[str]) -> list[str]
 
 def _matches(key: str, owner: str, pattern: str) -> bool:
     return fnmatchcase(key, pattern) or fnmatchcase(owner, pattern)
-
-
-def _request_for(key: str, keys: Sequence[str], tensors: dict[str, Tensor], request: ShapeRequest) -> ShapeRequest:
-    """The request with modes for this matrix only, unless they are for no matrix at all: then unchanged, to fail."""
-    fitting = {name: fits(request, *tensors[name].shape) for name in keys}
-    given = [name for name in ("in_modes", "out_modes", "input_shape") if getattr(request, name) is not None]
-    used = all(any(getattr(each, name) is not None for each in fitting.values()) for name in given)
-    return fitting[key] if used else request

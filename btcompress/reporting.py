@@ -89,25 +89,31 @@ def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Itera
 
 
 def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]:
-    for row in rows:
-        if row.params_after >= row.params_before:
-            yield f"{row.name} grew, from {row.params_before:,} to {row.params_after:,} parameters: lower its ranks."
-        if row.weight_error >= _NOTHING_KEPT:
-            yield (
-                f"{row.name}: a weight error of {row.weight_error:.3f} means that next to nothing of the matrix is kept. "
-                "Raise the CP rank or the Tucker rank, or expect to retrain the model before it is of use."
-            )
-        elif row.weight_error >= _HALF_LOST:
-            yield (
-                f"{row.name}: a weight error of {row.weight_error:.3f} is large. Measure the model before you use it; "
-                "higher ranks keep more."
-            )
-        if row.svd_rank and row.svd_error < row.weight_error:
-            yield (
-                f"{row.name}: a low-rank matrix of equal size fits better (truncated SVD of rank {row.svd_rank}: "
-                f"{row.svd_error:.3f} against {row.weight_error:.3f}). Mode sizes that follow the data's own axes "
-                "may change that."
-            )
+    grown = [row for row in rows if row.params_after >= row.params_before]
+    emptied = [row for row in rows if row.weight_error >= _NOTHING_KEPT]
+    halved = [row for row in rows if _HALF_LOST <= row.weight_error < _NOTHING_KEPT]
+    outdone = [row for row in rows if row.svd_rank and row.svd_error < row.weight_error]
+    if grown:
+        sizes = (f"{row.name} (from {row.params_before:,} to {row.params_after:,} parameters)" for row in grown)
+        yield f"What grew: {', '.join(sizes)}. Lower the ranks."
+    if emptied:
+        yield (
+            f"Next to nothing is kept of {_with_errors(emptied)}. Raise the CP rank or the Tucker rank, or expect to "
+            "retrain the model before it is of use."
+        )
+    if halved:
+        yield (
+            f"Half or more is lost of {_with_errors(halved)}. Measure the model before you use it; higher ranks "
+            "keep more."
+        )
+    if outdone:
+        pairs = (
+            f"{row.name} ({row.svd_error:.3f} at rank {row.svd_rank} against {row.weight_error:.3f})" for row in outdone
+        )
+        yield (
+            f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Mode sizes that "
+            "follow the data's own axes may change that."
+        )
     chosen = sum(row.params_before for row in rows)
     if chosen < _SMALL_SHARE * model.params_before:
         best = model.params_before / (model.params_before - chosen)
@@ -115,3 +121,7 @@ def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]
             f"The factorized matrices are {chosen / model.params_before:.0%} of the model's parameters: however small "
             f"they get, the model ratio cannot pass {best:.2f}."
         )
+
+
+def _with_errors(rows: list[MatrixReport]) -> str:
+    return ", ".join(f"{row.name} (weight error {row.weight_error:.3f})" for row in rows)

@@ -72,9 +72,19 @@ class BlockTermShape:
                 f"in_modes {self.in_modes}, out_modes {self.out_modes} and ranks {self.ranks} must have "
                 "the same length, at least 1. Give one input mode, one output mode and one rank per mode."
             )
-        numbers = (*self.in_modes, *self.out_modes, *self.ranks, self.n_blocks, self.in_size, self.out_size, self.n_gates)
+        numbers = (
+            *self.in_modes,
+            *self.out_modes,
+            *self.ranks,
+            self.n_blocks,
+            self.in_size,
+            self.out_size,
+            self.n_gates,
+        )
         if min(numbers) < 1:
-            raise ShapeError(f"modes, ranks, sizes and the CP rank must be at least 1, but {self} has a smaller number.")
+            raise ShapeError(
+                f"modes, ranks, sizes and the CP rank must be at least 1, but {self} has a smaller number."
+            )
         if self.padded_in < self.in_size or self.padded_out < self.out_size:
             raise ShapeError(
                 f"modes {self.out_modes} x {self.in_modes} cover {self.padded_out} x {self.padded_in}, "
@@ -156,9 +166,13 @@ class BlockTermShape:
             ShapeError: a number is missing or is no integer, or the shape is inconsistent.
         """
         try:
-            lists = (data["in_modes"], data["out_modes"], data["tucker_ranks"])
-            sizes = {name: int(data[name]) for name in ("in_size", "out_size", "n_gates")}
-            return cls(*(tuple(map(int, values)) for values in lists), n_blocks=int(data["cp_rank"]), **sizes)
+            in_modes, out_modes, ranks = (
+                tuple(int(value) for value in data[name]) for name in ("in_modes", "out_modes", "tucker_ranks")
+            )
+            n_blocks, in_size, out_size, n_gates = (
+                int(data[name]) for name in ("cp_rank", "in_size", "out_size", "n_gates")
+            )
+            return cls(in_modes, out_modes, ranks, n_blocks, in_size, out_size, n_gates)
         except (KeyError, TypeError, ValueError) as error:
             raise ShapeError(f"not a block-term shape ({type(error).__name__}: {error}): {data!r}") from error
 

@@ -14,7 +14,7 @@ PACKAGE = Path(btcompress.__file__).parent
 FLOORS = {
     "errors": 0,
     "shapes": 1,
-    "modes": 1.5,
+    "modes": 2,
     "results": 1,
     "contraction": 1,
     "blockterm": 2,
@@ -25,10 +25,10 @@ FLOORS = {
     "factorization": 5,
     "models": 5,
     "reporting": 5,
-    "demo": 5,
-    "display": 6,
-    "cli": 7,
-    "__main__": 8,
+    "demo": 6,
+    "display": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 MODULES = sorted(
@@ -48,7 +48,9 @@ def imports(module, *, also_for_types=False):
     tree = ast.parse(source)
     if not also_for_types:
         tree.body = [
-            node for node in tree.body if not (isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
+            node
+            for node in tree.body
+            if not (isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING")
         ]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):

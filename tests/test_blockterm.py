@@ -11,7 +11,12 @@ from btcompress.shapes import BlockTermShape
 from forms import UNEVEN, random_form
 
 PADDED = BlockTermShape((2, 3, 2), (8, 2, 3), (3, 2, 4), 3, in_size=11, out_size=40, n_gates=4)
-SHAPES = [UNEVEN, PADDED, BlockTermShape((4,), (6,), (1,), 2), BlockTermShape((5, 2, 1, 3), (2, 1, 3, 2), (2, 1, 3, 2), 2)]
+SHAPES = [
+    UNEVEN,
+    PADDED,
+    BlockTermShape((4,), (6,), (1,), 2),
+    BlockTermShape((5, 2, 1, 3), (2, 1, 3, 2), (2, 1, 3, 2), 2),
+]
 
 
 def dense_by_loops(form):

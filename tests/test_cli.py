@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,15 +10,33 @@ from safetensors.torch import load_file
 from torch import nn
 
 import btcompress
+from btcompress.cli import main
 
 
-def run(*arguments, cwd=None, code=0):
-    """The command as a user runs it; returns stdout and stderr."""
-    environment = {**os.environ, "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "btcompress", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout, done.stderr
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command as ``btcompress`` runs it, in this process; returns stdout and stderr."""
+
+    def call(*arguments, cwd=None, code=0):
+        monkeypatch.setattr(sys, "argv", ["btcompress", *map(str, arguments)])
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        try:
+            main()
+            exit_code = 0
+        except SystemExit as stop:
+            exit_code = stop.code or 0
+        out, err = capsys.readouterr()
+        assert exit_code == code, out + err
+        return out, err
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _plain_output(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
 
 
 @pytest.fixture
@@ -29,7 +46,7 @@ def model(tmp_path):
     return path
 
 
-def test_factorize_writes_beside_the_input_and_report_says_the_same(model):
+def test_factorize_writes_beside_the_input_and_report_says_the_same(model, run):
     out, err = run("factorize", model, "--cp-rank", "1", "--tucker-rank", "4")
     result = model.parent / "model.bt.safetensors"
     assert str(result) in out
@@ -40,7 +57,7 @@ def test_factorize_writes_beside_the_input_and_report_says_the_same(model):
         assert words in told
 
 
-def test_json_is_one_object_that_counts_the_file(model, tmp_path):
+def test_json_is_one_object_that_counts_the_file(model, tmp_path, run):
     target = tmp_path / "out.safetensors"
     value = json.loads(run("factorize", model, "-o", target, "--json", "--tucker-rank", "3,3")[0])
     assert value["matrices"][0]["tucker_ranks"] == [3, 3]
@@ -50,13 +67,13 @@ def test_json_is_one_object_that_counts_the_file(model, tmp_path):
     assert json.loads(run("report", target, "--json")[0]) == value
 
 
-def test_same_command_and_seed_write_the_same_bytes(model, tmp_path):
+def test_same_command_and_seed_write_the_same_bytes(model, tmp_path, run):
     for name in ("a", "b"):
         run("factorize", model, "-o", tmp_path / name, "--cp-rank", "2", "--seed", "7", "--restarts", "1")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_existing_result_is_kept_unless_forced(model):
+def test_existing_result_is_kept_unless_forced(model, run):
     result = model.parent / "model.bt.safetensors"
     result.write_text("precious")
     _, err = run("factorize", model, code=2)
@@ -66,14 +83,14 @@ def test_existing_result_is_kept_unless_forced(model):
     assert btcompress.load(result).matrices
 
 
-def test_the_input_itself_is_never_overwritten(model):
+def test_the_input_itself_is_never_overwritten(model, run):
     before = model.read_bytes()
     _, err = run("factorize", model, "-o", model, "--force", code=2)
     assert err.startswith("Error: ")
     assert model.read_bytes() == before
 
 
-def test_dry_run_shows_the_plan_and_writes_nothing(model):
+def test_dry_run_shows_the_plan_and_writes_nothing(model, run):
     out, _ = run("factorize", model, "--dry-run")
     assert "128 x 64" in out
     assert sorted(path.name for path in model.parent.iterdir()) == ["model.pt"]
@@ -82,7 +99,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model):
     assert planned.items() <= done.items()
 
 
-def test_inspect_names_lstms_and_what_looks_alike(tmp_path):
+def test_inspect_names_lstms_and_what_looks_alike(tmp_path, run):
     path = tmp_path / "weights.bin"
     torch.save(nn.ModuleDict({"rnn": nn.GRU(8, 4), "enc": nn.LSTM(64, 32, 2, bidirectional=True)}).state_dict(), path)
     out, _ = run("inspect", path)
@@ -93,7 +110,7 @@ def test_inspect_names_lstms_and_what_looks_alike(tmp_path):
     assert len(value["matrices"]) == 4
 
 
-def test_report_against_measures_anew(model):
+def test_report_against_measures_anew(model, run):
     run("factorize", model)
     result = model.parent / "model.bt.safetensors"
     recorded = json.loads(run("report", result, "--json")[0])
@@ -117,7 +134,7 @@ def test_report_against_measures_anew(model):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_requests_are_one_clear_error_with_exit_code_2_and_write_nothing(model, arguments, words):
+def test_bad_requests_are_one_clear_error_with_exit_code_2_and_write_nothing(model, arguments, words, run):
     out, err = run("factorize", model, *arguments, code=2, cwd=model.parent)
     assert words in err
     assert "Traceback" not in err
@@ -126,7 +143,7 @@ def test_bad_requests_are_one_clear_error_with_exit_code_2_and_write_nothing(mod
 
 
 @pytest.mark.parametrize("command", ["factorize", "inspect", "report"])
-def test_missing_and_foreign_files_are_refused(command, tmp_path):
+def test_missing_and_foreign_files_are_refused(command, tmp_path, run):
     _, err = run(command, tmp_path / "nowhere.pt", code=2)
     assert "nowhere.pt" in err
     (tmp_path / "text.pt").write_text("hello")
@@ -135,7 +152,7 @@ def test_missing_and_foreign_files_are_refused(command, tmp_path):
     assert "Traceback" not in err
 
 
-def test_compressed_files_are_told_from_dense_ones(model):
+def test_compressed_files_are_told_from_dense_ones(model, run):
     run("factorize", model)
     _, err = run("factorize", model.parent / "model.bt.safetensors", code=2)
     assert "compressed already" in err
@@ -143,9 +160,30 @@ def test_compressed_files_are_told_from_dense_ones(model):
     assert "not a compressed checkpoint" in err
 
 
-def test_every_option_in_the_documents_exists():
+def test_every_option_in_the_documents_exists(run):
     helps = " ".join(run(command, "--help")[0] for command in ("factorize", "inspect", "report"))
     root = Path(__file__).parent.parent
     for document in (root / "README.md", *(root / "docs").glob("*.md")):
         for option in re.findall(r"`(?:btcompress \w+ [^`]*)?(--[a-z-]+)", document.read_text()):
             assert option in helps + " --version", f"{document.name}: {option}"
+
+
+def test_module_runs_as_the_command_and_errors_exit_with_2_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "btcompress", "inspect", str(tmp_path / "nowhere.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_tells_its_story(tmp_path, run, monkeypatch):
+    for name, value in {"_N_TRAIN": 60, "_N_TEST": 40, "_EPOCHS": 2, "_HEIGHT": 12, "_WIDTH": 16, "_HIDDEN": 8}.items():
+        monkeypatch.setattr(f"btcompress.demo.story.{name}", value)
+    out, _ = run("demo", "--output", tmp_path / "new" / "folder")
+    assert "accuracy on 40 test clips" in out
+    assert "lstm.weight_ih_l0" in out
+    loaded = btcompress.load(tmp_path / "new" / "folder" / "dense.bt.safetensors")
+    assert list(loaded.matrices) == ["lstm.weight_ih_l0"]
+    again, _ = run("demo", "--output", tmp_path / "again")
+    assert again.splitlines()[-3:] == out.splitlines()[-3:]

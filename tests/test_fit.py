@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -9,8 +10,7 @@ from tensorly.decomposition import tucker
 
 from btcompress.blockterm import BlockTerm
 from btcompress.errors import BTCompressError, ShapeError
-from btcompress.fit import FitOptions, balanced, fit, fit_matrix, truncated_svd, weight_error
-from btcompress.fit import hosvd
+from btcompress.fit import FitOptions, balanced, fit, fit_matrix, hosvd, truncated_svd, weight_error
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import sweep_until_stable
 from btcompress.shapes import BlockTermShape, MatrixShape
@@ -57,10 +57,10 @@ def test_exact_matrices_with_uneven_ranks_are_recovered(generator):
 def test_error_never_rises_over_sweeps(start, generator):
     tensor = torch.randn(9, 7, 8, dtype=torch.float64, generator=generator)
     ranks = (3, 2, 4)
-    blocks = greedy_deflation(tensor, ranks, 3, 0) if start == "greedy" else random_blocks(tensor, ranks, 3, generator)
+    blocks = greedy_deflation(tensor, ranks, 3) if start == "greedy" else random_blocks(tensor, ranks, 3, generator)
     errors = [float((tensor - blocks.to_tensor()).norm() / tensor.norm())]
     result = sweep_until_stable(tensor, blocks, 40, 0.0, lambda sweep: errors.append(sweep.error))
-    assert all(later <= earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
     assert result.error == errors[-1]
     assert float((tensor - result.blocks.to_tensor()).norm() / tensor.norm()) == pytest.approx(result.error, abs=1e-12)
@@ -138,7 +138,9 @@ def test_extreme_float64_scales_stay_finite(generator):
 def test_zero_constant_and_rank_one_matrices_come_out_exact(n_blocks, generator):
     shape = BlockTermShape((2, 3, 5), (7, 4, 3), (2, 2, 2), n_blocks)
     zero = torch.zeros(84, 30, dtype=torch.float64)
-    kron = [torch.randn(j, i, dtype=torch.float64, generator=generator) for i, j in zip((2, 3, 5), (7, 4, 3), strict=True)]
+    kron = [
+        torch.randn(j, i, dtype=torch.float64, generator=generator) for i, j in zip((2, 3, 5), (7, 4, 3), strict=True)
+    ]
     rank_one = torch.kron(torch.kron(kron[0], kron[1]), kron[2])
     for matrix in (zero, torch.full_like(zero, -3.5), rank_one):
         fitted = fit(matrix, shape)
@@ -246,7 +248,9 @@ def test_compressing_a_large_core_loses_no_exact_block_terms(generator, monkeypa
 
 @pytest.mark.parametrize("first_kept", [True, False], ids=["first mode whole", "all truncated"])
 def test_compression_is_the_projection_onto_its_bases(first_kept, generator, monkeypatch):
-    shape = BlockTermShape((2, 6, 5), (4, 5, 6), (3 if first_kept else 1, 1, 2), 1, in_size=59, out_size=120 - 8, n_gates=4)
+    shape = BlockTermShape(
+        (2, 6, 5), (4, 5, 6), (3 if first_kept else 1, 1, 2), 1, in_size=59, out_size=120 - 8, n_gates=4
+    )
     matrix = torch.randn(112, 59, dtype=torch.float64, generator=generator)
     monkeypatch.setattr(hosvd, "_FREE_ENTRIES", 1)
     compression = hosvd.compress(matrix, shape, 2.0, torch.device("cpu"))

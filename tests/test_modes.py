@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -39,7 +40,13 @@ def test_smallest_cover_reaches_the_size_and_none_of_its_modes_could_be_smaller(
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 300), st.integers(1, 70), st.integers(1, 3), st.integers(1, 5), st.sampled_from(["fused", "separate"]))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 70),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.sampled_from(["fused", "separate"]),
+)
 def test_every_size_gets_a_shape_that_covers_it(inputs, hidden, cp_rank, rank, gates):
     shape = choose_shape(ShapeRequest(cp_rank, rank, gates=gates), "w", 4 * hidden, inputs).shape
     assert (shape.out_size, shape.in_size) == (4 * hidden, inputs)
@@ -59,7 +66,9 @@ def test_padding_is_chosen_exactly_where_it_costs_fewer_parameters(inputs):
     assert is_padded == any("padded" in notice for notice in chosen.notices)
 
 
-@pytest.mark.parametrize(("shape", "order"), [((120, 160, 3), 4), ((120, 160, 3), 3), ((7, 11), 2), ((64,), 3), ((2, 128), 2)])
+@pytest.mark.parametrize(
+    ("shape", "order"), [((120, 160, 3), 4), ((120, 160, 3), 3), ((7, 11), 2), ((64,), 3), ((2, 128), 2)]
+)
 def test_modes_along_an_input_shape_never_lie_astride_its_axes(shape, order):
     size = math.prod(shape)
     modes = choose_shape(ShapeRequest(input_shape=shape, order=order), "w", 64, size).shape.part.in_modes
@@ -68,9 +77,12 @@ def test_modes_along_an_input_shape_never_lie_astride_its_axes(shape, order):
     def boundaries(sizes):
         return [math.prod(sizes[k:]) for k in range(1, len(sizes))]
 
-    for cut in boundaries(modes):
-        for axis in boundaries(shape):
-            assert cut % axis == 0 or axis % cut == 0
+    cuts, axes = boundaries(modes), boundaries(shape)
+    for cut, axis in itertools.product(cuts, axes):
+        assert cut % axis == 0 or axis % cut == 0
+    for start, end in itertools.pairwise([size, *cuts, 1]):
+        crosses = any(end < axis < start for axis in axes)
+        assert not crosses or end in [*axes, 1]
     assert len(modes) == order
 
 

@@ -18,7 +18,7 @@ def exact_lstm(input_size, hidden_size, **arguments):
 def test_high_error_is_called_what_it_is():
     report = btcompress.report(btcompress.factorize(nn.LSTM(256, 64), tucker_rank=2))
     assert report.matrices[0].weight_error > 0.9
-    assert any("next to nothing of the matrix is kept" in line for line in report.advice)
+    assert any("Next to nothing is kept of weight_ih_l0" in line for line in report.advice)
 
 
 def test_exact_fit_gets_no_warning():
@@ -35,7 +35,9 @@ def test_better_low_rank_matrix_is_named():
     row = report.matrices[0]
     assert row.svd_rank >= 1
     assert row.svd_error < 1e-3 < row.weight_error
-    assert any("low-rank matrix of equal size fits better" in line for line in report.advice)
+    assert any(
+        "low-rank matrix of equal size fits better than block terms for weight_ih_l0" in line for line in report.advice
+    )
 
 
 def test_small_share_of_the_model_names_the_best_ratio_reachable():
@@ -89,3 +91,17 @@ def test_json_form_has_the_documented_keys_and_is_plain():
     assert value["model"].keys() >= {"params_before", "params_after", "ratio", "bytes_before", "bytes_after"}
     row = value["matrices"][0]
     assert row["weights_ratio"] == row["params_before"] / row["params_after"]
+
+
+def test_advice_that_is_the_same_for_several_matrices_is_given_once():
+    report = btcompress.report(btcompress.factorize(nn.LSTM(64, 32, num_layers=2), tucker_rank=2))
+    assert len(report.matrices) == 2
+    lines = [line for line in report.advice if "Next to nothing" in line]
+    assert len(lines) == 1
+    assert all(row.name in lines[0] for row in report.matrices)
+
+
+def test_middling_error_asks_for_a_measurement():
+    report = btcompress.report(btcompress.factorize(nn.LSTM(64, 16), tucker_rank=16))
+    assert 0.5 <= report.matrices[0].weight_error < 0.9
+    assert any("Half or more is lost of weight_ih_l0" in line for line in report.advice)

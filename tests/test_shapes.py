@@ -83,7 +83,9 @@ def test_inconsistent_shapes_are_refused_in_words(arguments, words):
         BlockTermShape(*arguments)
 
 
-@pytest.mark.parametrize("change", [{"gates": "both"}, {"cp_rank": None}, {"in_modes": 3}, {"tucker_ranks": ["x", "y"]}])
+@pytest.mark.parametrize(
+    "change", [{"gates": "both"}, {"cp_rank": None}, {"in_modes": 3}, {"tucker_ranks": ["x", "y"]}]
+)
 def test_damaged_json_forms_are_refused(change):
     good = MatrixShape(BlockTermShape((2, 3), (4, 2), (3, 2))).to_dict()
     with pytest.raises(ShapeError):

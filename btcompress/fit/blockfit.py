@@ -18,8 +18,8 @@ from btcompress.results import Sweep
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Random starts tried on the small leading corner of the core, where a sweep costs next to nothing.
-_CORNER_STARTS = 4
-_CORNER_SWEEPS = 25
+_CORNER_STARTS = 3
+_CORNER_SWEEPS = 12
 #: Sweeps after which only the best start goes on.
 _RACE_SWEEPS = 5
 #: A fit this close is exact up to rounding.
@@ -171,7 +171,7 @@ def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sw
     def sweep(tensor: Tensor, start: Blocks, max_sweeps: int = options.max_sweeps) -> SweepResult:
         return sweep_until_stable(tensor, start, max_sweeps, options.tolerance, on_sweep)
 
-    starts = [greedy_deflation(core, ranks, n_blocks, options.seed)]
+    starts = [greedy_deflation(core, ranks, n_blocks)]
     if n_blocks > 1:  # A single block has no partner to be confused with, and its greedy start is good.
         corner, bases = leading_corner(core, tuple(n_blocks * rank for rank in ranks))
         draws = (random_blocks(corner, ranks, n_blocks, generator) for _ in range(_CORNER_STARTS))
@@ -212,4 +212,3 @@ def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
         return torch.zeros(size, dtype=torch.float64, device=device)
 
     return BlockTerm(shape, zeros(shape.core_shape), tuple(zeros(size) for size in shape.factor_shapes))
-

@@ -59,13 +59,12 @@ def compress(matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.
         return Compression(tensor, tuple(bases), scale, _square(tensor))
     # The first mode's unfolding lies in memory almost as it is needed; the others follow, small ones first.
     first, *others = sorted(shrinking, key=lambda k: (k != 0, shape.mode_sizes[k]))
-    gram = slabs.gram(first)
-    bases[first] = _leading_eigenvectors(gram, kept[first])
-    tensor = slabs.projected(first, bases[first])
+    bases[first] = _leading_eigenvectors(slabs.gram(first), kept[first])
+    tensor, norm_squared = slabs.projected(first, bases[first])
     for mode in others:
         bases[mode] = _leading_basis(tensor, mode, kept[mode])
         tensor = _project(tensor, mode, bases[mode])
-    return Compression(tensor.contiguous(), tuple(bases), scale, float(torch.trace(gram)))
+    return Compression(tensor.contiguous(), tuple(bases), scale, norm_squared)
 
 
 def leading_corner(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -121,12 +120,14 @@ class _Slabs:
         """Gram matrix of the mode's unfolding, shape ``(I_k * J_k, I_k * J_k)``."""
         i, j = self._shape.in_modes[mode], self._shape.out_modes[mode]
         gram = torch.zeros(i * j, i * j, dtype=torch.float64, device=self._device)
-        for slab in self._unfoldings(mode):
-            gram.addmm_(slab, slab.T)
+        # Products of float32 numbers are as exact as the numbers; only their sum needs more digits.
+        dtype = torch.float64 if self._rows.dtype == torch.float64 else torch.float32
+        for slab in self._unfoldings(mode, dtype):
+            gram += slab @ slab.T
         return gram.reshape(j, i, j, i).permute(1, 0, 3, 2).reshape(i * j, i * j)
 
-    def projected(self, mode: int, basis: Tensor) -> Tensor:
-        """The tensor with ``mode`` expressed in ``basis``, shape ``(I_1 J_1, .., c_k, .., I_d J_d)``."""
+    def projected(self, mode: int, basis: Tensor) -> tuple[Tensor, float]:
+        """The tensor ``(I_1 J_1, .., c_k, .., I_d J_d)`` with ``mode`` in ``basis``, and its squared norm before."""
         shape, n_others = self._shape, self._shape.order - 1
         out_modes = shape.out_modes[:mode] + shape.out_modes[mode + 1 :]
         in_modes = shape.in_modes[:mode] + shape.in_modes[mode + 1 :]
@@ -134,13 +135,16 @@ class _Slabs:
         outputs_first = basis.reshape(shape.in_modes[mode], shape.out_modes[mode], count).transpose(0, 1)
         weights = outputs_first.reshape(-1, count).T.contiguous()
         result = basis.new_empty(math.prod(out_modes), count, math.prod(in_modes))
-        for target, slab in zip(result, self._unfoldings(mode), strict=True):
+        norm_squared = 0.0
+        for target, slab in zip(result, self._unfoldings(mode, torch.float64), strict=True):
             torch.mm(weights, slab, out=target)
+            norm_squared += _square(slab)
         pairs = [axis for k in range(n_others) for axis in (n_others + 1 + k, k)]
         paired = result.reshape(*out_modes, count, *in_modes).permute(n_others, *pairs)
-        return paired.reshape(count, *(i * j for i, j in zip(in_modes, out_modes, strict=True))).movedim(0, mode)
+        mode_sizes = (i * j for i, j in zip(in_modes, out_modes, strict=True))
+        return paired.reshape(count, *mode_sizes).movedim(0, mode), norm_squared
 
-    def _unfoldings(self, mode: int) -> Iterator[Tensor]:
+    def _unfoldings(self, mode: int, dtype: torch.dtype) -> Iterator[Tensor]:
         """Slabs of the unfolding, rows ``(j_k, i_k)``, one for each index of the other output modes.
 
         Each slab reuses the memory of the one before.
@@ -148,7 +152,7 @@ class _Slabs:
         shape = self._shape
         by_slab = self._rows.reshape(*shape.out_modes, shape.padded_in).movedim(mode, -2)
         sizes = (shape.out_modes[mode], math.prod(shape.in_modes[:mode]), shape.in_modes[mode], -1)
-        buffer = torch.empty(shape.out_modes[mode], shape.padded_in, dtype=torch.float64, device=self._device)
+        buffer = torch.empty(shape.out_modes[mode], shape.padded_in, dtype=dtype, device=self._device)
         for indices in itertools.product(*map(range, by_slab.shape[:-2])):
             buffer.copy_(by_slab[indices]).div_(self._scale)
             yield buffer.reshape(sizes).transpose(1, 2).reshape(shape.mode_sizes[mode], -1)

@@ -13,14 +13,13 @@ from btcompress.fit.sweeps import Blocks
 _NOTHING_LEFT = 1e-14
 
 
-def greedy_deflation(tensor: Tensor, ranks: tuple[int, ...], n_blocks: int, seed: int) -> Blocks:
+def greedy_deflation(tensor: Tensor, ranks: tuple[int, ...], n_blocks: int) -> Blocks:
     """One Tucker block after another, each fitted by HOOI to what the blocks before it leave.
 
     Args:
         tensor: shape ``(c_1..c_d)``, float64.
         ranks: Tucker ranks, none above its mode's size.
         n_blocks: ``N``.
-        seed: for TensorLy where a mode has fewer singular vectors than its rank.
     """
     residual, norm = tensor, torch.linalg.vector_norm(tensor)
     blocks: list[Blocks] = []
@@ -32,7 +31,7 @@ def greedy_deflation(tensor: Tensor, ranks: tuple[int, ...], n_blocks: int, seed
             block = Blocks(residual.unsqueeze(0), identities)
         else:
             with tensorly.backend_context("pytorch", local_threadsafe=True):
-                core, factors = tucker(residual, rank=list(ranks), init="svd", random_state=seed)
+                core, factors = tucker(residual, rank=list(ranks), init="svd", random_state=0)
             block = Blocks(core.unsqueeze(0), tuple(factor.unsqueeze(0) for factor in factors))
         blocks.append(block)
         residual = residual - block.to_tensor()

@@ -81,7 +81,7 @@ def truncated_svd(matrix: Tensor, max_params: int, device: torch.device | str = 
 def _chunks_across(matrix: Tensor) -> Iterator[Tensor]:
     """Chunks ``(n, smaller side)`` that together are the matrix or its transpose."""
     tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
-    yield from tall.split(max(1, _CHUNK_ENTRIES // tall.shape[1]))
+    yield from torch.split(tall, max(1, _CHUNK_ENTRIES // tall.shape[1]))
 
 
 def _largest(matrix: Tensor) -> float:

@@ -1,9 +1,7 @@
-"""The LSTM recurrence, once the input part ``z = W x + b`` of every step is known."""
+"""One LSTM layer: by torch's kernel, or from the input part ``z = W x + b`` of all its steps."""
 
 from __future__ import annotations
 
-import itertools
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +9,135 @@ from torch import Tensor
 
 State = tuple[Tensor, Tensor]
 
-#: On a CPU torch's kernel is used up to this many products of batch size and squared hidden size: beyond, the
-#: identity matrix it has to be given costs more than a loop's calls.
+#: A CPU takes :func:`recur_by_steps` where batch size times squared hidden size exceeds this: from there on the
+#: products with the identity cost more than the calls of a loop. Measured; not sharp.
 _KERNEL_LIMIT = 2**17
 
 
-class Recurrent:
-    ...
+def lstm_step(z: Tensor, state: State, weight_hh: Tensor, weight_hr: Tensor | None = None) -> State:
+    """The next hidden and cell state.
+
+    ``i, f, g, o = split(z + U h)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``; ``h' = sigmoid(o) tanh(c')``,
+    projected by ``P`` where there is one.
+
+    Args:
+        z: ``W x + b``, shape ``(n, 4H)``.
+        state: ``h`` and ``c``, shapes ``(n, H)``, or ``(n, projected size)`` for ``h``.
+        weight_hh: ``U``, shape ``(4H, H)`` or ``(4H, projected size)``.
+        weight_hr: ``P``, shape ``(projected size, H)``.
+    """
+    h, c = state
+    i, f, g, o = torch.addmm(z, h, weight_hh.T).chunk(4, dim=1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return (h if weight_hr is None else h @ weight_hr.T), c
+
+
+def kernel_layer(
+    inputs: Tensor,
+    state: State,
+    weights: Sequence[Sequence[Tensor]],
+    batch_sizes: Tensor | None = None,
+    *,
+    bias: bool,
+    batch_first: bool = False,
+) -> tuple[Tensor, State]:
+    """One layer by torch's own kernel.
+
+    Args:
+        inputs: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``, or the data of a packed sequence.
+        state: initial states, shapes ``(directions, B, H)``.
+        weights: for each direction ``weight_ih, weight_hh``, then both biases, then ``weight_hr``, as they apply.
+        batch_sizes: sequences at each step, for packed inputs.
+        bias: whether there are biases.
+        batch_first: the order of the first two axes of inputs and outputs.
+
+    Returns:
+        Outputs of all steps, directions side by side, and the final states.
+    """
+    flat = [weight for direction in weights for weight in direction]
+    # The kernel has nothing random to do in one layer: training only says that gradients will be asked for.
+    common = (flat, bias, 1, 0.0, torch.is_grad_enabled(), len(weights) == 2)
+    if batch_sizes is None:
+        outputs, h, c = torch.lstm(inputs, state, *common, batch_first)
+    else:
+        outputs, h, c = torch.lstm(inputs, batch_sizes, state, *common)
+    return outputs, (h, c)
+
+
+def recur(
+    z: Tensor,
+    state: State,
+    weights: Sequence[Sequence[Tensor]],
+    batch_sizes: Tensor | None = None,
+    *,
+    batch_first: bool = False,
+) -> tuple[Tensor, State]:
+    """One layer from the input part of all its steps, by the cheaper of the two ways below.
+
+    Args:
+        z: ``W x + b`` of each direction side by side, ``(T, B, directions * 4H)``; layouts as :func:`kernel_layer`.
+        state: initial states, shapes ``(directions, B, H)``.
+        weights: for each direction ``weight_hh``, and ``weight_hr`` where there is one.
+        batch_sizes: sequences at each step, for packed inputs.
+        batch_first: the order of the first two axes of inputs and outputs.
+
+    Returns:
+        As :func:`kernel_layer`.
+    """
+    _, batch, hidden = state[1].shape
+    by_kernel = z.device.type != "cpu" or batch * hidden**2 <= _KERNEL_LIMIT
+    way = recur_by_kernel if by_kernel else recur_by_steps
+    return way(z, state, weights, batch_sizes, batch_first=batch_first)
+
+
+def recur_by_kernel(
+    z: Tensor,
+    state: State,
+    weights: Sequence[Sequence[Tensor]],
+    batch_sizes: Tensor | None = None,
+    *,
+    batch_first: bool = False,
+) -> tuple[Tensor, State]:
+    """The layer by torch's kernel: it takes ``z`` for the inputs and rows of the identity for ``W``."""
+    selections = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).chunk(len(weights))
+    full = [(selection, *own) for selection, own in zip(selections, weights, strict=True)]
+    return kernel_layer(z, state, full, batch_sizes, bias=False, batch_first=batch_first)
+
+
+def recur_by_steps(
+    z: Tensor,
+    state: State,
+    weights: Sequence[Sequence[Tensor]],
+    batch_sizes: Tensor | None = None,
+    *,
+    batch_first: bool = False,
+) -> tuple[Tensor, State]:
+    """The layer step by step, as it is defined."""
+    time = int(batch_first)
+    outputs, finals = [], []
+    for direction, own in enumerate(weights):
+        part = z.chunk(len(weights), dim=-1)[direction]
+        steps = part.unbind(time) if batch_sizes is None else part.split(batch_sizes.tolist())
+        hidden, final = _run(steps[::-1] if direction else steps, (state[0][direction], state[1][direction]), own)
+        outputs.append(hidden[::-1] if direction else hidden)
+        finals.append(final)
+    joined = [torch.cat(step, dim=-1) for step in zip(*outputs, strict=True)]
+    h, c = (torch.stack(each) for each in zip(*finals, strict=True))
+    return (torch.stack(joined, time) if batch_sizes is None else torch.cat(joined)), (h, c)
+
+
+def _run(steps: Sequence[Tensor], state: State, weights: Sequence[Tensor]) -> tuple[list[Tensor], State]:
+    """All hidden states of one direction, and its final state.
+
+    A packed sequence has its longest members first: a step of ``n`` rows leaves the others' states alone,
+    which are final going forward and still initial going backward.
+    """
+    h, c = state
+    outputs = []
+    for z in steps:
+        n = len(z)
+        new_h, new_c = lstm_step(z, (h[:n], c[:n]), *weights)
+        outputs.append(new_h)
+        h, c = (new_h, new_c) if n == len(h) else (torch.cat([new_h, h[n:]]), torch.cat([new_c, c[n:]]))
+    return outputs, (h, c)

@@ -73,7 +73,9 @@ def main() -> None:
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-    print(json.dumps({"median": {key: statistics.median(row[key] for row in rows) for key in rows[0] if key != "seed"}}))
+    print(
+        json.dumps({"median": {key: statistics.median(row[key] for row in rows) for key in rows[0] if key != "seed"}})
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""A single LSTM step whose input-to-hidden matrix is in block-term form."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+
+from btcompress.contraction import autocast
+from btcompress.fit import FitOptions
+from btcompress.modes import ShapeRequest, choose_shape
+from btcompress.nn.conversion import fill_dense, fill_factorized
+from btcompress.nn.options import ShapeOptions
+from btcompress.nn.recurrence import State, lstm_step
+from btcompress.nn.weight import BTWeight, Method, check_method, check_size, multiply, resolve
+from btcompress.shapes import MatrixShape
+
+
+class BTLSTMCell(nn.Module):
+    """One LSTM step with ``W`` in block-term form; takes the place of :class:`torch.nn.LSTMCell`.
+
+    ``i, f, g, o = split(W x + U h + b)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``;
+    ``h' = sigmoid(o) tanh(c')``. Parameters: ``weight_ih.cores`` and ``weight_ih.factors.0`` to
+    ``weight_ih.factors.{d-1}`` (or those of each gate), ``weight_hh``, ``bias_ih`` and ``bias_hh``.
+
+    Args:
+        input_size: ``I``.
+        hidden_size: ``H``.
+        bias: whether there are biases.
+        device: where the parameters are.
+        dtype: of the parameters.
+        shape: the block-term shape of ``W``, or a request by which to choose one.
+        method: multiply by the factors, by the dense matrix formed anew, or by the cheaper of the two;
+            see :meth:`BTWeight.prefers_dense`.
+
+    Raises:
+        ShapeError: the shape is not that of a ``(4 * hidden_size, input_size)`` matrix, or none can be chosen.
+        BTCompressError: unknown method.
+    """
+
+    bias_ih: nn.Parameter | None
+    bias_hh: nn.Parameter | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        shape: MatrixShape | ShapeRequest = ShapeRequest(),
+        method: Method = "auto",
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.method = check_method(method)
+        size = (4 * hidden_size, input_size)
+        if isinstance(shape, ShapeRequest):
+            shape = choose_shape(shape, "weight_ih", *size).shape
+        self.weight_ih = BTWeight(check_size("weight_ih", shape, size), device, dtype)
+        self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size, device=device, dtype=dtype))
+        for name in ("bias_ih", "bias_hh"):
+            value = nn.Parameter(torch.empty(4 * hidden_size, device=device, dtype=dtype)) if bias else None
+            self.register_parameter(name, value)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw parameters so that each has the variance that :class:`torch.nn.LSTMCell` gives it."""
+        bound = self.hidden_size**-0.5
+        self.weight_ih.reset_parameters(bound**2 / 3, generator)
+        for parameter in self.parameters(recurse=False):
+            init.uniform_(parameter, -bound, bound, generator)
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002 - torch's name
+        """One step.
+
+        Args:
+            input: ``x``, shape ``(B, I)`` or ``(I)``.
+            hx: ``h`` and ``c``, shapes ``(B, H)`` or ``(H)``; zero when left out.
+
+        Returns:
+            The next ``h`` and ``c``.
+
+        Raises:
+            ValueError: an argument does not have one or two dimensions.
+            RuntimeError: sizes do not fit together.
+        """
+        if input.dim() not in (1, 2):
+            raise ValueError(f"input must have 1 or 2 dimensions, (I) or (B, I), but it has {input.dim()}.")
+        if hx is not None and any(value.dim() not in (1, 2) for value in hx):
+            raise ValueError(f"hx must have 1 or 2 dimensions, but h has {hx[0].dim()} and c has {hx[1].dim()}.")
+        if input.dim() == 1:
+            h, c = self._step(input.unsqueeze(0), hx and (hx[0].unsqueeze(0), hx[1].unsqueeze(0)))
+            return h.squeeze(0), c.squeeze(0)
+        return self._step(input, hx)
+
+    def _step(self, rows: Tensor, state: State | None) -> State:
+        if rows.shape[1] != self.input_size:
+            raise RuntimeError(f"input has {rows.shape[1]} features, but input_size is {self.input_size}.")
+        expected = (len(rows), self.hidden_size)
+        if state is None:
+            zeros = rows.new_zeros(expected)
+            state = (zeros, zeros)
+        elif any(value.shape != expected for value in state):
+            raise RuntimeError(
+                f"h and c must have shape {expected} for this input, but have {tuple(state[0].shape)} "
+                f"and {tuple(state[1].shape)}."
+            )
+        bias = None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh
+        z = multiply(rows, resolve(self.weight_ih, len(rows), self.method), bias)
+        h, c, weight_hh = autocast(*state, self.weight_hh)
+        return lstm_step(z, (h, c), weight_hh)
+
+    @classmethod
+    def from_dense(
+        cls,
+        cell: nn.LSTMCell,
+        *,
+        options: FitOptions = FitOptions(),
+        method: Method = "auto",
+        **shape: Unpack[ShapeOptions],
+    ) -> BTLSTMCell:
+        """Fit ``W`` and copy the rest; dtype, device, training and gradient flags are those of ``cell``.
+
+        Args:
+            cell: never changed, and shares no storage with the result.
+            options: effort, seed and device of the fit.
+            method: as the constructor's.
+            **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out.
+
+        Raises:
+            ShapeError: modes, ranks and sizes do not fit together.
+            BTCompressError: ``W`` is not finite.
+        """
+        shape.setdefault("cp_rank", 2)
+        weight = cell.weight_hh
+        module = cls(
+            cell.input_size,
+            cell.hidden_size,
+            cell.bias,
+            device="meta",
+            dtype=weight.dtype,
+            shape=ShapeRequest(**shape),
+            method=method,
+        )
+        return fill_factorized(module.to_empty(device=weight.device), cell, options)
+
+    def to_dense(self) -> nn.LSTMCell:
+        """The plain cell, the matrix formed; shares no storage with this one."""
+        weight = self.weight_hh
+        cell = nn.LSTMCell(self.input_size, self.hidden_size, self.bias, device="meta", dtype=weight.dtype)
+        return fill_dense(cell.to_empty(device=weight.device), self)
+
+    def extra_repr(self) -> str:
+        """Sizes, as :class:`torch.nn.LSTMCell` shows them."""
+        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"

@@ -1,0 +1,118 @@
+"""A linear layer whose matrix is in block-term form."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+
+from btcompress.fit import FitOptions
+from btcompress.modes import ShapeRequest, choose_shape
+from btcompress.nn.conversion import fill_dense, fill_factorized
+from btcompress.nn.options import ShapeOptions
+from btcompress.nn.weight import BTWeight, Method, check_method, check_size, multiply, resolve
+from btcompress.shapes import MatrixShape
+
+
+class BTLinear(nn.Module):
+    """``y = W x + b`` with ``W`` in block-term form; takes the place of :class:`torch.nn.Linear`.
+
+    Parameters: ``weight.cores``, ``weight.factors.0`` to ``weight.factors.{d-1}``, and ``bias``.
+
+    Args:
+        in_features: ``I``.
+        out_features: ``J``.
+        bias: whether to add ``b``.
+        device: where the parameters are.
+        dtype: of the parameters.
+        shape: the block-term shape of ``W``, or a request by which to choose one.
+        method: multiply by the factors, by the dense matrix formed anew, or by the cheaper of the two;
+            see :meth:`BTWeight.prefers_dense`.
+
+    Raises:
+        ShapeError: the shape is not that of a ``(out_features, in_features)`` matrix, or none can be chosen.
+        BTCompressError: unknown method.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        shape: MatrixShape | ShapeRequest = ShapeRequest(),
+        method: Method = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.method = check_method(method)
+        if isinstance(shape, ShapeRequest):
+            shape = choose_shape(shape, "weight", out_features, in_features, n_gates=1).shape
+        self.weight = BTWeight(check_size("weight", shape, (out_features, in_features)), device, dtype)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw parameters so that ``W`` and ``b`` have the variance that :class:`torch.nn.Linear` gives them."""
+        bound = self.in_features**-0.5
+        self.weight.reset_parameters(bound**2 / 3, generator)
+        if self.bias is not None:
+            init.uniform_(self.bias, -bound, bound, generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(..., I)`` to ``(..., J)``."""
+        n_rows = inputs.shape[:-1].numel()
+        return multiply(inputs, resolve(self.weight, n_rows, self.method), self.bias)
+
+    @classmethod
+    def from_dense(
+        cls,
+        linear: nn.Linear,
+        *,
+        options: FitOptions = FitOptions(),
+        method: Method = "auto",
+        **shape: Unpack[ShapeOptions],
+    ) -> BTLinear:
+        """Fit ``W`` and copy ``b``; dtype, device, training and gradient flags are those of ``linear``.
+
+        Args:
+            linear: never changed, and shares no storage with the result.
+            options: effort, seed and device of the fit.
+            method: as the constructor's.
+            **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out.
+
+        Raises:
+            ShapeError: modes, ranks and sizes do not fit together.
+            BTCompressError: ``W`` is not finite.
+        """
+        shape.setdefault("cp_rank", 2)
+        module = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            device="meta",
+            dtype=linear.weight.dtype,
+            shape=ShapeRequest(**shape),
+            method=method,
+        )
+        return fill_factorized(module.to_empty(device=linear.weight.device), linear, options)
+
+    def to_dense(self) -> nn.Linear:
+        """The plain layer, the matrix formed; shares no storage with this one."""
+        weight = next(self.weight.parameters())
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=weight.dtype
+        )
+        return fill_dense(linear.to_empty(device=weight.device), self)
+
+    def extra_repr(self) -> str:
+        """Sizes, as :class:`torch.nn.Linear` shows them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

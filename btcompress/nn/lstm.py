@@ -1,0 +1,313 @@
+"""An LSTM whose input-to-hidden matrices are in block-term form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+from torch.nn.functional import dropout as drop
+from torch.nn.utils.rnn import PackedSequence
+
+from btcompress.contraction import autocast
+from btcompress.errors import ShapeError
+from btcompress.fit import FitOptions
+from btcompress.modes import ShapeRequest, choose_shapes
+from btcompress.nn.conversion import fill_dense, fill_factorized
+from btcompress.nn.options import ShapeOptions
+from btcompress.nn.recurrence import State, kernel_layer, recur
+from btcompress.nn.weight import BTWeight, Method, check_method, check_size, multiply, resolve
+from btcompress.shapes import MatrixShape
+
+#: What torch.nn.LSTM is built with beside sizes, device and dtype, and its defaults.
+_ARGUMENTS = {
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+    "proj_size": 0,
+}
+
+
+class BTLSTM(nn.Module):
+    """An LSTM with its input-to-hidden matrices ``W`` in block-term form; takes the place of :class:`torch.nn.LSTM`.
+
+    Arguments, inputs, outputs and errors are those of :class:`torch.nn.LSTM`, and so are the names of all
+    parameters that stay dense. In place of ``weight_ih_l0`` there are ``weight_ih_l0.cores`` and
+    ``weight_ih_l0.factors.0`` to ``weight_ih_l0.factors.{d-1}``, or those of each gate below
+    ``weight_ih_l0.gate_i`` and so on; likewise for the other layers and directions.
+
+    Args:
+        input_size: ``I``.
+        hidden_size: ``H``.
+        num_layers: layers, each taking the one before as its input.
+        bias: whether there are biases.
+        batch_first: whether inputs and outputs are ``(B, T, ...)`` rather than ``(T, B, ...)``.
+        dropout: probability by which outputs of all layers but the last are zeroed in training.
+        bidirectional: whether each layer also runs backward.
+        proj_size: size to which hidden states are projected; 0 for none.
+        device: where the parameters are.
+        dtype: of the parameters.
+        shapes: the block-term shape of each ``weight_ih_*`` by its name; one that is missing or ``None``
+            stays dense. Where left out, every shape is chosen, as ``shape`` asks.
+        method: multiply by the factors for all steps at once and then recur, or form the dense matrix and
+            call torch's kernel, or whichever is cheaper for the input at hand; see
+            :meth:`BTWeight.prefers_dense`.
+        **shape: fields of :class:`btcompress.modes.ShapeRequest`. Modes are meant for the matrices that
+            they multiply to.
+
+    Raises:
+        ShapeError: shapes are not those of the matrices, or none can be chosen as asked.
+        BTCompressError: unknown method.
+        ValueError: as :class:`torch.nn.LSTM`.
+        TypeError: as :class:`torch.nn.LSTM`.
+    """
+
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    weight_hh_l0: nn.Parameter
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        shapes: Mapping[str, MatrixShape | None] | None = None,
+        method: Method = "auto",
+        **shape: Unpack[ShapeOptions],
+    ) -> None:
+        super().__init__()
+        # Without storage, it checks the arguments and knows the name and size of each parameter.
+        plain = nn.LSTM(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device="meta"
+        )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        for name in _ARGUMENTS:
+            setattr(self, name, getattr(plain, name))
+        self.method = check_method(method)
+        sizes = {name: parameter.shape for name, parameter in plain.named_parameters()}
+        factorized = _block_term_shapes(sizes, shapes, ShapeRequest(**shape))
+        for name, size in sizes.items():
+            if name in factorized:
+                self.add_module(name, BTWeight(factorized[name], device, dtype))
+            else:
+                self.register_parameter(name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw parameters so that each matrix and bias has the variance that :class:`torch.nn.LSTM` gives it."""
+        bound = self.hidden_size**-0.5
+        for parameter in self.parameters(recurse=False):
+            init.uniform_(parameter, -bound, bound, generator)
+        for matrix in self._block_term_weights().values():
+            matrix.reset_parameters(bound**2 / 3, generator)
+
+    @property
+    def shapes(self) -> dict[str, MatrixShape]:
+        """The block-term shape of each matrix that has one, by its name."""
+        return {name: matrix.shape for name, matrix in self._block_term_weights().items()}
+
+    def _block_term_weights(self) -> dict[str, BTWeight]:
+        return {name: child for name, child in self.named_children() if isinstance(child, BTWeight)}
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def flatten_parameters(self) -> None:
+        """Nothing, as there is nothing to lay out; for code written for :class:`torch.nn.LSTM`."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - torch's name
+        hx: State | None = None,
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run over whole sequences.
+
+        Args:
+            input: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without batch, or packed.
+            hx: initial ``h`` and ``c``, shapes ``(num_layers * directions, B, H)``, or without ``B``; ``h``
+                has the projected size, if there is one. Zero when left out.
+
+        Returns:
+            The outputs of the last layer, directions side by side and packed if the input is, and the final
+            ``h`` and ``c``.
+
+        Raises:
+            ValueError: the input's number of dimensions or dtype is wrong.
+            RuntimeError: sizes do not fit together, or there are no steps.
+        """
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, order, back = input
+            outputs, state = self._run(data, hx and _reorder(hx, order), batch_sizes)
+            return PackedSequence(outputs, batch_sizes, order, back), _reorder(state, back)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"input must have 2 or 3 dimensions, (T, I) or with a batch, but it has {input.dim()}.")
+        if hx is not None and not hx[0].dim() == hx[1].dim() == input.dim():
+            raise RuntimeError(
+                f"with an input of {input.dim()} dimensions h and c must have {input.dim()} as well, "
+                f"but they have {hx[0].dim()} and {hx[1].dim()}."
+            )
+        if input.dim() == 3:
+            return self._run(input, hx)
+        batch = 0 if self.batch_first else 1
+        outputs, (h, c) = self._run(input.unsqueeze(batch), hx and (hx[0].unsqueeze(1), hx[1].unsqueeze(1)))
+        return outputs.squeeze(batch), (h.squeeze(1), c.squeeze(1))
+
+    def _run(self, inputs: Tensor, hx: State | None, batch_sizes: Tensor | None = None) -> tuple[Tensor, State]:
+        """All layers, for an input with a batch."""
+        h, c = self._initial_state(inputs, hx, batch_sizes)
+        outputs, finals = inputs, []
+        for layer in range(self.num_layers):
+            if layer:
+                outputs = drop(outputs, self.dropout, self.training)
+            own = slice(layer * self._directions, (layer + 1) * self._directions)
+            outputs, final = self._layer(layer, outputs, (h[own], c[own]), batch_sizes)
+            finals.append(final)
+        h, c = (torch.cat(states) for states in zip(*finals, strict=True))
+        return outputs, (h, c)
+
+    def _layer(self, layer: int, inputs: Tensor, state: State, batch_sizes: Tensor | None) -> tuple[Tensor, State]:
+        """Both directions of one layer."""
+        suffixes = [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
+        biases = ("bias_ih", "bias_hh") if self.bias else ()
+        projection = ("weight_hr",) if self.proj_size else ()
+
+        def own(suffix: str, *names: str) -> tuple[Tensor, ...]:
+            return autocast(*(getattr(self, name + suffix) for name in names))
+
+        n_rows = inputs.shape[:-1].numel()
+        matrices = [resolve(getattr(self, "weight_ih" + suffix), n_rows, self.method) for suffix in suffixes]
+        inputs, h, c = autocast(inputs, *state)
+        dense = [matrix for matrix in matrices if isinstance(matrix, Tensor)]
+        if len(dense) == len(matrices):
+            weights = [
+                (*autocast(matrix), *own(suffix, "weight_hh", *biases, *projection))
+                for matrix, suffix in zip(dense, suffixes, strict=True)
+            ]
+            return kernel_layer(inputs, (h, c), weights, batch_sizes, bias=self.bias, batch_first=self.batch_first)
+        z = [
+            multiply(inputs, matrix, self._input_bias(suffix))
+            for matrix, suffix in zip(matrices, suffixes, strict=True)
+        ]
+        weights = [own(suffix, "weight_hh", *projection) for suffix in suffixes]
+        return recur(torch.cat(z, dim=-1), (h, c), weights, batch_sizes, batch_first=self.batch_first)
+
+    def _input_bias(self, suffix: str) -> Tensor | None:
+        """Both biases at once, to be added to the input part."""
+        if not self.bias:
+            return None
+        both: Tensor = getattr(self, "bias_ih" + suffix) + getattr(self, "bias_hh" + suffix)
+        return both
+
+    def _initial_state(self, inputs: Tensor, hx: State | None, batch_sizes: Tensor | None) -> State:
+        """The initial state, zero where not given, once inputs and state are found to fit."""
+        if inputs.dim() != (3 if batch_sizes is None else 2):
+            raise RuntimeError(f"the data of a packed input must have 2 dimensions, but it has {inputs.dim()}.")
+        if inputs.shape[-1] != self.input_size:
+            raise RuntimeError(f"input has {inputs.shape[-1]} features, but input_size is {self.input_size}.")
+        if autocast(inputs)[0].dtype != autocast(self.weight_hh_l0)[0].dtype:
+            raise ValueError(
+                f"input is {inputs.dtype}, but the parameters are {self.weight_hh_l0.dtype}. Convert one of them."
+            )
+        steps, batch = inputs.shape[1::-1] if self.batch_first else inputs.shape[:2]
+        if batch_sizes is not None:
+            steps, batch = len(batch_sizes), int(batch_sizes[0])
+        if not steps:
+            raise RuntimeError("input has no steps; give at least one.")
+        n_states = self.num_layers * self._directions
+        h_shape = (n_states, batch, self.proj_size or self.hidden_size)
+        c_shape = (n_states, batch, self.hidden_size)
+        if hx is None:
+            return inputs.new_zeros(h_shape), inputs.new_zeros(c_shape)
+        if hx[0].shape != h_shape or hx[1].shape != c_shape:
+            raise RuntimeError(
+                f"h and c must have shapes {h_shape} and {c_shape} for this input, but have "
+                f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}."
+            )
+        return hx
+
+    @classmethod
+    def from_dense(
+        cls,
+        lstm: nn.LSTM,
+        *,
+        options: FitOptions = FitOptions(),
+        method: Method = "auto",
+        **shape: Unpack[ShapeOptions],
+    ) -> BTLSTM:
+        """Fit every ``W`` and copy the rest; dtype, device, training and gradient flags are those of ``lstm``.
+
+        Args:
+            lstm: never changed, and shares no storage with the result.
+            options: effort, seed and device of the fits.
+            method: as the constructor's.
+            **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out. Ranks
+                beyond what the modes hold mean full rank: the result then computes what ``lstm`` does.
+
+        Raises:
+            ShapeError: modes, ranks and sizes do not fit together.
+            BTCompressError: a matrix is not finite.
+        """
+        shape.setdefault("cp_rank", 2)
+        weight: Tensor = lstm.get_parameter("weight_hh_l0")
+        arguments = {name: getattr(lstm, name) for name in _ARGUMENTS}
+        module = cls(
+            lstm.input_size,
+            lstm.hidden_size,
+            **arguments,
+            device="meta",
+            dtype=weight.dtype,
+            method=method,
+            **shape,
+        )
+        return fill_factorized(module.to_empty(device=weight.device), lstm, options)
+
+    def to_dense(self) -> nn.LSTM:
+        """The plain LSTM, every matrix formed; shares no storage with this one."""
+        weight = self.weight_hh_l0
+        arguments = {name: getattr(self, name) for name in _ARGUMENTS}
+        lstm = nn.LSTM(self.input_size, self.hidden_size, **arguments, device="meta", dtype=weight.dtype)
+        return fill_dense(lstm.to_empty(device=weight.device), self)
+
+    def extra_repr(self) -> str:
+        """Arguments that are not at their defaults, as :class:`torch.nn.LSTM` shows them."""
+        changed = {name: getattr(self, name) for name, default in _ARGUMENTS.items() if getattr(self, name) != default}
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *(f"{name}={changed[name]}" for name in changed)])
+
+
+def _reorder(state: State, order: Tensor | None) -> State:
+    """The states of a batch in another order."""
+    if order is None:
+        return state
+    h, c = state
+    return h.index_select(1, order), c.index_select(1, order)
+
+
+def _block_term_shapes(
+    sizes: Mapping[str, torch.Size], given: Mapping[str, MatrixShape | None] | None, request: ShapeRequest
+) -> dict[str, MatrixShape]:
+    """The shape of each input-to-hidden matrix that is to have one: as given, or else chosen."""
+    inputs = {name: (size[0], size[1]) for name, size in sizes.items() if name.startswith("weight_ih_")}
+    if given is None:
+        return {name: chosen.shape for name, chosen in choose_shapes(request, inputs).items()}
+    unknown = sorted(given.keys() - inputs.keys())
+    if unknown:
+        raise ShapeError(f"shapes has {', '.join(unknown)}, but the matrices are {', '.join(inputs)}. Use their names.")
+    return {name: check_size(name, shape, inputs[name]) for name, shape in given.items() if shape is not None}

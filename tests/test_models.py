@@ -1,0 +1,200 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import btcompress
+from btcompress.errors import CheckpointError
+from btcompress.nn import BTLSTM, BTLSTMCell
+
+
+class Tagger(nn.Module):
+    """Two-layer bidirectional LSTM, cell and head: unequal sizes throughout."""
+
+    def __init__(self, hidden=10, **arguments):
+        super().__init__()
+        self.lstm = nn.LSTM(24, hidden, num_layers=2, bidirectional=True, batch_first=True, **arguments)
+        self.cell = nn.LSTMCell(2 * hidden, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, frames):
+        hidden, _ = self.lstm(frames)
+        state = None
+        for step in hidden.unbind(1):
+            state = self.cell(step, state)
+        return self.head(state[0])
+
+
+@pytest.fixture
+def frames(generator):
+    return torch.randn(3, 7, 24, dtype=torch.float64, generator=generator)
+
+
+def squeezed(model, **arguments):
+    """A file's worth of compressed model, and the dense model that has the same weights."""
+    compressed = btcompress.factorize(model, **{"tucker_rank": 2, "allow_growth": True, **arguments})
+    dense = copy.deepcopy(model)
+    dense.load_state_dict(btcompress.to_dense(compressed))
+    return compressed, dense
+
+
+@pytest.mark.parametrize("gates", ["fused", "separate"])
+def test_applied_model_computes_what_the_dense_weights_of_the_file_compute(gates, frames):
+    model = Tagger().double()
+    compressed, dense = squeezed(model, gates=gates)
+    applied = btcompress.apply(Tagger().double(), compressed)
+    assert isinstance(applied.lstm, BTLSTM)
+    assert isinstance(applied.cell, BTLSTMCell)
+    torch.testing.assert_close(applied(frames), dense(frames))
+
+
+def test_parameters_of_the_applied_model_are_the_tensors_of_the_file(tmp_path):
+    path = tmp_path / "model.bt.safetensors"
+    btcompress.save(btcompress.factorize(Tagger(), tucker_rank=2, allow_growth=True), path)
+    applied = btcompress.apply(Tagger(), path)
+    loaded = btcompress.load(path)
+    state = applied.state_dict()
+    assert state.keys() == loaded.tensors.keys()
+    assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in state.items())
+    assert sum(parameter.numel() for parameter in applied.parameters()) == loaded.n_params
+
+
+def test_full_rank_changes_nothing_in_the_model(frames):
+    model = Tagger().double().eval()
+    compressed = btcompress.factorize(model, tucker_rank=10_000, allow_growth=True)
+    torch.testing.assert_close(btcompress.apply(copy.deepcopy(model), compressed)(frames), model(frames))
+
+
+def test_arguments_dtype_and_mode_of_the_replaced_lstm_are_kept():
+    model = Tagger(dropout=0.25).double().eval()
+    applied = btcompress.apply(model, btcompress.factorize(model, tucker_rank=2, allow_growth=True))
+    lstm = applied.lstm
+    assert (lstm.num_layers, lstm.bidirectional, lstm.batch_first, lstm.dropout) == (2, True, True, 0.25)
+    assert not lstm.training
+    assert all(parameter.dtype == torch.float64 for parameter in applied.parameters())
+
+
+def test_applied_model_shares_no_storage_with_the_file_or_the_dense_model():
+    model = Tagger()
+    compressed = btcompress.factorize(model, tucker_rank=2, allow_growth=True)
+    applied = btcompress.apply(copy.deepcopy(model), compressed)
+    with torch.no_grad():
+        for parameter in applied.parameters():
+            parameter.zero_()
+    assert all(tensor.any() for name, tensor in compressed.tensors.items() if "bias" not in name)
+    assert model.head.weight.any()
+
+
+def test_module_that_is_an_lstm_itself_comes_back_as_a_new_one(generator):
+    lstm = nn.LSTM(24, 10).double()
+    applied = btcompress.apply(lstm, btcompress.factorize(lstm, tucker_rank=10_000, allow_growth=True))
+    inputs = torch.randn(5, 2, 24, dtype=torch.float64, generator=generator)
+    assert isinstance(applied, BTLSTM)
+    torch.testing.assert_close(applied(inputs)[0], lstm(inputs)[0])
+
+
+@pytest.mark.parametrize("wrapped_side", ["model", "file"])
+def test_names_match_across_wrappers(wrapped_side, frames):
+    model = Tagger().double()
+    wrapped = nn.Module()
+    wrapped.module = copy.deepcopy(model)
+    source, target = (model, wrapped) if wrapped_side == "model" else (wrapped, model)
+    compressed = btcompress.factorize(source, tucker_rank=10_000, allow_growth=True)
+    expected = model(frames)
+    applied = btcompress.apply(target, compressed)
+    inner = applied.module if wrapped_side == "model" else applied
+    assert isinstance(inner.lstm, BTLSTM)
+    torch.testing.assert_close(inner(frames), expected)
+
+
+def test_prefix_takes_one_part_of_the_file(frames):
+    pair = nn.ModuleDict({"model": Tagger().double(), "average": Tagger().double()})
+    compressed = btcompress.factorize(pair, tucker_rank=10_000, allow_growth=True)
+    applied = btcompress.apply(Tagger().double(), compressed, prefix="average.")
+    torch.testing.assert_close(applied(frames), pair["average"](frames))
+    with pytest.raises(CheckpointError, match="prefix"):
+        btcompress.apply(Tagger(), compressed, prefix="nothing.")
+
+
+def test_lstm_used_under_two_names_is_replaced_once(generator):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.LSTM(24, 10)
+            self.second = self.first
+
+    model = Twice().double()
+    applied = btcompress.apply(copy.deepcopy(model), btcompress.factorize(model, tucker_rank=2, allow_growth=True))
+    assert isinstance(applied.first, BTLSTM)
+    assert applied.first is applied.second
+
+
+class Other(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.GRU(24, 10)
+        self.cell = nn.LSTMCell(20, 12)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Other, r"nn\.LSTM at lstm, but that is a GRU"),
+        (lambda: nn.Linear(2, 3), "is not in the model"),
+        (lambda: Tagger(hidden=12), "input_size 20 in the file and 24 in the model"),
+        (lambda: Tagger(bias=False), "bias True in the file and False in the model"),
+    ],
+    ids=["gru", "no lstm", "hidden size", "bias"],
+)
+def test_models_that_do_not_match_are_refused_and_left_unchanged(target, words):
+    compressed = btcompress.factorize(Tagger(), tucker_rank=2, allow_growth=True)
+    model = target()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=words):
+        btcompress.apply(model, compressed)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_strict_names_what_is_missing_and_loose_loads_what_fits(frames):
+    class Larger(Tagger):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(3, 2)
+
+    compressed = btcompress.factorize(Tagger(), tucker_rank=2, allow_growth=True)
+    with pytest.raises(CheckpointError, match=r"only in the model: extra\.bias, extra\.weight"):
+        btcompress.apply(Larger(), compressed)
+    model = Larger()
+    kept = model.extra.weight.clone()
+    applied = btcompress.apply(model, compressed, strict=False)
+    assert isinstance(applied.lstm, BTLSTM)
+    assert torch.equal(applied.extra.weight, kept)
+    assert torch.equal(applied.head.weight, compressed.tensors["head.weight"])
+
+
+def test_tensors_of_another_shape_are_refused_before_anything_changes():
+    class Wider(Tagger):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(12, 6)
+
+    model = Wider()
+    with pytest.raises(CheckpointError, match=r"head\.\w+ has shape"):
+        btcompress.apply(model, btcompress.factorize(Tagger(), tucker_rank=2, allow_growth=True), strict=False)
+    assert type(model.lstm) is nn.LSTM
+
+
+def test_applying_twice_is_refused():
+    compressed = btcompress.factorize(Tagger(), tucker_rank=2, allow_growth=True)
+    applied = btcompress.apply(Tagger(), compressed)
+    with pytest.raises(CheckpointError, match="block-term LSTM already"):
+        btcompress.apply(applied, compressed)
+
+
+def test_gradients_reach_cores_and_factors_of_the_applied_model(frames):
+    model = Tagger().double()
+    applied = btcompress.apply(model, btcompress.factorize(model, tucker_rank=2, allow_growth=True))
+    applied(frames).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in applied.parameters())
