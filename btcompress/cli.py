@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +27,17 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 8,20,20,18.") from None
+
+
+def _factor(text: str) -> float:
+    above, _, below = text.partition("/")
+    try:
+        value = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not value or not math.isfinite(value):
+        raise typer.BadParameter(f"--scale {text!r} is not a number other than 0, or a fraction such as 1/255.")
+    return value
 
 
 def _rank(text: str) -> int | tuple[int, ...]:
@@ -180,6 +192,101 @@ def report(
         display.show_json(result.to_dict())
     else:
         display.show_report(result)
+
+
+@app.command()
+def finetune(
+    compressed: Annotated[
+        Path, typer.Argument(metavar="COMPRESSED", help="The result file to start from.", show_default=False)
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|MODULE:FACTORY",
+            help="Sequences: .npz or .safetensors with x (N, T, I) and maybe y and lengths, .npy with x alone, or a "
+            "function that gives a Dataset or DataLoader.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The result file to write.", show_default=False)],
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="The dense checkpoint, to learn from.", show_default=False),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Train this LSTM alone, on its inputs, to give the teacher's hidden states."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:FACTORY", help="Function of your own that builds the dense network.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Loss of your own: of outputs and y, a mean.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="Folder in which your own modules lie.", show_default=False)] = None,
+    container: Container = None,
+    val: Annotated[
+        str | None, typer.Option(metavar="FILE|MODULE:FACTORY", help="Sequences to measure on.", show_default=False)
+    ] = None,
+    val_fraction: Annotated[float, typer.Option(help="Without --val: share of the sequences to hold back.")] = 0.1,
+    scale: Annotated[str, typer.Option(help="What to multiply inputs by: a number, or a fraction like 1/255.")] = "1",
+    epochs: Annotated[int, typer.Option(help="Passes over the sequences at most.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Sequences in a step, of all processes together.")] = 32,
+    lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
+    warmup: Annotated[float, typer.Option(help="Share of all steps over which the learning rate rises.")] = 0.05,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better metric; 0: never.")] = 10,
+    accumulate: Annotated[int, typer.Option(help="Parts into which each batch is split to save memory.")] = 1,
+    precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option(help="Mixed precision.")] = "no",
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Tensors to leave as they are; * and ? match. Repeatable."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Softens the teacher's scores.")] = 2.0,
+    distill: Annotated[float, typer.Option(help="With labels and a teacher: share of the teacher in the loss.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace the result file, and start over what was interrupted.")
+    ] = False,
+    json: JSON = False,
+) -> None:
+    """Train a compressed checkpoint on, to win back what factorizing lost."""
+    from btcompress import display, reporting
+    from btcompress import finetune as room
+
+    request = room.FineTuneRequest(
+        compressed, data, output, teacher, layer, val, val_fraction, _factor(scale), model, loss, path, container
+    )
+    config = room.TrainConfig(
+        epochs,
+        batch_size,
+        lr,
+        weight_decay,
+        warmup,
+        clip,
+        patience,
+        accumulate,
+        precision,
+        tuple(freeze or ()),
+        temperature,
+        distill,
+        seed,
+        cpu,
+    )
+    with display.finetune_progress() as on_epoch:
+        result = room.finetune(request, config, force=force, resume=resume, on_epoch=on_epoch)
+    if not result.is_main:
+        return
+    told = reporting.report(result.compressed, bytes_after=output.stat().st_size)
+    if json:
+        display.show_json(told.to_dict())
+    else:
+        display.show_report(told)
+        display.show_written(output)
+        display.show_written(result.metrics)
 
 
 @app.command()

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
     from btcompress.demo import DemoEpoch, DemoResult
     from btcompress.factorization import OnProgress
+    from btcompress.finetune import Epoch
     from btcompress.plan import Plan
-    from btcompress.results import CompressionReport, FitProgress, MatrixReport, ModelReport
+    from btcompress.results import CompressionReport, FineTuneReport, FitProgress, MatrixReport, ModelReport
     from btcompress.shapes import MatrixShape
 
 #: Columns of output that goes to a file or a pipe.
@@ -69,6 +70,22 @@ def training_progress() -> Iterator[Callable[[DemoEpoch], None]]:
 
 
 @contextmanager
+def finetune_progress() -> Iterator[Callable[[Epoch], None]]:
+    """A bar on stderr over the epochs of a fine-tuning."""
+    with _patient_bar() as update:
+
+        def on_epoch(epoch: Epoch) -> None:
+            left = round(epoch.seconds * (epoch.epochs - epoch.epoch))
+            state = (
+                f"loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, lr {epoch.learning_rate:.1e}, "
+                f"{epoch.sequences_per_second:,.0f} sequences/s, at most {left} s left"
+            )
+            update("fine-tuning", epoch.epoch, epoch.epochs, state)
+
+        yield on_epoch
+
+
+@contextmanager
 def _patient_bar() -> Iterator[Callable[[str, float, float, str], None]]:
     """A bar on stderr, shown once the work takes longer than a second: what, done, of how much, where it stands."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
@@ -111,6 +128,8 @@ def show_report(report: CompressionReport) -> None:
     if report.matrices:
         console.print(_matrix_table(report.matrices))
     _show_model(console, report.model)
+    if report.finetuned:
+        console.print(_training_table(report.finetuned))
     _show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])
     _show_list(console, "Note", report.notices)
     _show_list(console, "Advice", report.advice)
@@ -244,6 +263,20 @@ def _show_model(console: Console, model: ModelReport) -> None:
         _ratio(model.bytes_before / max(model.bytes_after, 1)),
     )
     console.print(table)
+
+
+def _training_table(trainings: Sequence[FineTuneReport]) -> Table:
+    table = _table(["on sequences held back", "dense", "before", "fine-tuned", "epochs", "sequences"], left=1)
+    for row in trainings:
+        table.add_row(
+            f"{row.metric} ({'higher' if row.higher_is_better else 'lower'} is better)",
+            "not measured" if row.dense is None else f"{row.dense:.4f}",
+            f"{row.before:.4f}",
+            f"{row.after:.4f}",
+            f"{row.epochs}",
+            f"{row.n_held:,}",
+        )
+    return table
 
 
 def _show_list(console: Console, title: str, texts: Sequence[str]) -> None:

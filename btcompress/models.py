@@ -69,7 +69,7 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     swaps: dict[str, nn.Module] = {}
     for entry in find_recurrent(_without_prefix(opened.outline(), prefix)):
         if isinstance(entry, LSTMEntry) and any(key in matrices for key in entry.input_keys):
-            name = _plain(entry.name)
+            name = plain_name(entry.name)
             shapes = {key.removeprefix(entry.prefix): matrices[key] for key in entry.input_keys if key in matrices}
             swaps[name] = _replacement(entry, modules.get(name), shapes, list(modules))
     _check_names(module, swaps, tensors, strict)
@@ -100,13 +100,14 @@ def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Val
     return kept
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name without the parts that wrappers (DataParallel, torch.compile) put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
     """Values by name without wrappers; of a wrapper and what it wraps, the wrapped one."""
-    return {_plain(name): value for name, value in values.items()}
+    return {plain_name(name): value for name, value in values.items()}
 
 
 def _replacement(
@@ -161,7 +162,7 @@ def _check_names(
     module: nn.Module, swaps: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], strict: bool
 ) -> None:
     """Compare names and shapes as they will be after the swaps, before anything is changed."""
-    state = {_plain(name): tensor.shape for name, tensor in module.state_dict().items()}
+    state = {plain_name(name): tensor.shape for name, tensor in module.state_dict().items()}
     for name, new in swaps.items():
         below = f"{name}." if name else ""
         owned = {f"weight_ih{suffix}" for suffix in _suffixes(new)}
@@ -169,7 +170,7 @@ def _check_names(
             key: shape for key, shape in state.items() if not (key.startswith(below) and key[len(below) :] in owned)
         }
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
-    given = {_plain(name): tensor.shape for name, tensor in tensors.items()}
+    given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
     missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())
     if strict and (missing or unexpected):
         raise CheckpointError(
@@ -209,5 +210,5 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     plain = _by_plain_name(tensors)
     with torch.no_grad():
         for name, target in module.state_dict(keep_vars=True).items():
-            if _plain(name) in plain:
-                target.copy_(plain[_plain(name)])
+            if plain_name(name) in plain:
+                target.copy_(plain[plain_name(name)])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
 from btcompress.errors import CheckpointError
 from btcompress.fit import truncated_svd, weight_error
-from btcompress.results import CompressionReport, LeftDense, MatrixReport, ModelReport
+from btcompress.results import CompressionReport, FineTuneReport, LeftDense, MatrixReport, ModelReport
 
 #: Weight errors from here on leave next to nothing of a matrix, and from the second on half of it.
 _NOTHING_KEPT = 0.9
 _HALF_LOST = 0.5
+#: From here on blocks cancel one another rather than share the work.
+_CANCELLING = 10.0
 #: Below this share of the model's parameters, the matrices chosen cap what can be gained.
 _SMALL_SHARE = 0.5
 
@@ -45,7 +48,24 @@ def report(
         compressed.source.n_bytes,
         size if bytes_after is None else bytes_after,
     )
-    return CompressionReport(rows, model, left_dense, tuple(notices), tuple(_advice(rows, model)))
+    finetuned = tuple(_training(step) for step in compressed.history if step.get("step") == "finetune")
+    advice = (*_advice(rows, model), *_training_advice(finetuned[-1:]))
+    return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned)
+
+
+def _training(step: dict[str, Any]) -> FineTuneReport:
+    return FineTuneReport(**{field.name: step[field.name] for field in fields(FineTuneReport)})
+
+
+def _training_advice(latest: tuple[FineTuneReport, ...]) -> Iterator[str]:
+    for training in latest:
+        if not training.best_epoch:
+            yield "Fine-tuning made nothing better, so the tensors are those it began with. Try another --lr."
+        if training.cancellation > _CANCELLING:
+            yield (
+                f"Blocks cancel one another: their squared norms add up to {training.cancellation:,.0f} times that of "
+                "their sum, which costs digits and slows training. Lower the CP rank, or train with a lower --lr."
+            )
 
 
 def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) -> MatrixReport:

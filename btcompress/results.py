@@ -120,6 +120,35 @@ class ModelReport:
 
 
 @dataclass(frozen=True, slots=True)
+class FineTuneReport:
+    """What fine-tuning brought, on sequences held back.
+
+    Attributes:
+        metric: what was measured.
+        higher_is_better: whether larger is better.
+        dense: of the dense model; None where it was not given.
+        before: of the checkpoint that fine-tuning began with.
+        after: of the result, on the tensors as stored.
+        epochs: trained.
+        best_epoch: whose state was kept; 0 if none was better than the start.
+        n_train: sequences trained on.
+        n_held: sequences measured on.
+        cancellation: squared norms of the blocks over the squared norm of their sum, the worst of all matrices.
+    """
+
+    metric: str
+    higher_is_better: bool
+    dense: float | None
+    before: float
+    after: float
+    epochs: int
+    best_epoch: int
+    n_train: int
+    n_held: int
+    cancellation: float
+
+
+@dataclass(frozen=True, slots=True)
 class CompressionReport:
     """What a compression gained and lost.
 
@@ -129,6 +158,7 @@ class CompressionReport:
         left_dense: matrices that were chosen but stay dense.
         notices: how sizes and ranks came about, tensors left out, and the like.
         advice: where the result is not worth it, and what to do next.
+        finetuned: one entry for each time that the result was trained on, oldest first.
     """
 
     matrices: tuple[MatrixReport, ...]
@@ -136,6 +166,7 @@ class CompressionReport:
     left_dense: tuple[LeftDense, ...] = ()
     notices: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    finetuned: tuple[FineTuneReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -145,4 +176,5 @@ class CompressionReport:
             "left_dense": [asdict(left) for left in self.left_dense],
             "notices": list(self.notices),
             "advice": list(self.advice),
+            "finetuned": [asdict(training) for training in self.finetuned],
         }

@@ -26,6 +26,7 @@ FLOORS = {
     "models": 5,
     "reporting": 5,
     "demo": 6,
+    "finetune": 6,
     "display": 7,
     "cli": 8,
     "__main__": 9,
@@ -97,7 +98,9 @@ def test_only_display_prints_and_only_the_command_line_exits():
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), module
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["factorize", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["factorize", "--help"], ["finetune", "--help"], ["--version"]], ids=" ".join
+)
 def test_help_does_not_import_torch(arguments):
     script = (
         "import sys; from btcompress.cli import app\n"

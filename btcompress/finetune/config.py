@@ -1,0 +1,73 @@
+"""How to train: every choice in one value that is handed down and recorded in the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from btcompress.errors import BTCompressError
+
+Precision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Settings of one training.
+
+    Attributes:
+        epochs: passes over the training sequences at most.
+        batch_size: sequences in one step, of all processes and accumulated parts together.
+        learning_rate: of AdamW at its peak.
+        weight_decay: of AdamW.
+        warmup: share of all steps over which the learning rate rises; it then falls to 0 along a cosine.
+        clip: largest norm of the gradient; longer ones are shortened to it.
+        patience: epochs without a better metric after which training stops; 0 to never stop early.
+        accumulate: parts into which a batch is split, one after the other, where memory is short.
+        precision: mixed precision of the student's arithmetic.
+        freeze: patterns of names of tensors that stay as they are.
+        temperature: softens both sides of the distillation from logits.
+        distill: share of the distillation from the teacher's logits in the loss, where labels are given too.
+        seed: of the split, the order and every other draw.
+        cpu: stay on the CPU though there is an accelerator.
+
+    Raises:
+        BTCompressError: a number is outside its range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    clip: float = 1.0
+    patience: int = 10
+    accumulate: int = 1
+    precision: Precision = "no"
+    freeze: tuple[str, ...] = ()
+    temperature: float = 2.0
+    distill: float = 0.5
+    seed: int = 0
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("seed", 0)):
+            _check(name, getattr(self, name), least, math.inf)
+        for name in ("learning_rate", "clip", "temperature"):
+            _check(name, getattr(self, name), math.ulp(0.0), math.inf)
+        _check("weight_decay", self.weight_decay, 0, math.inf)
+        for name in ("warmup", "distill"):
+            _check(name, getattr(self, name), 0, 1)
+
+    def share_of_peak(self, step: int, n_steps: int) -> float:
+        """Learning rate of a step, counted from 0, as a share of its peak: linear warm-up, then cosine to 0."""
+        n_warm = round(self.warmup * n_steps)
+        if step < n_warm:
+            return (step + 1) / (n_warm + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - n_warm) / max(n_steps - n_warm, 1)))
+
+
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not (least <= value <= most) or math.isinf(value):
+        span = "above 0" if least == math.ulp(0.0) else f"at least {least}" + (f" and at most {most}" * (most == 1))
+        raise BTCompressError(f"{name} must be {span}, but {value} was given.")

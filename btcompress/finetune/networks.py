@@ -1,0 +1,194 @@
+"""The networks that are trained, and their dense teachers, built from what the files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.nn import BTLSTM
+from btcompress.shapes import MatrixShape
+
+#: ``(B, T, D H)`` hidden states of the last layer, and the final ``h`` and ``c`` of every layer.
+States = tuple[Tensor, Tensor, Tensor]
+
+
+class _Options(TypedDict):
+    bidirectional: bool
+    proj_size: int
+    dtype: torch.dtype
+
+
+class Network(nn.Module):
+    """A network that knows what the file calls its tensors; called with inputs and lengths."""
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The live tensors by the names that the file gives them, without what wrappers add."""
+        raise NotImplementedError
+
+
+class Recurrent(Network):
+    """An LSTM of a file, dense or with block-term matrices; a cell runs as an LSTM of one layer.
+
+    Args:
+        entry: the LSTM, as found in the file.
+        tensors: of the file, by name; those of the LSTM are taken.
+        shapes: the block-term shape of each of its factorized matrices, by key; none for the dense teacher.
+        dtype: to compute in.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+
+    def __init__(
+        self,
+        entry: LSTMEntry,
+        tensors: Mapping[str, Tensor],
+        shapes: Mapping[str, MatrixShape],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.entry = entry
+        sizes = (entry.input_size, entry.hidden_size, entry.num_layers, entry.bias, True)
+        more: _Options = {"bidirectional": entry.bidirectional, "proj_size": entry.proj_size, "dtype": dtype}
+        own = {self._inner(key): shape for key, shape in shapes.items() if key in entry.input_keys}
+        self.lstm: nn.Module = BTLSTM(*sizes, **more, shapes=own) if own else nn.LSTM(*sizes, **more)
+        fill(self.lstm, {self._inner(key): tensors[key] for key in tensors if key.startswith(entry.prefix)}, entry.name)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> States:
+        """Run over ``x``, shape ``(B, T, I)``; hidden states beyond a sequence's length are 0."""
+        if lengths is None:
+            hidden, (h, c) = self.lstm(x)
+            return hidden, h, c
+        packed, (h, c) = self.lstm(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+        hidden, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+        return hidden, h, c
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """See :class:`Network`."""
+        return {self._outer(name): tensor for name, tensor in self.lstm.state_dict(keep_vars=True).items()}
+
+    def _inner(self, key: str) -> str:
+        """A key of the file as the name of a tensor of the module: a cell's have no layer number."""
+        name = key.removeprefix(self.entry.prefix)
+        if self.entry.kind == "lstm":
+            return name
+        part, dot, rest = name.partition(".")
+        return f"{part}_l0{dot}{rest}"
+
+    def _outer(self, name: str) -> str:
+        part, dot, rest = name.partition(".")
+        return f"{self.entry.prefix}{part if self.entry.kind == 'lstm' else part.removesuffix('_l0')}{dot}{rest}"
+
+
+class RecurrentWithHead(Network):
+    """An LSTM and a linear head: on each step, or on the final states of the last layer, directions side by side.
+
+    Args:
+        recurrent: the LSTM.
+        head: name of the head in the file.
+        tensors: of the file, by name.
+        per_step: whether the head reads every step.
+    """
+
+    def __init__(self, recurrent: Recurrent, head: str, tensors: Mapping[str, Tensor], *, per_step: bool) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+        self.head_name = head
+        self.per_step = per_step
+        own = {name.removeprefix(f"{head}."): tensors[name] for name in tensors if name.startswith(f"{head}.")}
+        if "weight" not in own:
+            raise CheckpointError(f"{head}.weight is missing. Give the checkpoint that the result was made from.")
+        n_out, n_in = own["weight"].shape
+        dtype = next(recurrent.parameters()).dtype
+        self.head = nn.Linear(n_in, n_out, bias="bias" in own, dtype=dtype)
+        fill(self.head, own, head)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Outputs of the head, shape ``(B, n_out)``, or ``(B, T, n_out)`` for each step."""
+        hidden, h, _ = self.recurrent(x, lengths)
+        n_directions = 1 + self.recurrent.entry.bidirectional
+        outputs: Tensor = self.head(hidden if self.per_step else torch.cat(list(h[-n_directions:]), dim=-1))
+        return outputs
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """See :class:`Network`."""
+        head = {f"{self.head_name}.{name}": tensor for name, tensor in self.head.state_dict(keep_vars=True).items()}
+        return {**self.recurrent.file_tensors(), **head}
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into a module that must have all of them in these shapes.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
+    with torch.no_grad():
+        for name, target in module.state_dict(keep_vars=True).items():
+            given = tensors.get(name)
+            if given is None or given.shape != target.shape:
+                what = "is missing" if given is None else f"has shape {tuple(given.shape)}, not {tuple(target.shape)}"
+                raise CheckpointError(
+                    f"{where or 'the LSTM'}: {name} {what}. Give the checkpoint that the result was made from."
+                )
+            target.copy_(given)
+
+
+def choose_lstm(compressed: CompressedCheckpoint, name: str | None) -> LSTMEntry:
+    """The LSTM that the sequences are inputs of.
+
+    Args:
+        compressed: the file.
+        name: the LSTM's name; may be left out where only one has block-term matrices.
+
+    Raises:
+        BTCompressError: no such LSTM with block-term matrices, or several and none named.
+    """
+    entries = [
+        entry
+        for entry in find_recurrent(compressed.outline())
+        if isinstance(entry, LSTMEntry) and any(key in compressed.matrices for key in entry.input_keys)
+    ]
+    chosen = entries if name is None else [entry for entry in entries if entry.name == name]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(f"{entry.name or '(top)'} ({entry.input_size} inputs)" for entry in entries) or "none"
+    wanted = "it is not clear which LSTM the sequences are for" if name is None else f"there is no LSTM named {name!r}"
+    raise BTCompressError(
+        f"{wanted}: those with block-term matrices are {names}. Name one with --layer, or give the whole model with "
+        "--model."
+    )
+
+
+def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
+    """The linear layer on top of the LSTM: all that the file holds beside it.
+
+    Raises:
+        BTCompressError: the rest of the file is not one linear layer that takes the LSTM's outputs.
+    """
+    outline = compressed.outline()
+    rest = {key: tuple(outline[key].shape) for key in compressed.keys if key not in entry.shapes}
+    n_in = (1 + entry.bidirectional) * (entry.proj_size or entry.hidden_size)
+    heads = [key.removesuffix(".weight") for key, shape in rest.items() if _takes(key, shape, n_in)]
+    others = [key for key in rest if len(heads) != 1 or key not in (f"{heads[0]}.weight", f"{heads[0]}.bias")]
+    if len(heads) == 1 and not others:
+        return heads[0]
+    what = f"the linear layers that take the {n_in} outputs of {entry.name or 'the LSTM'} are {_listed(heads)}"
+    raise BTCompressError(
+        f"with labels and no --model, a file must hold one LSTM and one linear head, but {what}"
+        + (f", and there is more beside them: {_listed(others)}" if len(heads) == 1 else "")
+        + ". Build your network with --model package.module:factory."
+    )
+
+
+def _takes(key: str, shape: tuple[int, ...], n_in: int) -> bool:
+    return key.endswith(".weight") and len(shape) == 2 and shape[1] == n_in
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (" and others" if len(names) > 8 else "") if names else "none"
