@@ -1,0 +1,133 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import btcompress
+from btcompress.errors import BTCompressError, OutputError
+from btcompress.finetune import TrainConfig
+from tuning import SMALL, Classifier, draw, saved_pair, tune
+
+
+@pytest.fixture
+def files(tmp_path):
+    dense, compressed = saved_pair(tmp_path, nn.LSTM(24, 6))
+    np.savez(tmp_path / "data.npz", x=draw(60, 5, 24))
+    return dense, compressed, tmp_path / "data.npz"
+
+
+class StoppedError(Exception):
+    pass
+
+
+def interrupting(after):
+    def on_epoch(epoch):
+        if epoch.epoch == after:
+            raise StoppedError
+
+    return on_epoch
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_resumed_training_ends_in_the_bytes_of_an_uninterrupted_one(after, files, tmp_path):
+    dense, compressed, data = files
+    tune(tmp_path, compressed, data, dense, name="whole")
+    with pytest.raises(StoppedError):
+        tune(tmp_path, compressed, data, dense, name="cut", on_epoch=interrupting(after))
+    assert not (tmp_path / "cut").exists()
+    tune(tmp_path, compressed, data, dense, name="cut", resume=True)
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert not (tmp_path / "cut.state").exists()
+
+
+def command(arguments, **environment):
+    return subprocess.Popen(
+        [*arguments], env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def arguments(dense, compressed, data, output, *more):
+    return [
+        *("finetune", compressed, "--teacher", dense, "--data", data, "-o", output, "--cpu", "--json"),
+        *("--epochs", "150", "--batch-size", "8", "--patience", "0", *more),
+    ]
+
+
+def test_killed_command_goes_on_to_the_same_bytes(files, tmp_path):
+    python = [sys.executable, "-m", "btcompress"]
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    state, metrics = tmp_path / "cut.safetensors.state" / "state.pt", tmp_path / "cut.metrics.jsonl"
+    running = command(map(str, [*python, *arguments(*files, cut)]))
+    deadline = time.monotonic() + 60
+    while not (state.exists() and metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert running.poll() is None, running.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert state.exists()
+    assert not cut.exists()
+    for resumed, output in ((["--resume"], cut), ([], whole)):
+        done = command(map(str, [*python, *arguments(*files, output, *resumed)]))
+        _, err = done.communicate()
+        assert done.returncode == 0, err
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_interrupted_training_is_not_started_over_by_accident(files, tmp_path):
+    dense, compressed, data = files
+    with pytest.raises(BTCompressError, match="nothing to resume"):
+        tune(tmp_path, compressed, data, dense, resume=True)
+    with pytest.raises(StoppedError):
+        tune(tmp_path, compressed, data, dense, on_epoch=interrupting(1))
+    with pytest.raises(OutputError, match="--resume"):
+        tune(tmp_path, compressed, data, dense)
+    with pytest.raises(BTCompressError, match=r"batch_size 8, and now it is 4"):
+        tune(tmp_path, compressed, data, dense, replace(SMALL, batch_size=4), resume=True)
+    tune(tmp_path, compressed, data, dense, force=True)
+
+
+def test_damaged_state_is_refused_in_words(files, tmp_path):
+    dense, compressed, data = files
+    with pytest.raises(StoppedError):
+        tune(tmp_path, compressed, data, dense, on_epoch=interrupting(1))
+    state = tmp_path / "tuned.safetensors.state" / "state.pt"
+    state.write_bytes(state.read_bytes()[:200])
+    with pytest.raises(BTCompressError, match="damaged"):
+        tune(tmp_path, compressed, data, dense, resume=True)
+
+
+def test_diverging_is_an_error_that_leaves_no_result(files, tmp_path):
+    dense, compressed, data = files
+    config = TrainConfig(epochs=3, batch_size=8, learning_rate=1e36, warmup=0, cpu=True)
+    with pytest.raises(BTCompressError, match="--lr"):
+        tune(tmp_path, compressed, data, dense, config)
+    assert not (tmp_path / "tuned.safetensors").exists()
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["hidden states", "labels"])
+def test_two_processes_end_where_one_does_within_rounding(labels, tmp_path):
+    dense, compressed = saved_pair(tmp_path, Classifier().double())
+    x = draw(37, 5, 24)
+    arrays = {"x": x, "lengths": np.arange(37) % 5 + 1} | ({"y": x[:, 0, :3].argmax(1)} if labels else {})
+    np.savez(tmp_path / "data.npz", **arrays)
+    files = (dense, compressed, tmp_path / "data.npz")
+    short = ["--epochs", "3", "--accumulate", "2"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "btcompress"]
+    one = [sys.executable, "-m", "btcompress"]
+    for launcher, name in ((one, "one.safetensors"), (two, "two.safetensors")):
+        done = command(map(str, [*launcher, *arguments(*files, tmp_path / name, *short)]))
+        _, err = done.communicate(timeout=120)
+        assert done.returncode == 0, err
+    first, second = (btcompress.load(tmp_path / name) for name in ("one.safetensors", "two.safetensors"))
+    for name, tensor in first.tensors.items():
+        torch.testing.assert_close(second.tensors[name], tensor, rtol=1e-6, atol=1e-9)
+    for key in ("before", "after"):
+        assert second.history[-1][key] == pytest.approx(first.history[-1][key], rel=1e-9)
