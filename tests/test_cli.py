@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -161,7 +162,7 @@ def test_compressed_files_are_told_from_dense_ones(model, run):
 
 
 def test_every_option_in_the_documents_exists(run):
-    helps = " ".join(run(command, "--help")[0] for command in ("factorize", "inspect", "report"))
+    helps = " ".join(run(command, "--help")[0] for command in ("factorize", "inspect", "report", "finetune"))
     root = Path(__file__).parent.parent
     for document in (root / "README.md", *(root / "docs").glob("*.md")):
         for option in re.findall(r"`(?:btcompress \w+ [^`]*)?(--[a-z-]+)", document.read_text()):
@@ -175,6 +176,61 @@ def test_module_runs_as_the_command_and_errors_exit_with_2_without_a_traceback(t
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def sequences(model, run):
+    run("factorize", model)
+    path = model.parent / "data.npz"
+    x = torch.randn(120, 5, 64, generator=torch.Generator().manual_seed(0))
+    np.savez(path, x=(x * 40).clamp(-128, 127).to(torch.int8).numpy())
+    return path
+
+
+def test_finetune_wins_back_what_was_lost_and_report_says_so(model, sequences, run):
+    start, tuned = model.parent / "model.bt.safetensors", model.parent / "tuned.safetensors"
+    options = ("--teacher", model, "--data", sequences, "--scale", "1/40", "--epochs", "3", "--lr", "5e-3", "--cpu")
+    out, err = run("finetune", start, *options, "-o", tuned)
+    assert err == ""
+    assert "hidden-state error (lower is better)" in out
+    assert str(tuned) in out
+    assert run("report", tuned)[0] in out
+    trained = json.loads(run("report", tuned, "--json")[0])["finetuned"][0]
+    assert trained["dense"] == 0
+    assert trained["after"] < trained["before"]
+    assert json.loads(run("report", start, "--json")[0])["finetuned"] == []
+    again = json.loads(run("finetune", tuned, *options, "-o", model.parent / "again.safetensors", "--json")[0])
+    assert [step["before"] for step in again["finetuned"]] == [
+        trained["before"],
+        pytest.approx(trained["after"], rel=1e-6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+        (["--data", "nowhere.at_all:factory"], "no module nowhere"),
+        (["--data", "data.npz", "--scale", "1/0"], "1/255"),
+        (["--data", "data.npz", "--lr", "0"], "learning_rate"),
+        (["--data", "data.npz", "--layer", "decoder"], "no LSTM named 'decoder'"),
+        (["--data", "data.npz"], "--teacher"),
+        (["--data", "data.npz", "--val-fraction", "1"], "--val-fraction"),
+        (["--data", "data.npz", "--resume"], "nothing to resume"),
+        (["--data", "data.npz", "--teacher", "model.bt.safetensors"], "compressed already"),
+        (["--data", "data.npz", "--val", "text.csv"], "text.csv"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_finetunings_are_one_clear_error_and_write_nothing(model, sequences, arguments, words, run):
+    before = sorted(path.name for path in model.parent.iterdir())
+    if "--resume" in arguments:
+        arguments = [*arguments, "--teacher", "model.pt"]
+    command = ("finetune", "model.bt.safetensors", *arguments, "-o", "out.safetensors", "--cpu")
+    _, err = run(*command, code=2, cwd=model.parent)
+    assert words in err
+    assert "Traceback" not in err
+    assert sorted(path.name for path in model.parent.iterdir()) == before
 
 
 def test_demo_tells_its_story(tmp_path, run, monkeypatch):

@@ -1,0 +1,42 @@
+import pytest
+from torch import nn
+
+import btcompress
+
+STEP = {
+    "step": "finetune",
+    "metric": "accuracy",
+    "higher_is_better": True,
+    "dense": None,
+    "before": 0.25,
+    "after": 0.75,
+    "epochs": 4,
+    "best_epoch": 3,
+    "n_train": 90,
+    "n_held": 10,
+    "cancellation": 1.5,
+}
+
+
+@pytest.fixture(scope="module")
+def compressed():
+    return btcompress.factorize(nn.LSTM(64, 32), tucker_rank=2)
+
+
+def test_every_training_in_the_history_is_reported_in_order(compressed):
+    trained = compressed.with_step(STEP).with_step({**STEP, "before": 0.75, "after": 0.875, "way": "labels"})
+    report = btcompress.report(trained)
+    assert [training.after for training in report.finetuned] == [0.75, 0.875]
+    assert report.to_dict()["finetuned"][0] == {name: value for name, value in STEP.items() if name != "step"}
+    assert report.advice == btcompress.report(compressed).advice
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"best_epoch": 0}, "made nothing better"), ({"cancellation": 250.0}, "add up to 250 times")],
+    ids=["no better", "cancelling"],
+)
+def test_latest_training_that_went_wrong_is_called_so(changed, words, compressed):
+    bad = {**STEP, **changed}
+    assert any(words in text for text in btcompress.report(compressed.with_step(bad)).advice)
+    assert not any(words in text for text in btcompress.report(compressed.with_step(bad).with_step(STEP)).advice)
