@@ -132,7 +132,8 @@ def factorize(
 
     request = _request(cp_rank, tucker_rank, in_modes, out_modes, order, input_shape, gates)
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=_usable(device))
-    checkpoint = factorization.open_weights(model, container)
+    with display.working(f"reading {model}"):
+        checkpoint = factorization.open_weights(model, container)
     planned = plan.make_plan(checkpoint, request, layer or (), allow_growth=allow_growth)
     if dry_run:
         show = display.show_inventory_json if json else display.show_plan
@@ -163,7 +164,8 @@ def inspect(
     from btcompress import display, factorization, plan
 
     request = _request(cp_rank, tucker_rank)
-    checkpoint = factorization.open_weights(model, container)
+    with display.working(f"reading {model}"):
+        checkpoint = factorization.open_weights(model, container)
     planned = plan.make_plan(checkpoint, request)
     if json:
         display.show_inventory_json(checkpoint, planned)
@@ -185,9 +187,10 @@ def report(
     from btcompress import display, models, reporting
     from btcompress.checkpoint import read
 
-    opened = models.load(compressed)
-    dense = None if against is None else read(against, container)
-    result = reporting.report(opened, against=dense, bytes_after=compressed.stat().st_size)
+    with display.working(f"measuring {compressed}"):
+        opened = models.load(compressed)
+        dense = None if against is None else read(against, container)
+        result = reporting.report(opened, against=dense, bytes_after=compressed.stat().st_size)
     if json:
         display.show_json(result.to_dict())
     else:

@@ -7,16 +7,19 @@ import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import opt_einsum
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from btcompress.errors import ShapeError
 
 Sizes = tuple[int, ...]
+
+#: What torch hands to the methods of an autograd function; it has no type for it.
+Context = Any
 
 #: Time to read or write one number, in floating-point operations.
 MOVE_COST = 16
@@ -25,11 +28,11 @@ MOVE_COST = 16
 _COPY_MOVES = 4
 
 #: Largest tensor of one piece of rows, in bytes: on a CPU small enough to stay in its caches.
-_PIECE_BYTES_CPU = 2**21
+_PIECE_BYTES_CPU = 2**22
 _PIECE_BYTES_GPU = 2**27
 
 #: Intermediates of up to this many bytes are kept for the gradient; more are computed again.
-_KEPT_BYTES = 2**27
+_KEPT_BYTES = 2**26
 
 
 @lru_cache(maxsize=1024)
@@ -213,15 +216,15 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def apply_chain(rows: Tensor, operands: Sequence[Tensor]) -> Tensor:
     """Multiply rows by a block-term matrix, a piece at a time.
 
-    Intermediates may hold several times as many numbers as the rows. Where they would take much memory
-    they live for one piece only, and are computed again for its gradient.
+    Intermediates may hold several times as many numbers as the rows. Those of the first rows are kept
+    for the gradient; from a certain size on they live for one piece only, and are computed again.
 
     Args:
         rows: shape ``(n, I_1..I_d)``.
         operands: cores ``(N, R_1..R_d)``, then factors ``(N, I_k, J_k, R_k)``.
 
     Returns:
-        Shape ``(n, J_1..J_d)``; differentiable in the rows and operands.
+        Shape ``(n, J_1..J_d)``; differentiable in the rows and operands, and twice if all is kept.
     """
     rows, *operands = autocast(rows, *operands)
     in_modes, out_modes, ranks = zip(*(tuple(factor.shape[1:]) for factor in operands[1:]), strict=True)
@@ -233,12 +236,16 @@ def apply_chain(rows: Tensor, operands: Sequence[Tensor]) -> Tensor:
         )
         for step in chain.steps
     ]
-    largest = max(operand.numel() for operand in met) * rows.element_size()
-    budget = max(largest, _PIECE_BYTES_CPU if rows.device.type == "cpu" else _PIECE_BYTES_GPU)
-    pieces = rows.split(max(1, budget // (chain.widest * rows.element_size())))
-    if not torch.is_grad_enabled() or chain.saved * len(rows) * rows.element_size() <= _KEPT_BYTES:
-        return torch.cat([_follow(chain, piece, *met) for piece in pieces])
-    return torch.cat([checkpoint(_follow, chain, piece, *met, use_reentrant=False) for piece in pieces])
+    item = rows.element_size()
+    piece_bytes = _PIECE_BYTES_CPU if rows.device.type == "cpu" else _PIECE_BYTES_GPU
+    n_rows = max(1, max(piece_bytes, *(item * operand.numel() for operand in met)) // (item * chain.widest))
+    n_kept = len(rows)
+    if torch.is_grad_enabled() and item * chain.saved * len(rows) > _KEPT_BYTES:
+        n_kept = _KEPT_BYTES // (item * chain.saved * n_rows) * n_rows
+    products = [_follow(chain, piece, *met) for piece in rows[:n_kept].split(n_rows)]
+    if n_kept < len(rows):
+        products.append(_Recomputed.apply(chain, n_rows, rows[n_kept:], *met))  # type: ignore[no-untyped-call]
+    return torch.cat(products)
 
 
 def _follow(chain: Chain, rows: Tensor, *met: Tensor) -> Tensor:
@@ -269,6 +276,37 @@ def _permute(tensor: Tensor, given: str, wanted: str) -> Tensor:
     return tensor.permute([given.index(letter) for letter in wanted])
 
 
+class _Recomputed(torch.autograd.Function):
+    """Pieces of rows through the chain, of which only rows and operands are kept for the gradient.
+
+    Of ``torch.utils.checkpoint``, piece by piece, what stays behind between the pieces scatters the heap.
+    """
+
+    @staticmethod
+    def forward(chain: Chain, n_rows: int, rows: Tensor, *met: Tensor) -> Tensor:
+        return torch.cat([_follow(chain, piece, *met) for piece in rows.split(n_rows)])
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        ctx.chain, ctx.n_rows, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *met = ctx.saved_tensors
+        needs_rows, *needs_met = ctx.needs_input_grad[2:]
+        leaves = [operand.detach().requires_grad_(need) for operand, need in zip(met, needs_met, strict=True)]
+        row_gradients = []
+        for piece, direction in zip(rows.split(ctx.n_rows), gradient.split(ctx.n_rows), strict=True):
+            leaf = piece.detach().requires_grad_(needs_rows)
+            with torch.enable_grad():
+                product = _follow(ctx.chain, leaf, *leaves)
+            product.backward(direction)
+            row_gradients.append(leaf.grad)
+        return None, None, torch.cat(row_gradients) if needs_rows else None, *(leaf.grad for leaf in leaves)
+
+
 class _TransposedProduct(torch.autograd.Function):
     """``(left @ right).mT``, where neither the result nor any gradient has to be copied into order."""
 
@@ -277,15 +315,14 @@ class _TransposedProduct(torch.autograd.Function):
         return right.mT @ left.mT
 
     @staticmethod
-    def setup_context(ctx: BackwardCFunction, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        saved: tuple[Tensor, ...] = ctx.saved_tensors
-        needed: tuple[bool, ...] = ctx.needs_input_grad
-        left, right = saved
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        needs_left, needs_right = ctx.needs_input_grad
         return (
-            gradient.mT @ right.mT if needed[0] else None,
-            left.mT @ gradient.mT if needed[1] else None,
+            gradient.mT @ right.mT if needs_left else None,
+            left.mT @ gradient.mT if needs_right else None,
         )

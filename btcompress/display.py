@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -50,6 +51,24 @@ def show_written(path: object) -> None:
 
 
 @contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on stderr beside ``what`` is being done, shown once that takes longer than a second."""
+    console = Console(stderr=True)
+    status = console.status(Text(what))
+    timer = Timer(_PATIENCE, status.start)
+    timer.daemon = True
+    if console.is_terminal:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if console.is_terminal:
+            timer.join()
+            status.stop()
+
+
+@contextmanager
 def fit_progress() -> Iterator[OnProgress]:
     """A bar on stderr over all fits of a factorization."""
     with _patient_bar() as update:
@@ -89,7 +108,8 @@ def finetune_progress() -> Iterator[Callable[[Epoch], None]]:
 def _patient_bar() -> Iterator[Callable[[str, float, float, str], None]]:
     """A bar on stderr, shown once the work takes longer than a second: what, done, of how much, where it stands."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     began = time.monotonic()
     tasks: list[TaskID] = []
 
@@ -165,13 +185,13 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     """Print the shape that each matrix gets, and what that costs."""
     console = _console()
-    table = _table(["matrix", "shape", "mode sizes", "N", "R", "before", "after", "ratio"], left=1)
+    table = _table(["matrix", "N", "R", "before", "after", "ratio"], left=1)
     for planned in plan.matrices:
-        shape = planned.shape
+        shape, part = planned.shape, planned.shape.part
         table.add_row(
-            Text(planned.name),
-            f"{shape.out_size} x {shape.in_size}",
-            *_form(shape.part.in_modes, shape.part.out_modes, shape.gates, shape.part.n_blocks, shape.part.ranks),
+            *_form(planned.name, (shape.out_size, shape.in_size), part.out_modes, part.in_modes, shape.gates),
+            str(part.n_blocks),
+            _ranks(part.ranks),
             f"{shape.dense_params:,}",
             f"{shape.n_params:,}",
             _ratio(shape.ratio),
@@ -226,31 +246,33 @@ def _planned_json(name: str, shape: MatrixShape) -> dict[str, Any]:
 
 
 def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
-    table = _table(
-        ["matrix", "shape", "mode sizes", "N", "R", "before", "after", "ratio", "weight error", "SVD at equal size"],
-        left=1,
-    )
+    headers = ["matrix", "N", "R", "before", "after", "ratio", "weight\nerror", "SVD at\nequal size"]
+    table = _table(headers, left=1)
     for row in matrices:
-        svd = f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small"
         table.add_row(
-            Text(row.name),
-            f"{row.shape[0]} x {row.shape[1]}",
-            *_form(row.in_modes, row.out_modes, row.gates, row.cp_rank, row.tucker_ranks),
+            *_form(row.name, row.shape, row.out_modes, row.in_modes, row.gates),
+            str(row.cp_rank),
+            _ranks(row.tucker_ranks),
             f"{row.params_before:,}",
             f"{row.params_after:,}",
             _ratio(row.weights_ratio),
             f"{row.weight_error:.3f}",
-            svd,
+            f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small",
         )
     return table
 
 
 def _form(
-    in_modes: Sequence[int], out_modes: Sequence[int], gates: str, n_blocks: int, ranks: Sequence[int]
-) -> list[str]:
+    name: str, shape: tuple[int, int], out_modes: Sequence[int], in_modes: Sequence[int], gates: str
+) -> Iterator[Text]:
+    """The first cell of a matrix's row: what it is, and in what form."""
     each = "4 gates, each " if gates == "separate" else ""
-    rank = str(ranks[0]) if len(set(ranks)) == 1 else ",".join(map(str, ranks))
-    return [f"{each}{_joined(out_modes)}\nby {_joined(in_modes)}", str(n_blocks), rank]
+    modes = (",".join(map(str, sizes)) for sizes in (out_modes, in_modes))
+    yield Text(f"{name}\n  {shape[0]} x {shape[1]}\n  as {each}{' by '.join(modes)}")
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return str(ranks[0]) if len(set(ranks)) == 1 else ",".join(map(str, ranks))
 
 
 def _show_model(console: Console, model: ModelReport) -> None:
@@ -288,12 +310,9 @@ def _table(headers: Sequence[str], left: int) -> Table:
     """A plain table whose first ``left`` columns are text and the rest numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for position, header in enumerate(headers):
-        table.add_column(header, justify="left" if position < left else "right", overflow="fold")
+        text = position < left
+        table.add_column(header, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     return table
-
-
-def _joined(modes: Sequence[int]) -> str:
-    return ",".join(map(str, modes))
 
 
 def _ratio(value: float) -> str:

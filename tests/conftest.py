@@ -4,6 +4,8 @@ import pytest
 import torch
 
 os.environ.setdefault("COLUMNS", "120")
+# The tensors of these tests are so small that more threads only wait for one another.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ FORMS = {
 }
 
 #: Limits that force rows apart, and intermediates to be computed again.
-REGIMES = {"at once": (2**30, 2**30), "in pieces": (400, 2**30), "computed again": (400, 0)}
+REGIMES = {"at once": (2**30, 2**30), "in pieces": (400, 2**30), "half": (400, 10**4), "computed again": (400, 0)}
 
 
 def draw(*size, generator):
@@ -98,12 +98,33 @@ def test_no_rows_give_no_rows(form, generator):
     assert product.shape == (0, *form[2])
 
 
-@pytest.mark.usefixtures("regime")
-def test_second_gradients_are_right(generator):
+@pytest.mark.parametrize("piece", [100, 2**22])
+def test_second_gradients_are_right_where_all_is_kept(piece, generator, monkeypatch):
+    monkeypatch.setattr(contraction, "_PIECE_BYTES_CPU", piece)
     form = (2, (2, 3), (3, 2), (2, 1))
     operands = [operand.requires_grad_() for operand in draw_form(form, generator)]
     rows = draw(5, *form[1], generator=generator).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda rows, *operands: apply_chain(rows, operands), (rows, *operands))
+
+
+def test_second_gradients_are_refused_where_intermediates_are_computed_again(generator, monkeypatch):
+    monkeypatch.setattr(contraction, "_KEPT_BYTES", 0)
+    form = FORMS["order 2"]
+    operands = [operand.requires_grad_() for operand in draw_form(form, generator)]
+    product = apply_chain(draw(5, *form[1], generator=generator), operands)
+    (first,) = torch.autograd.grad(product.square().sum(), operands[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_only_operands_that_need_gradients_get_them(generator, monkeypatch):
+    form = FORMS["order 3"]
+    for kept in (0, 2**30):
+        monkeypatch.setattr(contraction, "_KEPT_BYTES", kept)
+        operands = draw_form(form, generator)
+        operands[2].requires_grad_()
+        apply_chain(draw(5, *form[1], generator=generator), operands).sum().backward()
+        assert [operand.grad is not None for operand in operands] == [False, False, True, False]
 
 
 def test_only_rows_and_operands_are_kept_where_intermediates_are_too_large(generator, monkeypatch):

@@ -259,7 +259,8 @@ def test_compression_is_the_projection_onto_its_bases(first_kept, generator, mon
     torch.testing.assert_close(compression.core, core)
     for basis in compression.bases:
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
-    assert compression.norm_squared == pytest.approx(float(tensor.square().sum()))
+    assert compression.norm == pytest.approx(float(matrix.norm()))
+    assert compression.missed == pytest.approx(1 - float(core.square().sum() / tensor.square().sum()))
 
 
 def test_balancing_keeps_the_matrix_and_evens_out_the_norms(generator):

@@ -19,14 +19,13 @@ from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Random starts tried on the small leading corner of the core, where a sweep costs next to nothing.
 _CORNER_STARTS = 3
-_CORNER_SWEEPS = 12
+_CORNER_SWEEPS = 8
 #: Sweeps after which only the best start goes on.
 _RACE_SWEEPS = 5
+#: A start whose error is this many times what another has after those sweeps is not raced.
+_HOPELESS = 1.05
 #: A fit this close is exact up to rounding.
 _EXACT = 1e-12
-
-#: Sums of squares that differ by less than this share are equal up to rounding.
-_ROUNDING = 1e-13
 
 OnSweep = Callable[[Sweep], None]
 
@@ -141,10 +140,10 @@ def fit(
     best = _best_sweeps(compression.core, shape, options, on_sweep)
     return Fit(
         balanced(_form(best.blocks, compression, shape)),
-        _whole_error(best.error, compression),
+        math.sqrt(compression.missed + (1 - compression.missed) * best.error**2),
         best.n_sweeps,
         best.converged,
-        scale * math.sqrt(compression.norm_squared),
+        compression.norm,
     )
 
 
@@ -171,13 +170,16 @@ def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sw
     def sweep(tensor: Tensor, start: Blocks, max_sweeps: int = options.max_sweeps) -> SweepResult:
         return sweep_until_stable(tensor, start, max_sweeps, options.tolerance, on_sweep)
 
-    starts = [greedy_deflation(core, ranks, n_blocks)]
+    leader = sweep(core, greedy_deflation(core, ranks, n_blocks), 0)
     if n_blocks > 1:  # A single block has no partner to be confused with, and its greedy start is good.
         corner, bases = leading_corner(core, tuple(n_blocks * rank for rank in ranks))
         draws = (random_blocks(corner, ranks, n_blocks, generator) for _ in range(_CORNER_STARTS))
         tries = (sweep(corner, draw, _CORNER_SWEEPS) for draw in draws)
-        starts.append(expanded(min(tries, key=_error).blocks, bases))
-    leader = min((sweep(core, start, _RACE_SWEEPS) for start in starts), key=_error)
+        rival = sweep(core, expanded(min(tries, key=_error).blocks, bases), _RACE_SWEEPS)
+        if leader.error > _HOPELESS * rival.error:
+            leader = rival
+        else:
+            leader = min(rival, sweep(core, leader.blocks, _RACE_SWEEPS), key=_error)
     best = leader
     if not leader.converged:
         finished = sweep(core, leader.blocks)
@@ -197,14 +199,6 @@ def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> Bl
     whole = expanded(blocks, compression.bases)
     factors = (factor.reshape(size) for factor, size in zip(whole.factors, shape.factor_shapes, strict=True))
     return BlockTerm(shape, whole.cores * compression.scale, tuple(factors))
-
-
-def _whole_error(core_error: float, compression: Compression) -> float:
-    kept = float(torch.linalg.vector_norm(compression.core)) ** 2
-    outside = compression.norm_squared - kept
-    if outside < _ROUNDING * compression.norm_squared:
-        outside = 0.0
-    return math.sqrt((outside + core_error**2 * kept) / compression.norm_squared)
 
 
 def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:

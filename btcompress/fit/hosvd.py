@@ -22,6 +22,10 @@ from btcompress.shapes import BlockTermShape
 _OVERSAMPLING = 3
 #: Entries that the core may always have: below this, truncating would save no time worth having.
 _FREE_ENTRIES = 2**18
+#: Rows of the largest Gram matrix worth forming; of larger modes, what the others leave is taken apart instead.
+_LARGEST_GRAM = 4096
+#: Sums of squares agree to about this many units in the last place.
+_ROUNDING_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,13 +36,15 @@ class Compression:
         core: shape ``(c_1..c_d)``, float64.
         bases: ``B_k``, shape ``(I_k * J_k, c_k)``, orthonormal columns, float64.
         scale: largest magnitude in the matrix; the core is of the matrix divided by it.
-        norm_squared: ``||T / scale||^2``, the part outside the bases included.
+        missed: share of ``||T||^2`` outside the bases, 0 where it is no more than rounding.
+        norm: ``||T||``.
     """
 
     core: Tensor
     bases: tuple[Tensor, ...]
     scale: float
-    norm_squared: float
+    missed: float
+    norm: float
 
 
 def compress(matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> Compression:
@@ -55,16 +61,23 @@ def compress(matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.
     bases = [torch.eye(size, dtype=torch.float64, device=device) for size in kept]
     shrinking = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
     if not shrinking:
-        tensor = slabs.whole()
-        return Compression(tensor, tuple(bases), scale, _square(tensor))
-    # The first mode's unfolding lies in memory almost as it is needed; the others follow, small ones first.
-    first, *others = sorted(shrinking, key=lambda k: (k != 0, shape.mode_sizes[k]))
+        core = slabs.whole()
+        return Compression(core, tuple(bases), scale, 0.0, scale * math.sqrt(_square(core)))
+    first, *others = sorted(shrinking, key=lambda k: _reading_order(k, shape.mode_sizes[k]))
     bases[first] = _leading_eigenvectors(slabs.gram(first), kept[first])
-    tensor, norm_squared = slabs.projected(first, bases[first])
+    tensor, square = slabs.projected(first, bases[first])
     for mode in others:
         bases[mode] = _leading_basis(tensor, mode, kept[mode])
         tensor = _project(tensor, mode, bases[mode])
-    return Compression(tensor.contiguous(), tuple(bases), scale, norm_squared)
+    core = tensor.to(torch.float64).contiguous()
+    missed = 1 - _square(core) / square
+    rounding = _ROUNDING_STEPS * torch.finfo(slabs.dtype).eps
+    return Compression(core, tuple(bases), scale, missed if missed > rounding else 0.0, scale * math.sqrt(square))
+
+
+def _reading_order(mode: int, size: int) -> tuple[bool, bool, int]:
+    """Modes with too large a Gram matrix last; before them the first, which lies in memory as needed, then by size."""
+    return size > _LARGEST_GRAM, mode != 0, size
 
 
 def leading_corner(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -89,14 +102,14 @@ def _basis_sizes(shape: BlockTermShape) -> list[int]:
 
 
 def _project(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
-    return torch.tensordot(tensor, basis, dims=([mode], [0])).movedim(-1, mode)
+    return torch.tensordot(tensor, basis.to(tensor.dtype), dims=([mode], [0])).movedim(-1, mode)
 
 
 def _leading_basis(tensor: Tensor, mode: int, count: int) -> Tensor:
     unfolding = tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
     if unfolding.shape[0] > unfolding.shape[1]:
-        return torch.linalg.svd(unfolding, full_matrices=False).U[:, :count].contiguous()
-    return _leading_eigenvectors(unfolding @ unfolding.T, count)
+        return torch.linalg.svd(unfolding.to(torch.float64), full_matrices=False).U[:, :count].contiguous()
+    return _leading_eigenvectors((unfolding @ unfolding.T).to(torch.float64), count)
 
 
 def _leading_eigenvectors(gram: Tensor, count: int) -> Tensor:
@@ -104,25 +117,27 @@ def _leading_eigenvectors(gram: Tensor, count: int) -> Tensor:
 
 
 def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor)) ** 2
+    return float(tensor.square().sum(dtype=torch.float64))
 
 
 class _Slabs:
-    """A matrix as the padded tensor ``(I_1 J_1, ..., I_d J_d)``, read a few rows at a time."""
+    """A matrix as the padded tensor ``(I_1 J_1, ..., I_d J_d)``, read a few rows at a time.
+
+    Entries of float32 or less are read as float32, which is exact; sums over slabs are in float64.
+    """
 
     def __init__(self, matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> None:
         self._shape = shape
         self._scale = scale
         self._device = device
+        self.dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
         self._rows = pad_matrix(matrix.detach().to(device), shape)
 
     def gram(self, mode: int) -> Tensor:
         """Gram matrix of the mode's unfolding, shape ``(I_k * J_k, I_k * J_k)``."""
         i, j = self._shape.in_modes[mode], self._shape.out_modes[mode]
         gram = torch.zeros(i * j, i * j, dtype=torch.float64, device=self._device)
-        # Products of float32 numbers are as exact as the numbers; only their sum needs more digits.
-        dtype = torch.float64 if self._rows.dtype == torch.float64 else torch.float32
-        for slab in self._unfoldings(mode, dtype):
+        for slab in self._unfoldings(mode):
             gram += slab @ slab.T
         return gram.reshape(j, i, j, i).permute(1, 0, 3, 2).reshape(i * j, i * j)
 
@@ -133,18 +148,18 @@ class _Slabs:
         in_modes = shape.in_modes[:mode] + shape.in_modes[mode + 1 :]
         count = basis.shape[1]
         outputs_first = basis.reshape(shape.in_modes[mode], shape.out_modes[mode], count).transpose(0, 1)
-        weights = outputs_first.reshape(-1, count).T.contiguous()
-        result = basis.new_empty(math.prod(out_modes), count, math.prod(in_modes))
-        norm_squared = 0.0
-        for target, slab in zip(result, self._unfoldings(mode, torch.float64), strict=True):
+        weights = outputs_first.reshape(-1, count).T.to(self.dtype).contiguous()
+        result = weights.new_empty(math.prod(out_modes), count, math.prod(in_modes))
+        square = 0.0
+        for target, slab in zip(result, self._unfoldings(mode), strict=True):
             torch.mm(weights, slab, out=target)
-            norm_squared += _square(slab)
+            square += _square(slab)
         pairs = [axis for k in range(n_others) for axis in (n_others + 1 + k, k)]
         paired = result.reshape(*out_modes, count, *in_modes).permute(n_others, *pairs)
         mode_sizes = (i * j for i, j in zip(in_modes, out_modes, strict=True))
-        return paired.reshape(count, *mode_sizes).movedim(0, mode), norm_squared
+        return paired.reshape(count, *mode_sizes).movedim(0, mode), square
 
-    def _unfoldings(self, mode: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    def _unfoldings(self, mode: int) -> Iterator[Tensor]:
         """Slabs of the unfolding, rows ``(j_k, i_k)``, one for each index of the other output modes.
 
         Each slab reuses the memory of the one before.
@@ -152,7 +167,7 @@ class _Slabs:
         shape = self._shape
         by_slab = self._rows.reshape(*shape.out_modes, shape.padded_in).movedim(mode, -2)
         sizes = (shape.out_modes[mode], math.prod(shape.in_modes[:mode]), shape.in_modes[mode], -1)
-        buffer = torch.empty(shape.out_modes[mode], shape.padded_in, dtype=dtype, device=self._device)
+        buffer = torch.empty(shape.out_modes[mode], shape.padded_in, dtype=self.dtype, device=self._device)
         for indices in itertools.product(*map(range, by_slab.shape[:-2])):
             buffer.copy_(by_slab[indices]).div_(self._scale)
             yield buffer.reshape(sizes).transpose(1, 2).reshape(shape.mode_sizes[mode], -1)

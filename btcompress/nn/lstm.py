@@ -218,17 +218,16 @@ class BTLSTM(nn.Module):
 
     def _initial_state(self, inputs: Tensor, hx: State | None, batch_sizes: Tensor | None) -> State:
         """The initial state, zero where not given, once inputs and state are found to fit."""
-        if inputs.dim() != (3 if batch_sizes is None else 2):
-            raise RuntimeError(f"the data of a packed input must have 2 dimensions, but it has {inputs.dim()}.")
         if inputs.shape[-1] != self.input_size:
             raise RuntimeError(f"input has {inputs.shape[-1]} features, but input_size is {self.input_size}.")
         if autocast(inputs)[0].dtype != autocast(self.weight_hh_l0)[0].dtype:
             raise ValueError(
                 f"input is {inputs.dtype}, but the parameters are {self.weight_hh_l0.dtype}. Convert one of them."
             )
-        steps, batch = inputs.shape[1::-1] if self.batch_first else inputs.shape[:2]
         if batch_sizes is not None:
             steps, batch = len(batch_sizes), int(batch_sizes[0])
+        else:
+            steps, batch = inputs.shape[1::-1] if self.batch_first else inputs.shape[:2]
         if not steps:
             raise RuntimeError("input has no steps; give at least one.")
         n_states = self.num_layers * self._directions

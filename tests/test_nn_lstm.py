@@ -1,0 +1,198 @@
+"""BTLSTM computes what nn.LSTM computes: at full rank with the teacher's weights, else with its own dense ones."""
+
+import itertools
+from functools import cache, partial
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from btcompress.fit import FitOptions
+from btcompress.nn import BTLSTM
+from btcompress.nn.conversion import fill_factorized
+from btcompress.nn.weight import BTWeight
+from btcompress.shapes import BlockTermShape, MatrixShape
+
+INPUTS, H, P, T, B = 6, 5, 3, 4, 3
+FULL = 10**6
+METHODS = ("auto", "factored", "dense")
+
+ARGUMENTS = [
+    {"num_layers": layers, "bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
+    for layers, bias, bidirectional, proj_size in itertools.product([1, 2], [True, False], [False, True], [0, P])
+]
+LAYOUTS = ("time first", "batch first", "unbatched", "unbatched, batch first", "packed", "packed, unsorted")
+
+
+def label(arguments):
+    return ",".join(f"{name}={value}" for name, value in arguments.items())
+
+
+@cache
+def teacher_and_students(items, **options):
+    """An nn.LSTM and a BTLSTM for every method, made once for each set of arguments."""
+    arguments = dict(items)
+    torch.manual_seed(0)
+    teacher = nn.LSTM(INPUTS, H, **arguments, dtype=torch.float64)
+    return teacher, [BTLSTM.from_dense(teacher, method=method, **options) for method in METHODS]
+
+
+def make_input(layout, arguments, with_state, generator):
+    """An input and a state, and the leaves that gradients are asked of."""
+
+    def draw(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+
+    batch = () if layout.startswith("unbatched") else (B,)
+    n_states = arguments["num_layers"] * (1 + arguments["bidirectional"])
+    state = (draw(n_states, *batch, arguments["proj_size"] or H), draw(n_states, *batch, H))
+    data = draw(*((B, T) if layout == "batch first" else (T, *batch)), INPUTS)
+    lengths = {"packed": [4, 2, 1], "packed, unsorted": [2, 4, 1]}.get(layout)
+    inputs = data if lengths is None else pack_padded_sequence(data, lengths, enforce_sorted=layout == "packed")
+    return inputs, state if with_state else None, [data, *(state if with_state else ())]
+
+
+def results(module, *arguments):
+    outputs, (h, c) = module(*arguments)
+    return [outputs.data if isinstance(outputs, PackedSequence) else outputs, h, c]
+
+
+def gradients(values, leaves):
+    generator = torch.Generator().manual_seed(1)
+    directions = [torch.randn(value.shape, generator=generator, dtype=value.dtype) for value in values]
+    return torch.autograd.grad(values, leaves, directions, retain_graph=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=label)
+def test_full_rank_changes_nothing(arguments, layout, generator):
+    arguments = {**arguments, "batch_first": "batch first" in layout}
+    teacher, students = teacher_and_students(tuple(arguments.items()), cp_rank=1, tucker_rank=FULL)
+    shared = [name for name, _ in teacher.named_parameters() if "weight_ih" not in name]
+    for student, with_state in itertools.product(students, [True, False]):
+        inputs, state, leaves = make_input(layout, arguments, with_state, generator.manual_seed(0))
+        expected, actual = results(teacher, inputs, state), results(student, inputs, state)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(
+            gradients(actual, leaves + [getattr(student, name) for name in shared]),
+            gradients(expected, leaves + [getattr(teacher, name) for name in shared]),
+        )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gates", ["fused", "separate"])
+def test_low_rank_equals_the_dense_lstm_with_the_same_matrices(layout, gates, generator):
+    arguments = {"num_layers": 2, "bias": True, "bidirectional": True, "proj_size": P}
+    arguments["batch_first"] = "batch first" in layout
+    teacher, students = teacher_and_students(tuple(arguments.items()), cp_rank=2, tucker_rank=2, gates=gates)
+    for student in students:
+        inputs, state, leaves = make_input(layout, arguments, True, generator.manual_seed(0))
+        leaves = [*leaves, *student.parameters()]
+        weights = {name: matrix.to_dense() for name, matrix in student.named_children()}
+        weights |= {name: parameter for name, parameter in student.named_parameters() if "." not in name}
+        expected = results(partial(functional_call, teacher, weights), (inputs, state))
+        actual = results(student, inputs, state)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(gradients(actual, leaves), gradients(expected, leaves))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_low_rank_differs_from_the_teacher(bidirectional, generator):
+    arguments = {"num_layers": 1, "bias": True, "bidirectional": bidirectional, "proj_size": 0}
+    teacher, students = teacher_and_students(tuple(arguments.items()), cp_rank=1, tucker_rank=1)
+    inputs, state, _ = make_input("time first", arguments, True, generator)
+    for student in students:
+        assert (results(student, inputs, state)[0] - results(teacher, inputs, state)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layout", ["time first", "batch first", "packed"])
+def test_dropout_in_training_draws_what_torch_draws(layout, generator):
+    arguments = {"num_layers": 3, "bias": True, "bidirectional": True, "proj_size": 0, "dropout": 0.4}
+    arguments["batch_first"] = layout == "batch first"
+    teacher, students = teacher_and_students(tuple(arguments.items()), cp_rank=1, tucker_rank=FULL)
+    inputs, state, _ = make_input(layout, arguments, True, generator)
+    quiet = results(teacher.eval(), inputs, state)
+    torch.manual_seed(7)
+    expected = results(teacher.train(), inputs, state)
+    for student in students:
+        torch.testing.assert_close(results(student.eval(), inputs, state), quiet)
+        torch.manual_seed(7)
+        torch.testing.assert_close(results(student.train(), inputs, state), expected)
+        assert (expected[0] - quiet[0]).abs().max() > 1e-2
+
+
+def test_batch_without_sequences_gives_none():
+    teacher, students = teacher_and_students(tuple({**ARGUMENTS[-1], "batch_first": False}.items()), cp_rank=2)
+    for student in students:
+        for module in (teacher, student):
+            outputs, (h, c) = module(torch.zeros(T, 0, INPUTS, dtype=torch.float64))
+            assert [outputs.shape, h.shape, c.shape] == [(T, 0, 2 * P), (4, 0, P), (4, 0, H)]
+
+
+def test_matrices_without_a_shape_stay_dense(generator):
+    chosen = BTLSTM(INPUTS, H, 2, bidirectional=True).shapes
+    shapes = {
+        "weight_ih_l0": chosen["weight_ih_l0"],
+        "weight_ih_l0_reverse": None,
+        "weight_ih_l1": chosen["weight_ih_l1"],
+    }
+    mixed = BTLSTM(INPUTS, H, 2, bidirectional=True, dtype=torch.float64, shapes=shapes)
+    assert mixed.shapes.keys() == {"weight_ih_l0", "weight_ih_l1"}
+    assert isinstance(mixed.weight_ih_l0_reverse, nn.Parameter)
+    assert mixed.weight_ih_l1_reverse.shape == (4 * H, 2 * H)
+    inputs = torch.randn(T, B, INPUTS, generator=generator, dtype=torch.float64)
+    dense = mixed.to_dense()
+    for method in METHODS:
+        mixed.method = method
+        torch.testing.assert_close(results(mixed, inputs), results(dense, inputs))
+
+
+def test_padding_never_reaches_the_output(generator):
+    teacher = nn.LSTM(7, 7, dtype=torch.float64)
+    padded = BlockTermShape((3, 3), (12, 3), (9, 9), in_size=7, out_size=28, n_gates=4)
+    student = BTLSTM(7, 7, dtype=torch.float64, shapes={"weight_ih_l0": MatrixShape(padded)})
+    fill_factorized(student, teacher, FitOptions())
+    inputs = torch.randn(T, B, 7, generator=generator, dtype=torch.float64)
+    for student.method in METHODS:
+        torch.testing.assert_close(results(student, inputs), results(teacher, inputs))
+
+
+def test_modes_go_to_the_matrices_they_multiply_to():
+    student = BTLSTM(12, 6, 2, in_modes=(3, 4), out_modes=(8, 3), tucker_rank=2)
+    assert student.shapes["weight_ih_l0"].part.in_modes == (3, 4)
+    assert student.shapes["weight_ih_l1"].part.in_modes != (3, 4)
+    assert {shape.part.out_modes for shape in student.shapes.values()} == {(8, 3)}
+
+
+def test_results_do_not_depend_on_the_recurrence(generator, monkeypatch):
+    arguments = {"num_layers": 2, "bias": True, "bidirectional": True, "proj_size": P}
+    _, (_, student, _) = teacher_and_students(tuple(arguments.items()), cp_rank=2, tucker_rank=2)
+    inputs, state, leaves = make_input("packed, unsorted", arguments, True, generator)
+    leaves = [*leaves, *student.parameters()]
+    found = []
+    for limit in (0, 2**40):
+        monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", limit)
+        values = results(student, inputs, state)
+        found.append((values, gradients(values, leaves)))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("in_size", "modes", "rank", "n_rows", "dense"),
+    [
+        (57_600, {"in_modes": (8, 20, 20, 18)}, 4, 1, False),
+        (57_600, {"in_modes": (8, 20, 20, 18)}, 4, 10_000, False),
+        (256, {"in_modes": (16, 16)}, 4, 1, False),
+        (256, {"in_modes": (16, 16)}, 64, 1_000, True),
+        (256, {"in_modes": (16, 16)}, 64, 1, False),
+    ],
+)
+def test_cheaper_way_is_chosen_by_sizes(in_size, modes, rank, n_rows, dense):
+    lstm = BTLSTM(in_size, 256, cp_rank=2, tucker_rank=rank, **modes, device="meta")
+    weight = lstm.weight_ih_l0
+    assert isinstance(weight, BTWeight)
+    assert weight.prefers_dense(n_rows, "auto") == dense
+    assert weight.prefers_dense(n_rows, "dense")
+    assert not weight.prefers_dense(n_rows, "factored")
