@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from btcompress.contraction import apply_chain, contract, letters, operand_letters
+from btcompress.contraction import apply_chain, letters, operand_letters
 from btcompress.errors import ShapeError
 from btcompress.shapes import BlockTermShape
 
@@ -100,9 +100,17 @@ class BlockTerm:
 
     def _padded(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense matrix of these factors, padding included."""
-        _, _, i, j, _ = letters(self.shape.order)
-        terms = ",".join(operand_letters(self.shape.order))
-        tensor = contract(f"{terms}->{j + i}", self.cores, *factors)
+        order, sizes, ranks = self.shape.order, self.shape.mode_sizes, self.shape.ranks
+        _, block, i, j, r = letters(order)
+        # Each mode met multiplies the size by about this much: the last one makes nearly all of the matrix.
+        modes = sorted(range(order), key=lambda k: sizes[k] / ranks[k])
+        tensor, given = self.cores, block + r
+        for k in modes:
+            factor = operand_letters(order)[k + 1]
+            summed = r[k] if k != modes[-1] else r[k] + block
+            result = "".join([letter for letter in given + j[k] + i[k] if letter not in summed])
+            tensor, given = torch.einsum(f"{given},{factor}->{result}", tensor, factors[k]), result
+        tensor = tensor.permute([given.index(letter) for letter in j + i])
         return tensor.reshape(-1, self.shape.padded_in)
 
     def _unpad(self, rows: Tensor) -> Tensor:

@@ -299,7 +299,7 @@ def demo(
     ] = Path("btcompress-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the clips and of the training.")] = 0,
 ) -> None:
-    """Train an LSTM on made-up video clips, factorize it, and show what that cost (half a minute)."""
+    """Train an LSTM on made-up video clips, factorize it, fine-tune it, and show what came of it (a minute)."""
     from btcompress import display
     from btcompress.demo import run_demo
 

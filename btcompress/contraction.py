@@ -29,7 +29,7 @@ _COPY_MOVES = 4
 
 #: Largest tensor of one piece of rows, in bytes: on a CPU small enough to stay in its caches.
 _PIECE_BYTES_CPU = 2**22
-_PIECE_BYTES_GPU = 2**27
+_PIECE_BYTES_GPU = 2**25
 
 #: Intermediates of up to this many bytes are kept for the gradient; more are computed again.
 _KEPT_BYTES = 2**26
@@ -194,7 +194,7 @@ def _step(
 
 
 def _extend(way: Chain, step: Step, sizes: dict[str, int]) -> Chain:
-    given, new, result = (math.prod(sizes[letter] for letter in part) for part in (step.given, step.new, step.result))
+    given, new, result = (math.prod([sizes[letter] for letter in part]) for part in (step.given, step.new, step.result))
     moved = given + result + (_COPY_MOVES * given if step.copied else 0)
     return Chain(
         (*way.steps, step),
@@ -261,7 +261,7 @@ def _take(step: Step, given: Tensor, operand: Tensor) -> Tensor:
     """One contraction, as a batch of matrix products over the shared letters."""
     sizes = dict(zip(step.given + step.operand, given.shape + operand.shape, strict=True))
     shared, summed, kept, new = (
-        math.prod(sizes[letter] for letter in part) for part in (step.shared, step.summed, step.kept, step.new)
+        math.prod([sizes[letter] for letter in part]) for part in (step.shared, step.summed, step.kept, step.new)
     )
     right = _permute(operand, step.operand, step.shared + step.summed + step.new).reshape(shared, summed, new)
     if step.summed_last:

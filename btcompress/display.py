@@ -85,7 +85,7 @@ def fit_progress() -> Iterator[OnProgress]:
 def training_progress() -> Iterator[Callable[[DemoEpoch], None]]:
     """A bar on stderr over the epochs of a training."""
     with _patient_bar() as update:
-        yield lambda epoch: update("training the dense model", epoch.index, epoch.count, f"loss {epoch.loss:.3f}")
+        yield lambda epoch: update(f"training the {epoch.what}", epoch.index, epoch.count, f"loss {epoch.loss:.3f}")
 
 
 @contextmanager
@@ -133,12 +133,14 @@ def show_demo(result: DemoResult) -> None:
     console = _console()
     console.print(Text(f"A dense LSTM, trained on clips of moving digits: {result.dense_path}"), soft_wrap=True)
     console.print(Text(f"factorized: {result.compressed_path}"), soft_wrap=True)
+    console.print(Text(f"fine-tuned: {result.tuned_path}"), soft_wrap=True)
     console.print()
     show_report(result.report)
     console.print()
     table = _table([f"accuracy on {result.n_test:,} test clips", ""], left=1)
     table.add_row("dense", f"{result.dense_accuracy:.1%}")
     table.add_row("factorized, not trained any further", f"{result.factorized_accuracy:.1%}")
+    table.add_row("factorized, then fine-tuned", f"{result.tuned_accuracy:.1%}")
     console.print(table)
 
 

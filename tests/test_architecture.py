@@ -25,11 +25,11 @@ FLOORS = {
     "factorization": 5,
     "models": 5,
     "reporting": 5,
-    "demo": 6,
+    "demo": 7,
     "finetune": 6,
-    "display": 7,
-    "cli": 8,
-    "__main__": 9,
+    "display": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 MODULES = sorted(

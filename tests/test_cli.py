@@ -234,12 +234,23 @@ def test_bad_finetunings_are_one_clear_error_and_write_nothing(model, sequences,
 
 
 def test_demo_tells_its_story(tmp_path, run, monkeypatch):
-    for name, value in {"_N_TRAIN": 60, "_N_TEST": 40, "_EPOCHS": 2, "_HEIGHT": 12, "_WIDTH": 16, "_HIDDEN": 8}.items():
+    for name, value in {
+        "_N_TRAIN": 60,
+        "_N_TEST": 40,
+        "_EPOCHS": 2,
+        "_TUNE_EPOCHS": 2,
+        "_HEIGHT": 12,
+        "_WIDTH": 16,
+        "_HIDDEN": 8,
+    }.items():
         monkeypatch.setattr(f"btcompress.demo.story.{name}", value)
     out, _ = run("demo", "--output", tmp_path / "new" / "folder")
     assert "accuracy on 40 test clips" in out
     assert "lstm.weight_ih_l0" in out
     loaded = btcompress.load(tmp_path / "new" / "folder" / "dense.bt.safetensors")
     assert list(loaded.matrices) == ["lstm.weight_ih_l0"]
+    tuned = btcompress.load(tmp_path / "new" / "folder" / "tuned.bt.safetensors")
+    assert [step["step"] for step in tuned.history] == ["factorize", "finetune"]
+    assert "factorized, then fine-tuned" in out
     again, _ = run("demo", "--output", tmp_path / "again")
-    assert again.splitlines()[-3:] == out.splitlines()[-3:]
+    assert again.splitlines()[-4:] == out.splitlines()[-4:]

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -170,6 +172,16 @@ def test_matrix_of_one_mode_is_formed_once_and_multiplied():
     (step,) = plan_chain(3, (5,), (4,), (1,)).steps
     assert step.operands == (0, 1)
     assert step.summed == step.given[1]
+
+
+def test_compiler_sees_one_whole_graph(generator):
+    form = FORMS["order 2"]
+    rows, operands = draw(5, *form[1], generator=generator), draw_form(form, generator)
+    with warnings.catch_warnings():
+        # The compiler warns that it looks through caches.
+        warnings.simplefilter("ignore")
+        product = torch.compile(apply_chain, fullgraph=True, backend="eager")(rows, operands)
+    torch.testing.assert_close(product, by_einsum(rows, operands))
 
 
 def test_autocast_takes_the_products_to_its_dtype_and_gradients_back(generator):

@@ -178,7 +178,7 @@ def test_replicas_compute_the_same_and_send_gradients_back(gates, method, inputs
 
 @pytest.mark.parametrize("method", ["factored", "dense"])
 def test_compiled_module_computes_the_same(method, inputs):
-    student = BTLSTM(6, 5, cp_rank=2, tucker_rank=2, method=method, dtype=torch.float64)
+    student = BTLSTM(6, 5, num_layers=2, cp_rank=2, tucker_rank=2, method=method, dtype=torch.float64)
     with warnings.catch_warnings():
         # The compiler warns that it cannot see into caches and path searches, and leaves them to Python.
         warnings.simplefilter("ignore")
@@ -285,6 +285,12 @@ def test_wrong_inputs_raise_what_torch_raises(inputs, state):
     for method in ("factored", "dense"):
         with pytest.raises(expected.type):
             BTLSTM(6, 5, method=method)(inputs, state)
+
+
+@pytest.mark.parametrize("method", ["factored", "dense"])
+def test_input_without_steps_is_named_as_such(method):
+    with pytest.raises(RuntimeError, match="input has no steps"):
+        BTLSTM(6, 5, method=method)(zeros(0, 2, 6))
 
 
 def test_modes_that_fit_no_matrix_are_refused():

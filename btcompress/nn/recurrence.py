@@ -58,10 +58,10 @@ def kernel_layer(
     flat = [weight for direction in weights for weight in direction]
     # The kernel has nothing random to do in one layer: training only says that gradients will be asked for.
     common = (flat, bias, 1, 0.0, torch.is_grad_enabled(), len(weights) == 2)
-    if batch_sizes is None:
-        outputs, h, c = torch.lstm(inputs, state, *common, batch_first)
-    else:
-        outputs, h, c = torch.lstm(inputs, batch_sizes, state, *common)
+    arguments = (inputs, state, *common, batch_first) if batch_sizes is None else (inputs, batch_sizes, state, *common)
+    # A compiler keeps its hands off the kernel, as it does off torch.nn.LSTM: what it makes of it can fail.
+    kernel = torch.compiler.disable(torch.lstm) if torch.compiler.is_compiling() else torch.lstm
+    outputs, h, c = kernel(*arguments)
     return outputs, (h, c)
 
 
