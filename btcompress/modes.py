@@ -105,9 +105,7 @@ def choose_shape(request: ShapeRequest, name: str, out_size: int, in_size: int, 
         ShapeError: given modes or an input shape fit neither the matrix exactly nor as its smallest
             padding, or per-mode ranks do not match the order.
     """
-    separate = request.gates == "separate" and n_gates == len(GATE_NAMES)
-    part_gates = 1 if separate else n_gates
-    part_out = out_size // n_gates if separate else out_size
+    separate, part_out, part_gates = _part(request, out_size, n_gates)
     if request.in_modes is not None:
         _check_cover("in_modes", request.in_modes, in_size, f"{name} has {in_size} inputs")
     if request.out_modes is not None:
@@ -144,9 +142,9 @@ def fits(request: ShapeRequest, out_size: int, in_size: int, n_gates: int = 4) -
 
     A checkpoint's layers differ in size; given modes are meant for the ones they multiply to.
     """
-    part_out = out_size // n_gates if request.gates == "separate" else out_size
+    _, part_out, part_gates = _part(request, out_size, n_gates)
     keep_in = request.in_modes is None or _covers(request.in_modes, in_size)
-    keep_out = request.out_modes is None or _covers(request.out_modes, part_out)
+    keep_out = request.out_modes is None or _covers(request.out_modes, part_out, part_gates)
     keep_shape = request.input_shape is None or math.prod(request.input_shape) == in_size
     return replace(
         request,
@@ -177,6 +175,13 @@ def choose_shapes(
     return {
         name: choose_shape(fitting[name] if used else request, name, *size, n_gates) for name, size in sizes.items()
     }
+
+
+def _part(request: ShapeRequest, out_size: int, n_gates: int) -> tuple[bool, int, int]:
+    """Whether each gate gets a form of its own, and the rows and gates of each form."""
+    if request.gates == "separate" and n_gates == len(GATE_NAMES):
+        return True, out_size // n_gates, 1
+    return False, out_size, n_gates
 
 
 def suggest_order(in_size: int) -> int:
@@ -274,20 +279,23 @@ def _divisors(size: int) -> list[int]:
     return sorted({*small, *(size // n for n in small)})
 
 
-def _covers(modes: Modes, size: int) -> bool:
-    """Whether modes multiply to ``size``, or to more with none that could be smaller."""
-    product = math.prod(modes)
-    return product == size or (product > size and all(product // m * (m - 1) < size for m in modes))
+def _covers(modes: Modes, size: int, n_gates: int = 1) -> bool:
+    """Whether modes multiply to ``size``, or, gate by gate, to more with none that could be smaller."""
+    if math.prod(modes) == size:
+        return True
+    if modes[0] % n_gates or size % n_gates:
+        return False
+    own, rows = (modes[0] // n_gates, *modes[1:]), size // n_gates
+    product = math.prod(own)
+    return product > rows and all(product // mode * (mode - 1) < rows for mode in own)
 
 
 def _check_cover(option: str, modes: Modes, size: int, fact: str, n_gates: int = 1) -> None:
-    padded_gates_split = math.prod(modes) != size and modes[0] % n_gates
-    if _covers(modes, size) and not padded_gates_split:
-        return
-    raise ShapeError(
-        f"{option} {_text(modes)} multiplies to {math.prod(modes)}, but {fact}. Choose sizes whose product "
-        f"is {size}, or leave the option out to have them chosen."
-    )
+    if not _covers(modes, size, n_gates):
+        raise ShapeError(
+            f"{option} {_text(modes)} multiplies to {math.prod(modes)}, but {fact}. Choose sizes whose product "
+            f"is {size}, or leave the option out to have them chosen."
+        )
 
 
 def _text(modes: Modes) -> str:

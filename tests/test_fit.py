@@ -296,3 +296,22 @@ def test_fit_on_a_gpu_equals_the_fit_on_the_cpu(generator):
     matrix = torch.randn(84, 30, dtype=torch.float64, generator=generator)
     cpu, gpu = fit(matrix, UNEVEN), fit(matrix, UNEVEN, FitOptions(device="cuda"))
     assert gpu.weight_error == pytest.approx(cpu.weight_error, rel=1e-3)
+
+
+def test_sweep_that_would_raise_the_error_is_thrown_away(generator, monkeypatch):
+    tensor = torch.randn(6, 5, 7, dtype=torch.float64, generator=generator)
+    start = sweep_until_stable(tensor, random_blocks(tensor, (2, 3, 2), 2, generator), 5, 0.0)
+    worse = type(start.blocks)(torch.zeros_like(start.blocks.cores), start.blocks.factors)
+    monkeypatch.setattr("btcompress.fit.sweeps._sweep", lambda tensor, blocks: worse)
+    result = sweep_until_stable(tensor, start.blocks, 5, 0.0)
+    assert result.blocks is start.blocks
+    assert (result.error, result.converged) == (start.error, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_error_of_a_truncated_core_counts_what_was_cut_off(dtype, generator, monkeypatch):
+    shape = BlockTermShape((5, 4, 6), (8, 5, 4), (2, 2, 2), 1)
+    matrix = torch.randn(160, 120, dtype=torch.float64, generator=generator).to(dtype)
+    monkeypatch.setattr(hosvd, "_FREE_ENTRIES", 64)
+    fitted = fit(matrix, shape)
+    assert fitted.weight_error == pytest.approx(weight_error(matrix, (fitted.value,)), rel=1e-6)

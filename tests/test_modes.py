@@ -135,3 +135,13 @@ def test_given_modes_go_only_to_the_matrices_they_fit():
     assert (whole.in_modes, whole.out_modes) == ((4, 5), (8, 3))
     other = fits(request, 24, 6)
     assert (other.in_modes, other.out_modes, other.order) == (None, (8, 3), 2)
+
+
+def test_padded_rows_by_hand_cover_gate_by_gate():
+    """Seven rows a gate: 3 x 3 covers them and nothing smaller does, 3 x 4 wastes."""
+    shape = choose_shape(ShapeRequest(1, 2, out_modes=(12, 3)), "w", 4 * 7, 6).shape
+    assert (shape.part.out_modes, shape.out_size) == ((12, 3), 28)
+    with pytest.raises(ShapeError, match="multiplies to 48, but w has 28 rows"):
+        choose_shape(ShapeRequest(1, 2, out_modes=(12, 4)), "w", 4 * 7, 6)
+    with pytest.raises(ShapeError, match="multiplies to 30, but w has 28 rows"):
+        choose_shape(ShapeRequest(1, 2, out_modes=(6, 5)), "w", 4 * 7, 6)

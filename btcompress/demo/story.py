@@ -117,8 +117,9 @@ def run_demo(folder: Path, *, seed: int = 0, on_epoch: Callable[[DemoEpoch], Non
         torch.manual_seed(seed)
         model = ClipClassifier(_HEIGHT * _WIDTH * 3, _HIDDEN, len(CLASS_NAMES))
         _train(model, train, generator, on_epoch)
-        with replacing(dense_path) as temporary:
-            torch.save(model.state_dict(), temporary)
+        # By a path, torch.save would write the temporary name into the file.
+        with replacing(dense_path) as temporary, temporary.open("wb") as file:
+            torch.save(model.state_dict(), file)
         compressed = factorize(dense_path, cp_rank=2, tucker_rank=4, input_shape=clips.frame_shape)
         write(compressed, compressed_path, force=True)
         request = FineTuneRequest(compressed_path, str(data_path), tuned_path, scale=_SCALE)
