@@ -131,8 +131,8 @@ def factorize_as_planned(
     step = {
         "step": "factorize",
         "request": asdict(request),
-        "options": {"max_sweeps": options.max_sweeps, "tolerance": options.tolerance, "restarts": options.restarts}
-        | {"seed": options.seed},
+        # The device changes where, not what.
+        "options": {name: value for name, value in asdict(options).items() if name != "device"},
         "left_dense": [asdict(left) for left in left_dense],
     }
     others = tuple(f"{other.name or 'the checkpoint'}: {other.reason}; left as it is." for other in plan.others)
