@@ -18,7 +18,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
-    from btcompress.demo import DemoEpoch, DemoResult
+    from btcompress.demo import Clips, Curve, DemoProgress, DemoResult
     from btcompress.factorization import OnProgress
     from btcompress.finetune import Epoch
     from btcompress.plan import Plan
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 120
 #: Seconds that work may take before a bar is shown.
 _PATIENCE = 1.0
+#: Columns that a frame of a clip takes in a terminal.
+_FRAME_COLUMNS = 12
 
 
 def _console() -> Console:
@@ -82,31 +84,37 @@ def fit_progress() -> Iterator[OnProgress]:
 
 
 @contextmanager
-def training_progress() -> Iterator[Callable[[DemoEpoch], None]]:
-    """A bar on stderr over the epochs of a training."""
-    with _patient_bar() as update:
-        yield lambda epoch: update(f"training the {epoch.what}", epoch.index, epoch.count, f"loss {epoch.loss:.3f}")
+def demo_progress() -> Iterator[Callable[[DemoProgress], None]]:
+    """A bar on stderr over each stage of the demonstration."""
+    with _patient_bar(patience=0.0) as update:
+
+        def on_progress(state: DemoProgress) -> None:
+            if state.epoch is None:
+                update(state.what, 0, 1, "")
+            else:
+                update(state.what, state.epoch.epoch, state.epoch.epochs, _training_state(state.epoch))
+
+        yield on_progress
 
 
 @contextmanager
 def finetune_progress() -> Iterator[Callable[[Epoch], None]]:
     """A bar on stderr over the epochs of a fine-tuning."""
     with _patient_bar() as update:
+        yield lambda epoch: update("fine-tuning", epoch.epoch, epoch.epochs, _training_state(epoch))
 
-        def on_epoch(epoch: Epoch) -> None:
-            left = round(epoch.seconds * (epoch.epochs - epoch.epoch))
-            state = (
-                f"loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, lr {epoch.learning_rate:.1e}, "
-                f"{epoch.sequences_per_second:,.0f} sequences/s, at most {left} s left"
-            )
-            update("fine-tuning", epoch.epoch, epoch.epochs, state)
 
-        yield on_epoch
+def _training_state(epoch: Epoch) -> str:
+    left = round(epoch.seconds * (epoch.epochs - epoch.epoch))
+    return (
+        f"loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, lr {epoch.learning_rate:.1e}, "
+        f"{epoch.sequences_per_second:,.0f} sequences/s, at most {left} s left"
+    )
 
 
 @contextmanager
-def _patient_bar() -> Iterator[Callable[[str, float, float, str], None]]:
-    """A bar on stderr, shown once the work takes longer than a second: what, done, of how much, where it stands."""
+def _patient_bar(patience: float = _PATIENCE) -> Iterator[Callable[[str, float, float, str], None]]:
+    """A bar on stderr, shown once the work takes longer than ``patience``: what, done, of how much, where it stands."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     console = Console(stderr=True)
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -115,7 +123,7 @@ def _patient_bar() -> Iterator[Callable[[str, float, float, str], None]]:
 
     def update(what: str, done: float, total: float, state: str) -> None:
         if not tasks:
-            if time.monotonic() - began < _PATIENCE:
+            if time.monotonic() - began < patience:
                 return
             progress.start()
             tasks.append(progress.add_task("", total=total, state=""))
@@ -131,17 +139,61 @@ def _patient_bar() -> Iterator[Callable[[str, float, float, str], None]]:
 def show_demo(result: DemoResult) -> None:
     """Print what the demonstration did and measured."""
     console = _console()
-    console.print(Text(f"A dense LSTM, trained on clips of moving digits: {result.dense_path}"), soft_wrap=True)
-    console.print(Text(f"factorized: {result.compressed_path}"), soft_wrap=True)
-    console.print(Text(f"fine-tuned: {result.tuned_path}"), soft_wrap=True)
+    if console.is_terminal:
+        _show_clips(console, result.examples)
+    for what, path in (
+        ("clips, drawn", result.files.clips),
+        ("dense LSTM, trained on such clips", result.files.dense),
+        ("factorized", result.files.factorized),
+        ("fine-tuned", result.files.tuned),
+        ("learning curves, drawn", result.files.curves),
+    ):
+        console.print(Text(f"{what}: {path}"), soft_wrap=True)
     console.print()
     show_report(result.report)
+    console.print()
+    _show_curves(console, result.curves)
     console.print()
     table = _table([f"accuracy on {result.n_test:,} test clips", ""], left=1)
     table.add_row("dense", f"{result.dense_accuracy:.1%}")
     table.add_row("factorized, not trained any further", f"{result.factorized_accuracy:.1%}")
     table.add_row("factorized, then fine-tuned", f"{result.tuned_accuracy:.1%}")
     console.print(table)
+
+
+def _show_curves(console: Console, curves: Sequence[Curve]) -> None:
+    """Accuracy on the clips held back against epochs, drawn in characters."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(min(console.width, 80), 18)
+    for curve, marker in zip(curves, "ox+*", strict=False):
+        plotext.plot(range(len(curve.accuracies)), [100 * value for value in curve.accuracies], marker=marker)
+    plotext.ylim(0, 100)
+    plotext.yticks(range(0, 101, 20))
+    plotext.xticks(range(max(len(curve.accuracies) for curve in curves)))
+    plotext.xlabel("epochs")
+    console.print(Text("accuracy on clips held back, %"), style="bold")
+    console.print(Text(plotext.uncolorize(plotext.build())))
+    for curve, marker in zip(curves, "ox+*", strict=False):
+        console.print(Text(f"  {marker} {curve.name}"))
+
+
+def _show_clips(console: Console, clips: Clips) -> None:
+    """Frames side by side, two pixels to a character."""
+    from PIL import Image
+    from rich_pixels import Pixels
+
+    height, width, _ = clips.frame_shape
+    rows = 2 * max(1, round(_FRAME_COLUMNS * height / width / 2))
+    for frames, label in zip(clips.x, clips.y, strict=True):
+        console.print(Text(clips.class_names[label]))
+        small = [Image.fromarray(frame.reshape(clips.frame_shape)).resize((_FRAME_COLUMNS, rows)) for frame in frames]
+        strip = Image.new("RGB", ((_FRAME_COLUMNS + 1) * len(small), rows))
+        for place, frame in enumerate(small):
+            strip.paste(frame, (place * (_FRAME_COLUMNS + 1), 0))
+        console.print(Pixels.from_image(strip))
 
 
 def show_report(report: CompressionReport) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 import btcompress
 from btcompress.cli import main
+from btcompress.demo import DemoSize
 
 
 @pytest.fixture
@@ -233,18 +234,11 @@ def test_bad_finetunings_are_one_clear_error_and_write_nothing(model, sequences,
     assert sorted(path.name for path in model.parent.iterdir()) == before
 
 
-def test_demo_tells_its_story(tmp_path, run, monkeypatch):
-    for name, value in {
-        "_N_TRAIN": 60,
-        "_N_TEST": 40,
-        "_EPOCHS": 2,
-        "_TUNE_EPOCHS": 2,
-        "_HEIGHT": 12,
-        "_WIDTH": 16,
-        "_HIDDEN": 8,
-    }.items():
-        monkeypatch.setattr(f"btcompress.demo.story.{name}", value)
-    out, _ = run("demo", "--output", tmp_path / "new" / "folder")
+@pytest.mark.parametrize(("size", "options"), [("SMALL", []), ("FULL", ["--full"])])
+def test_demo_tells_its_story(size, options, tmp_path, run, monkeypatch):
+    tiny = DemoSize(12, 16, 60, 40, 0.2, 8, 2, 2, 2, 3e-3, 2, 1e-2)
+    monkeypatch.setattr(f"btcompress.demo.{size}", tiny)
+    out, _ = run("demo", *options, "--output", tmp_path / "new" / "folder")
     assert "accuracy on 40 test clips" in out
     assert "lstm.weight_ih_l0" in out
     loaded = btcompress.load(tmp_path / "new" / "folder" / "dense.bt.safetensors")
@@ -252,5 +246,6 @@ def test_demo_tells_its_story(tmp_path, run, monkeypatch):
     tuned = btcompress.load(tmp_path / "new" / "folder" / "tuned.bt.safetensors")
     assert [step["step"] for step in tuned.history] == ["factorize", "finetune"]
     assert "factorized, then fine-tuned" in out
-    again, _ = run("demo", "--output", tmp_path / "again")
+    assert "accuracy on clips held back, %" in out
+    again, _ = run("demo", *options, "--output", tmp_path / "again")
     assert again.splitlines()[-4:] == out.splitlines()[-4:]

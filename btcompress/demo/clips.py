@@ -73,6 +73,11 @@ class Clips:
         parts = zip(np.split(self.x, bounds), np.split(self.y, bounds), strict=True)
         return tuple(Clips(x, y, self.class_names, self.frame_shape) for x, y in parts)
 
+    def one_of_each(self) -> Clips:
+        """The first clip of each class that has one, in the order of the classes."""
+        _, rows = np.unique(self.y, return_index=True)
+        return Clips(self.x[rows], self.y[rows], self.class_names, self.frame_shape)
+
 
 def make_clips(
     n_clips: int,

@@ -1,71 +1,104 @@
-"""The demonstration: train a dense LSTM on small clips, factorize its checkpoint, and train that on."""
+"""The demonstration: train a dense LSTM on clips, factorize its checkpoint, fine-tune the result, measure all three."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from btcompress.checkpoint import check_target, replacing, write
-from btcompress.demo.clips import CLASS_NAMES, Clips, make_clips
+from btcompress.demo.clips import Clips, make_clips
+from btcompress.demo.dense import SCALE, accuracy, train_dense
+from btcompress.demo.pictures import Curve, save_clips, save_curves
+from btcompress.demo.sizes import SMALL, DemoSize
 from btcompress.factorization import factorize
-from btcompress.finetune import Epoch, FineTuneRequest, TrainConfig, finetune
+from btcompress.finetune import Epoch, FineTuneRequest, finetune
 from btcompress.models import apply
 from btcompress.reporting import report
 from btcompress.results import CompressionReport
 
-_HEIGHT, _WIDTH = 30, 40
-_N_TRAIN, _N_TEST = 2000, 1000
-_HIDDEN = 128
-_EPOCHS = 12
-_BATCH = 50
-_LEARNING_RATE = 3e-4
-_TUNE_EPOCHS = 10
-_TUNE_LEARNING_RATE = 1e-2
-_SCALE = 1 / 255
+
+@dataclass(frozen=True, slots=True)
+class DemoFiles:
+    """What the demonstration writes, by name in a folder.
+
+    Attributes:
+        folder: that holds the files.
+    """
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        """The clips to train on: bytes ``x`` and labels ``y``."""
+        return self.folder / "train.npz"
+
+    @property
+    def dense(self) -> Path:
+        """The dense checkpoint."""
+        return self.folder / "dense.pt"
+
+    @property
+    def factorized(self) -> Path:
+        """The compressed checkpoint."""
+        return self.folder / "dense.bt.safetensors"
+
+    @property
+    def tuned(self) -> Path:
+        """The compressed checkpoint after fine-tuning."""
+        return self.folder / "tuned.bt.safetensors"
+
+    @property
+    def clips(self) -> Path:
+        """A picture of one clip of each class."""
+        return self.folder / "clips.png"
+
+    @property
+    def curves(self) -> Path:
+        """A picture of the learning curves."""
+        return self.folder / "curves.png"
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every one of them."""
+        return self.data, self.dense, self.factorized, self.tuned, self.clips, self.curves
 
 
 @dataclass(frozen=True, slots=True)
-class DemoEpoch:
-    """Where a training stands.
+class DemoProgress:
+    """What the demonstration is at.
 
     Attributes:
-        what: the model that is trained.
-        index: epochs done.
-        count: epochs in all.
-        loss: mean cross-entropy over the epoch.
+        what: it does.
+        epoch: the last one done, where it trains.
     """
 
     what: str
-    index: int
-    count: int
-    loss: float
+    epoch: Epoch | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DemoResult:
-    """What the demonstration measured.
+    """What the demonstration made and measured.
 
     Attributes:
-        dense_path: the dense checkpoint.
-        compressed_path: the compressed one.
-        tuned_path: the compressed one after fine-tuning.
+        files: what it wrote.
+        examples: one test clip of each class.
+        curves: of the dense model and of the block-term model, on the clips held back.
         dense_accuracy: of the dense model on the test clips.
         factorized_accuracy: of the factorized model, not trained any further.
         tuned_accuracy: of the fine-tuned model.
         n_test: test clips.
-        report: what the compression gained and lost.
+        report: what compression and fine-tuning gained and lost.
     """
 
-    dense_path: Path
-    compressed_path: Path
-    tuned_path: Path
+    files: DemoFiles
+    examples: Clips
+    curves: tuple[Curve, ...]
     dense_accuracy: float
     factorized_accuracy: float
     tuned_accuracy: float
@@ -73,101 +106,94 @@ class DemoResult:
     report: CompressionReport
 
 
-class ClipClassifier(nn.Module):
-    """An LSTM over the frames of a clip and a linear head on its last hidden state."""
-
-    def __init__(self, input_size: int, hidden_size: int, n_classes: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(input_size, hidden_size, batch_first=True)
-        self.head = nn.Linear(hidden_size, n_classes)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Class scores, shape ``(B, n_classes)``, of frames ``(B, T, input_size)``."""
-        hidden, _ = self.lstm(frames)
-        scores: Tensor = self.head(hidden[:, -1])
-        return scores
+OnProgress = Callable[[DemoProgress], None]
 
 
-def run_demo(folder: Path, *, seed: int = 0, on_epoch: Callable[[DemoEpoch], None] | None = None) -> DemoResult:
-    """Train, factorize, fine-tune and measure; checkpoints and training clips stay in ``folder``.
+def run_demo(
+    folder: Path, size: DemoSize = SMALL, *, seed: int = 0, on_progress: OnProgress | None = None
+) -> DemoResult:
+    """Train, factorize, fine-tune and measure; checkpoints, training clips and pictures stay in ``folder``.
 
-    The test clips are seen by no training and choose nothing.
+    Both models learn from the same clips in the same loop and keep the epoch that is best on the same clips held
+    back. The test clips are seen by no training and choose nothing.
 
     Args:
-        folder: where to write ``dense.pt``, ``dense.bt.safetensors``, ``tuned.bt.safetensors`` and
-            ``train.npz``; replaced if they exist.
+        folder: where to write :class:`DemoFiles`; replaced if they exist.
+        size: of the clips and the models, and how they are trained.
         seed: of the clips, the first weights, and the order of training.
-        on_epoch: called after each epoch.
+        on_progress: called as each stage begins and after each epoch.
 
     Raises:
-        BTCompressError: scikit-learn, whose digits the clips show, is missing.
+        BTCompressError: scikit-learn, whose digits the clips show, or matplotlib is missing.
         OutputError: the folder cannot be written to.
     """
-    names = ("dense.pt", "dense.bt.safetensors", "tuned.bt.safetensors", "train.npz")
-    dense_path, compressed_path, tuned_path, data_path = (folder / name for name in names)
-    for path in (dense_path, compressed_path, tuned_path, data_path):
+
+    def tell(what: str, epoch: Epoch | None = None) -> None:
+        if on_progress is not None:
+            on_progress(DemoProgress(what, epoch))
+
+    files = DemoFiles(folder)
+    for path in files.all:
         check_target(path, force=True)
-    generator = torch.Generator().manual_seed(seed)
-    clips = make_clips(_N_TRAIN + _N_TEST, height=_HEIGHT, width=_WIDTH, generator=generator)
-    train, test = clips.split(_N_TRAIN, _N_TEST)
-    with replacing(data_path) as temporary, temporary.open("wb") as file:
-        np.savez(file, x=train.x, y=train.y)
+    tell("drawing clips")
+    test = draw_clips(files.data, size, seed)
+    examples = test.one_of_each()
+    save_clips(examples, files.clips)
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = ClipClassifier(_HEIGHT * _WIDTH * 3, _HIDDEN, len(CLASS_NAMES))
-        _train(model, train, generator, on_epoch)
+        tell("training the dense model")
+        model, dense_curve = train_dense(files.data, size, seed, lambda epoch: tell("training the dense model", epoch))
         # By a path, torch.save would write the temporary name into the file.
-        with replacing(dense_path) as temporary, temporary.open("wb") as file:
+        with replacing(files.dense) as temporary, temporary.open("wb") as file:
             torch.save(model.state_dict(), file)
-        compressed = factorize(dense_path, cp_rank=2, tucker_rank=4, input_shape=clips.frame_shape)
-        write(compressed, compressed_path, force=True)
-        request = FineTuneRequest(compressed_path, str(data_path), tuned_path, scale=_SCALE)
-        config = TrainConfig(epochs=_TUNE_EPOCHS, learning_rate=_TUNE_LEARNING_RATE, seed=seed)
-        tuned = finetune(request, config, force=True, on_epoch=on_epoch and _as_demo_epoch(on_epoch))
-    factorized_model = apply(copy.deepcopy(model), compressed)
-    tuned_model = apply(copy.deepcopy(model), tuned.compressed)
+        tell("factorizing")
+        compressed = factorize(
+            files.dense, cp_rank=size.cp_rank, tucker_rank=size.tucker_rank, input_shape=test.frame_shape
+        )
+        write(compressed, files.factorized, force=True)
+        request = FineTuneRequest(
+            files.factorized, str(files.data), files.tuned, files.dense, held_fraction=size.held_fraction, scale=SCALE
+        )
+        epochs: list[Epoch] = []
+
+        def on_epoch(epoch: Epoch) -> None:
+            epochs.append(epoch)
+            tell("fine-tuning the block-term model", epoch)
+
+        tell("fine-tuning the block-term model")
+        tuned = finetune(request, size.tuning_config(seed), force=True, on_epoch=on_epoch).compressed
+
+    tell("measuring")
+    told = report(tuned, bytes_after=files.tuned.stat().st_size)
+    tuned_curve = (told.finetuned[-1].before, *(epoch.metric for epoch in epochs))
+    curves = (Curve("dense", dense_curve), Curve("factorized, then fine-tuned", tuned_curve))
+    save_curves(curves, files.curves)
     return DemoResult(
-        dense_path,
-        compressed_path,
-        tuned_path,
-        _accuracy(model, test),
-        _accuracy(factorized_model, test),
-        _accuracy(tuned_model, test),
-        _N_TEST,
-        report(compressed, bytes_after=compressed_path.stat().st_size),
+        files,
+        examples,
+        curves,
+        dense_accuracy=accuracy(model, test),
+        factorized_accuracy=accuracy(apply(copy.deepcopy(model), compressed), test),
+        tuned_accuracy=accuracy(apply(copy.deepcopy(model), tuned), test),
+        n_test=size.n_test,
+        report=told,
     )
 
 
-def _as_demo_epoch(on_epoch: Callable[[DemoEpoch], None]) -> Callable[[Epoch], None]:
-    return lambda epoch: on_epoch(DemoEpoch("block-term model", epoch.epoch, epoch.epochs, epoch.loss))
+def draw_clips(data: Path, size: DemoSize, seed: int) -> Clips:
+    """Draw clips, write those to train on to a file, and return those to test on.
 
-
-def _train(
-    model: nn.Module, clips: Clips, generator: torch.Generator, on_epoch: Callable[[DemoEpoch], None] | None
-) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
-    for epoch in range(1, _EPOCHS + 1):
-        order = torch.randperm(len(clips.y), generator=generator)
-        total = 0.0
-        for frames, labels in _batches(clips, order):
-            loss = cross_entropy(model(frames), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            total += loss.item() * len(labels)
-        if on_epoch is not None:
-            on_epoch(DemoEpoch("dense model", epoch, _EPOCHS, total / len(clips.y)))
-
-
-def _accuracy(model: nn.Module, clips: Clips) -> float:
-    with torch.no_grad():
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in _batches(clips, torch.arange(len(clips.y))))
-    return right / len(clips.y)
-
-
-def _batches(clips: Clips, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of frames from 0 to 1, and labels, in this order."""
-    for rows in torch.split(order, _BATCH):
-        yield torch.from_numpy(clips.x[rows.numpy()]).float() * _SCALE, torch.from_numpy(clips.y[rows.numpy()])
+    Raises:
+        BTCompressError: scikit-learn is missing.
+        OutputError: the file cannot be written.
+    """
+    clips = make_clips(
+        size.n_train + size.n_test,
+        height=size.height,
+        width=size.width,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    train, test = clips.split(size.n_train, size.n_test)
+    with replacing(data) as temporary, temporary.open("wb") as file:
+        np.savez(file, x=train.x, y=train.y)
+    return test

@@ -105,9 +105,9 @@ class Arrays:
         if not np.isfinite(x).all():
             bad = index[~np.isfinite(x.reshape(len(x), -1)).all(axis=1)][0]
             raise BTCompressError(f"{self.name}: sequence {bad} of x holds NaN or infinity. Repair or remove it.")
-        wide = x if x.dtype == np.float64 else x.astype(np.float32)
+        wide = torch.from_numpy(x.astype(np.float64 if x.dtype == np.float64 else np.float32))
         return Batch(
-            torch.from_numpy(wide * wide.dtype.type(self.scale)),
+            wide.mul_(self.scale),
             None if self.y is None else _labels(self.y[index]),
             None if self.lengths is None else torch.from_numpy(self.lengths[index].astype(np.int64)),
         )

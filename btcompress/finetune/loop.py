@@ -101,7 +101,7 @@ class Trainer:
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.dtype = trained[0].dtype
         self.trained = trained
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         n_steps = config.epochs * math.ceil(len(train) / config.batch_size)
         self.schedule = LambdaLR(optimizer, lambda step: config.share_of_peak(step, n_steps))
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
@@ -109,11 +109,13 @@ class Trainer:
             task.teacher.to(self.accelerator.device)
         self.rows: list[dict[str, Any]] = []
 
-    def run(self, folder: StateFolder, on_epoch: OnEpoch | None, *, resume: bool) -> tuple[float, Best]:
+    def run(
+        self, folder: StateFolder | None = None, on_epoch: OnEpoch | None = None, *, resume: bool = False
+    ) -> tuple[float, Best]:
         """Train to the end, keeping the state after each epoch.
 
         Args:
-            folder: where the state is kept.
+            folder: where the state is kept; nothing is kept where left out.
             on_epoch: called after each epoch, in the main process.
             resume: go on from the state kept there.
 
@@ -123,7 +125,7 @@ class Trainer:
         Raises:
             BTCompressError: the loss is no longer finite, or the state kept is of another training.
         """
-        if resume:
+        if folder is not None and resume:
             first, before, best = self._restore(folder.load())
         else:
             first, before = 1, self.measure(self.network)
@@ -232,8 +234,8 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
 
-    def _save(self, folder: StateFolder, epoch: int, before: float, best: Best) -> None:
-        if self.accelerator.is_main_process:
+    def _save(self, folder: StateFolder | None, epoch: int, before: float, best: Best) -> None:
+        if folder is not None and self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
                 "epoch": epoch,

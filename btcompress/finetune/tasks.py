@@ -110,7 +110,7 @@ class Labels:
         rows, wanted = _rows(outputs, y, batch, self.kind), _rows(y, y, batch, self.kind)
         weight = rows.new_tensor(float(len(rows)))
         task = cross_entropy(rows, wanted, reduction="sum") if self.kind == "classes" else _error(rows, wanted)
-        if self.teacher is None:
+        if self.teacher is None or not self.distill:
             return task, weight
         with torch.no_grad():
             taught = _rows(self.teacher(batch.x, batch.lengths), y, batch, self.kind)

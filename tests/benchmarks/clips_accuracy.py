@@ -1,0 +1,89 @@
+"""What block-term models learn on the clips of the demonstration, by ranks and by what they start from.
+
+Run by hand, after ``btcompress demo --full --seed S --output FOLDER``, whose dense checkpoint and clips are taken:
+``python tests/benchmarks/clips_accuracy.py FOLDER --seed S``. For each pair of ranks the dense checkpoint is
+factorized, and fine-tuned by the settings of the demonstration three times: as it is (``factorized``), with random
+block terms in place of the fitted ones (``random block terms``), and with every tensor random (``from scratch``).
+One JSON line for each: accuracy on the clips held back before training and after each epoch, and on the test clips
+after the best epoch, which the test clips do not choose.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from btcompress import apply, factorize, report, save
+from btcompress.checkpoint import CompressedCheckpoint
+from btcompress.demo import CLASS_NAMES, FULL, SMALL
+from btcompress.demo.dense import SCALE, ClipClassifier, accuracy
+from btcompress.demo.story import DemoFiles, draw_clips
+from btcompress.finetune import FineTuneRequest, finetune
+
+STARTS = ("factorized", "random block terms", "from scratch")
+
+
+def fresh(compressed: CompressedCheckpoint, model: ClipClassifier, start: str, seed: int) -> CompressedCheckpoint:
+    """The compressed checkpoint with random tensors where the start asks for them."""
+    if start == "factorized":
+        return compressed
+    torch.manual_seed(seed)
+    drawn = apply(copy.deepcopy(model), compressed)
+    drawn.lstm.reset_parameters()
+    # The spread that the dense model begins with, see ClipClassifier.
+    drawn.lstm.weight_ih_l0.reset_parameters(1 / model.lstm.input_size)
+    drawn.head.reset_parameters()
+    tensors = {name: tensor.clone() for name, tensor in drawn.state_dict().items()}
+    if start == "random block terms":
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.weight_ih_l0.")}
+    return compressed.with_step({"step": "random start"}, tensors)
+
+
+def main() -> None:
+    """Read the arguments, train, and print a line for each training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what the demonstration wrote")
+    parser.add_argument("--seed", type=int, default=0, help="of the demonstration and of the trainings")
+    parser.add_argument("--small", action="store_true", help="the demonstration was run without --full")
+    parser.add_argument("--ranks", default="1,1 1,2 1,4 2,1 2,2 2,4", help="pairs of CP rank and Tucker rank")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=["factorized", "from scratch"])
+    args = parser.parse_args()
+    size, files = SMALL if args.small else FULL, DemoFiles(args.folder)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        test = draw_clips(Path(folder) / "again.npz", size, args.seed)
+        (Path(folder) / "again.npz").unlink()
+        model = ClipClassifier(test.x.shape[-1], size.hidden_size, len(CLASS_NAMES))
+        model.load_state_dict(torch.load(files.dense, weights_only=True))
+        print(json.dumps({"seed": args.seed, "start": "dense", "test": accuracy(model, test)}), flush=True)
+        for n, r in (map(int, pair.split(",")) for pair in args.ranks.split()):
+            compressed = factorize(files.dense, cp_rank=n, tucker_rank=r, input_shape=test.frame_shape)
+            for start in args.starts:
+                path, tuned = Path(folder) / "start.safetensors", Path(folder) / "tuned.safetensors"
+                save(fresh(compressed, model, start, args.seed), path, force=True)
+                request = FineTuneRequest(
+                    path, str(files.data), tuned, files.dense, held_fraction=size.held_fraction, scale=SCALE
+                )
+                epochs = []
+                result = finetune(request, size.tuning_config(args.seed), force=True, on_epoch=epochs.append)
+                told = report(result.compressed)
+                row = {
+                    "seed": args.seed,
+                    "start": start,
+                    "cp_rank": n,
+                    "tucker_rank": r,
+                    "params": told.matrices[0].params_after,
+                    "weights_ratio": told.matrices[0].weights_ratio,
+                    "model_ratio": told.model.ratio,
+                    "held": [told.finetuned[-1].before, *(epoch.metric for epoch in epochs)],
+                    "test": accuracy(apply(copy.deepcopy(model), result.compressed), test),
+                    "seconds": [epoch.seconds for epoch in epochs],
+                }
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
