@@ -221,6 +221,19 @@ def test_existing_results_and_inputs_are_not_overwritten(tmp_path):
     assert btcompress.load(tmp_path / "tuned.safetensors").history[-1]["step"] == "finetune"
 
 
+def test_metrics_of_an_earlier_training_are_not_overwritten(tmp_path):
+    dense, compressed = saved_pair(tmp_path, nn.LSTM(24, 6))
+    data = npz(tmp_path, x=draw(20, 3, 24))
+    metrics = tmp_path / "tuned.metrics.jsonl"
+    metrics.write_text("precious")
+    with pytest.raises(OutputError, match=r"tuned\.metrics\.jsonl already exists.*--force"):
+        tune(tmp_path, compressed, data, dense)
+    assert metrics.read_text() == "precious"
+    assert not (tmp_path / "tuned.safetensors").exists()
+    tune(tmp_path, compressed, data, dense, force=True)
+    assert json.loads(metrics.read_text().splitlines()[0])["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     "values",
     [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.5}, {"batch_size": -1}, {"clip": float("nan")}],

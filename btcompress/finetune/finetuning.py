@@ -120,7 +120,7 @@ def finetune(
     compressed = read_compressed(request.compressed)
     folder = StateFolder(request.output, _identity(request, config))
     if not resume:
-        folder.check_absent(force=force)
+        folder.check_absent(force=force, inputs=request.inputs)
     train, held = _open(request, config)
     dense = None if request.teacher is None else read(request.teacher, request.container)
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
