@@ -12,7 +12,7 @@ from torch import nn
 
 import btcompress
 from btcompress.errors import BTCompressError, OutputError
-from btcompress.finetune import TrainConfig
+from btcompress.finetune import TrainConfig, request
 from tuning import SMALL, Classifier, draw, saved_pair, tune
 
 
@@ -92,6 +92,55 @@ def test_interrupted_training_is_not_started_over_by_accident(files, tmp_path):
     with pytest.raises(BTCompressError, match=r"batch_size 8, and now it is 4"):
         tune(tmp_path, compressed, data, dense, replace(SMALL, batch_size=4), resume=True)
     tune(tmp_path, compressed, data, dense, force=True)
+
+
+def another(path):
+    """The same file but for the last of its numbers."""
+    if path.suffix == ".npz":
+        x = np.load(path)["x"]
+        x[-1, -1, -1] += 1
+        np.savez(path, x=x)
+    elif path.suffix == ".pt":
+        tensors = torch.load(path)
+        tensors["bias_hh_l0"][-1] += 1
+        torch.save(tensors, path)
+    else:
+        contents = path.read_bytes()
+        path.write_bytes(contents[:-1] + bytes([contents[-1] ^ 0x80]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [(0, "--teacher"), (1, "the checkpoint"), (2, "--data"), (3, "--val")],
+    ids=["teacher", "compressed", "data", "val"],
+)
+def test_state_is_not_gone_on_with_on_other_contents(changed, words, files, tmp_path):
+    dense, compressed, data = files
+    held = tmp_path / "held.npz"
+    np.savez(held, x=draw(10, 5, 24, seed=1))
+    with pytest.raises(StoppedError):
+        tune(tmp_path, compressed, data, dense, held=str(held), on_epoch=interrupting(1))
+    another([dense, compressed, data, held][changed])
+    with pytest.raises(BTCompressError, match=f"contents of {words} "):
+        tune(tmp_path, compressed, data, dense, held=str(held), resume=True)
+
+
+def test_large_files_are_compared_by_their_size_both_ends_and_pieces_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(request, "_MOST_COMPARED", 64)
+    monkeypatch.setattr(request, "_PIECE", 8)
+    path = tmp_path / "large"
+    contents = bytes(range(200))
+    told = set()
+    for changed in (contents, contents + b"\0", b"\1" + contents[1:], contents[:-1] + b"\0"):
+        path.write_bytes(changed)
+        told.add(request.contents_digest(path))
+    assert len(told) == 4
+    path.write_bytes(contents)
+    assert request.contents_digest(path) in told
+    # 8 pieces of 8 bytes: among any 28 bytes that change, some are compared.
+    for start in range(172):
+        path.write_bytes(contents[:start] + b"\xff" * 28 + contents[start + 28 :])
+        assert request.contents_digest(path) not in told
 
 
 def test_damaged_state_is_refused_in_words(files, tmp_path):

@@ -106,6 +106,21 @@ def test_steps_beyond_the_length_of_a_sequence_count_for_nothing(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.parametrize("labels", [False, True], ids=["hidden states", "labels"])
+def test_without_lengths_all_steps_count_in_data_and_in_val_alike(labels, tmp_path):
+    dense, compressed = saved_pair(tmp_path, Classifier())
+    x, y = draw(40, 5, 24), np.arange(200).reshape(40, 5) % 3
+    train = {"x": x[:24], "lengths": np.arange(24) % 5 + 1} | ({"y": y[:24]} if labels else {})
+    held = {"x": x[24:]} | ({"y": y[24:]} if labels else {})
+    data, teacher = npz(tmp_path, **train), None if labels else dense
+    for name, lengths in (("without", {}), ("with", {"lengths": np.full(16, 5)})):
+        val = npz(tmp_path, f"{name}.npz", **held, **lengths)
+        tune(tmp_path, compressed, data, teacher, held=str(val), name=name)
+    first, second = (btcompress.load(tmp_path / name).history[-1] for name in ("without", "with"))
+    for key in ("before", "after"):
+        assert first[key] == pytest.approx(second[key], rel=1e-5)
+
+
 def test_teacher_of_logits_is_measured_and_followed(tmp_path):
     model = Classifier()
     dense, compressed = saved_pair(tmp_path, model)
@@ -320,6 +335,16 @@ def test_network_of_the_user_is_trained_on_data_of_the_user(options, factory, us
     assert result.n_params == btcompress.load(compressed).n_params
     if options:
         assert step["after"] < step["before"]
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["in val", "in data"])
+def test_network_of_the_user_is_not_called_with_lengths_on_one_part_only(train, user_code, user_files, tmp_path):
+    arrays = {"x": draw(20, 4, 7), "y": np.arange(20) % 3}
+    some = npz(tmp_path, "some.npz", **arrays, lengths=np.full(20, 4))
+    none = npz(tmp_path, "none.npz", **arrays)
+    data, held = (some, none) if train else (none, some)
+    with pytest.raises(BTCompressError, match=r"some\.npz has lengths and .*none\.npz has none"):
+        tune(tmp_path, user_files[1], data, held=str(held), model="theirs:Net", folder=user_code)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from btcompress.checkpoint import (
     read_compressed,
     write,
 )
-from btcompress.checkpoint.source import digest
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.blocks import balance, worst_cancellation
@@ -29,50 +28,12 @@ from btcompress.finetune.data import Batch, Data, open_data, split
 from btcompress.finetune.loop import OnEpoch, Trainer
 from btcompress.finetune.networks import Network, Recurrent, RecurrentWithHead, choose_lstm, find_head
 from btcompress.finetune.references import resolve
+from btcompress.finetune.request import FineTuneRequest, identity
 from btcompress.finetune.state import StateFolder
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, label_kind
 from btcompress.finetune.user import build_student, build_teacher
 
 Way = Literal["hidden states", "labels", "own model"]
-
-
-@dataclass(frozen=True, slots=True)
-class FineTuneRequest:
-    """What to fine-tune, on what, and where to write it.
-
-    Attributes:
-        compressed: the result file to start from.
-        data: sequences to train on: a file, or ``package.module:factory``.
-        output: the result file to write.
-        teacher: the dense checkpoint.
-        layer: name of the LSTM that the sequences are inputs of; trains that LSTM alone.
-        held: sequences to measure on; taken from ``data`` when left out.
-        held_fraction: share of ``data`` that is then held back.
-        scale: what to multiply the inputs of files by.
-        model: ``package.module:factory`` of the user's network.
-        loss: ``package.module:function`` of ``(outputs, y)``.
-        folder: where user code is looked for first.
-        container: which state dict of the teacher's file.
-    """
-
-    compressed: Path
-    data: str
-    output: Path
-    teacher: Path | None = None
-    layer: str | None = None
-    held: str | None = None
-    held_fraction: float = 0.1
-    scale: float = 1.0
-    model: str | None = None
-    loss: str | None = None
-    folder: Path | None = None
-    container: str | None = None
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Files that are read, and never overwritten."""
-        named = (self.data, *(() if self.held is None else (self.held,)))
-        return (self.compressed, *(() if self.teacher is None else (self.teacher,)), *map(Path, named))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,16 +78,17 @@ def finetune(
         OutputError: the result cannot be written.
     """
     check_target(request.output, force=force, inputs=request.inputs)
-    compressed = read_compressed(request.compressed)
-    folder = StateFolder(request.output, _identity(request, config))
+    folder = StateFolder(request.output, {})
     if not resume:
         folder.check_absent(force=force, inputs=request.inputs)
+    compressed = read_compressed(request.compressed)
     train, held = _open(request, config)
     dense = None if request.teacher is None else read(request.teacher, request.container)
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
     _freeze(network, config.freeze)
     balance(network)
 
+    folder = replace(folder, identity=identity(request, config, dense))
     trainer = Trainer(network, task, train, held, config, loose=way == "own model")
     factorized, best = trainer.run(folder, on_epoch, resume=resume)
     network.load_state_dict(best.tensors)
@@ -158,14 +120,6 @@ def finetune(
     return FineTuned(result, request.output, folder.metrics, is_main)
 
 
-def _identity(request: FineTuneRequest, config: TrainConfig) -> dict[str, Any]:
-    """What a state must agree on to be gone on with."""
-    files = {name: getattr(request, name) for name in ("compressed", "teacher")}
-    digests = {name: digest([path]) for name, path in files.items() if path is not None and path.is_file()}
-    named = ("data", "layer", "held", "held_fraction", "scale", "model", "loss", "container")
-    return {**asdict(config), **{name: getattr(request, name) for name in named}, **digests}
-
-
 def _open(request: FineTuneRequest, config: TrainConfig) -> tuple[Data, Data]:
     data = open_data(request.data, request.scale, request.folder)
     if request.held is None:
@@ -182,7 +136,7 @@ def _network_and_task(
     held: Data,
 ) -> tuple[Way, Network, Task[Any]]:
     first, other = (data.batch(torch.tensor([0])) for data in (train, held))
-    _check_alike(train, first, held, other)
+    _check_alike(train, first, held, other, own_model=request.model is not None)
     if request.loss is not None and request.model is None:
         raise BTCompressError("--loss is for a network of your own. Name it with --model.")
     if request.model is not None:
@@ -250,8 +204,12 @@ def _check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
         )
 
 
-def _check_alike(train: Data, first: Batch, held: Data, other: Batch) -> None:
-    """Refuse to measure on data of another kind than those trained on."""
+def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_model: bool) -> None:
+    """Refuse to measure on data of another kind than those trained on.
+
+    Without lengths all steps count, so data with and without go together; but a user's network would be
+    called in two ways.
+    """
 
     def described(batch: Batch) -> str:
         y = "no y" if batch.y is None else f"y of {'values' if batch.y.is_floating_point() else 'classes'}"
@@ -261,6 +219,12 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch) -> None:
         raise ShapeError(
             f"{train.name} has {described(first)}, but {held.name}, to measure on, has {described(other)}. "
             "Give data of one kind."
+        )
+    if own_model and (first.lengths is None) != (other.lengths is None):
+        with_them, without = (train.name, held.name) if other.lengths is None else (held.name, train.name)
+        raise BTCompressError(
+            f"{with_them} has lengths and {without} has none, so the network would be called with lengths on one and "
+            "without on the other. Give both lengths, or neither; the number of steps where all count."
         )
 
 
