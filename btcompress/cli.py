@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,9 @@ import typer
 
 from btcompress.errors import BTCompressError, OutputError
 from btcompress.modes import ShapeRequest
+
+#: Exit code after Ctrl-C, as shells give it.
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="btcompress",
@@ -279,8 +283,14 @@ def finetune(
         seed,
         cpu,
     )
-    with display.finetune_progress() as on_epoch:
-        result = room.finetune(request, config, force=force, resume=resume, on_epoch=on_epoch)
+    try:
+        with display.finetune_progress() as on_epoch:
+            result = room.finetune(request, config, force=force, resume=resume, on_epoch=on_epoch)
+    except KeyboardInterrupt:
+        # Of several processes, which are all interrupted at once, the first one speaks.
+        if os.environ.get("RANK", "0") == "0":
+            display.show_interrupted(room.StateFolder(output, {}))
+        raise typer.Exit(_INTERRUPTED) from None
     if not result.is_main:
         return
     told = reporting.report(result.compressed, bytes_after=output.stat().st_size)

@@ -60,20 +60,34 @@ def arguments(dense, compressed, data, output, *more):
     ]
 
 
-def test_killed_command_goes_on_to_the_same_bytes(files, tmp_path):
+@pytest.fixture
+def _interruptible():
+    """Commands can be interrupted though the tests run in the background, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files, tmp_path):
     python = [sys.executable, "-m", "btcompress"]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     state, metrics = tmp_path / "cut.safetensors.state" / "state.pt", tmp_path / "cut.metrics.jsonl"
-    running = command(map(str, [*python, *arguments(*files, cut)]))
-    deadline = time.monotonic() + 60
-    while not (state.exists() and metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert running.poll() is None, running.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
-    assert state.exists()
-    assert not cut.exists()
+    for by, epochs, resumed in ((signal.SIGKILL, 3, []), (signal.SIGINT, 30, ["--resume"])):
+        running = command(map(str, [*python, *arguments(*files, cut, *resumed)]))
+        deadline = time.monotonic() + 60
+        while not (state.exists() and metrics.exists() and metrics.read_text().count("\n") >= epochs):
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        running.send_signal(by)
+        _, told = running.communicate()
+        assert state.exists()
+        assert not cut.exists()
+    assert running.returncode == 130
+    assert told == f"Interrupted. The last complete state is kept in {state.parent}: " + (
+        "the same command with --resume goes on from there.\n"
+    )
     for resumed, output in ((["--resume"], cut), ([], whole)):
         done = command(map(str, [*python, *arguments(*files, output, *resumed)]))
         _, err = done.communicate()
