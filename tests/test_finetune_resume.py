@@ -175,20 +175,40 @@ def test_diverging_is_an_error_that_leaves_no_result(files, tmp_path):
     assert not (tmp_path / "tuned.safetensors").exists()
 
 
-@pytest.mark.parametrize("labels", [False, True], ids=["hidden states", "labels"])
-def test_two_processes_end_where_one_does_within_rounding(labels, tmp_path):
+COUNTED = """
+import os
+from pathlib import Path
+import numpy as np
+
+def data():
+    (Path(__file__).parent / f"process{os.environ.get('RANK', '')}").touch()
+    arrays = np.load(Path(__file__).parent / "data.npz")
+    return [{name: array[row] for name, array in arrays.items()} for row in range(39)]
+"""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "labels"),
+    [(TORCHRUN, False), (TORCHRUN, True), (ACCELERATE, False)],
+    ids=["torchrun, hidden states", "torchrun, labels", "accelerate, hidden states"],
+)
+def test_two_processes_end_where_one_does_within_rounding(launcher, labels, tmp_path):
     dense, compressed = saved_pair(tmp_path, Classifier().double())
     x = draw(39, 5, 24)  # leaves a batch of 3: parts of 2 and 1, of which the second process has none
     arrays = {"x": x, "lengths": np.arange(39) % 5 + 1} | ({"y": x[:, 0, :3].argmax(1)} if labels else {})
     np.savez(tmp_path / "data.npz", **arrays)
-    files = (dense, compressed, tmp_path / "data.npz")
-    short = ["--epochs", "3", "--accumulate", "2"]
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "btcompress"]
-    one = [sys.executable, "-m", "btcompress"]
-    for launcher, name in ((one, "one.safetensors"), (two, "two.safetensors")):
-        done = command(map(str, [*launcher, *arguments(*files, tmp_path / name, *short)]))
+    (tmp_path / "counted.py").write_text(COUNTED)
+    short = ["--epochs", "3", "--accumulate", "2", "--path", tmp_path]
+    python = [sys.executable, "-m"]
+    for before, name in (([], "one.safetensors"), ([*launcher, "-m"], "two.safetensors")):
+        given = arguments(dense, compressed, "counted:data", tmp_path / name, *short)
+        done = command(map(str, [*python, *before, "btcompress", *given]))
         _, err = done.communicate(timeout=120)
         assert done.returncode == 0, err
+    assert {path.name for path in tmp_path.glob("process*")} == {"process", "process0", "process1"}
     first, second = (btcompress.load(tmp_path / name) for name in ("one.safetensors", "two.safetensors"))
     for name, tensor in first.tensors.items():
         torch.testing.assert_close(second.tensors[name], tensor, rtol=1e-6, atol=1e-9)
