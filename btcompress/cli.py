@@ -254,6 +254,10 @@ def finetune(
     distill: Annotated[float, typer.Option(help="With labels and a teacher: share of the teacher in the loss.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for TensorBoard's curves, one for each result.", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace the result file, and start over what was interrupted.")
@@ -265,7 +269,19 @@ def finetune(
     from btcompress import finetune as room
 
     request = room.FineTuneRequest(
-        compressed, data, output, teacher, layer, val, val_fraction, _factor(scale), model, loss, path, container
+        compressed,
+        data,
+        output,
+        teacher,
+        layer,
+        val,
+        val_fraction,
+        _factor(scale),
+        model,
+        loss,
+        path,
+        container,
+        tensorboard,
     )
     config = room.TrainConfig(
         epochs,
@@ -300,6 +316,8 @@ def finetune(
         display.show_report(told)
         display.show_written(output)
         display.show_written(result.metrics)
+        if result.curves is not None:
+            display.show_written(result.curves)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,8 +25,9 @@ from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.blocks import balance, worst_cancellation
 from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.curves import Curves, check_curves
 from btcompress.finetune.data import Batch, Data, open_data, split
-from btcompress.finetune.loop import OnEpoch, Trainer
+from btcompress.finetune.loop import Epoch, OnEpoch, Trainer
 from btcompress.finetune.networks import Network, Recurrent, RecurrentWithHead, choose_lstm, find_head
 from btcompress.finetune.references import resolve
 from btcompress.finetune.request import FineTuneRequest, identity
@@ -44,12 +46,14 @@ class FineTuned:
         compressed: the result; its last step says what was measured.
         output: its file.
         metrics: the metrics file.
+        curves: the folder of curves for TensorBoard; None where none were asked for.
         is_main: this process wrote them; others of the same training did not.
     """
 
     compressed: CompressedCheckpoint
     output: Path
     metrics: Path
+    curves: Path | None
     is_main: bool
 
 
@@ -81,6 +85,8 @@ def finetune(
     folder = StateFolder(request.output, {})
     if not resume:
         folder.check_absent(force=force, inputs=request.inputs)
+    if request.curves is not None:
+        check_curves(request.curves, replace=force or resume)
     compressed = read_compressed(request.compressed)
     train, held = _open(request, config)
     dense = None if request.teacher is None else read(request.teacher, request.container)
@@ -90,7 +96,8 @@ def finetune(
 
     folder = replace(folder, identity=identity(request, config, dense))
     trainer = Trainer(network, task, train, held, config, loose=way == "own model")
-    factorized, best = trainer.run(folder, on_epoch, resume=resume)
+    with _drawing(trainer, request.curves, on_epoch) as on_each:
+        factorized, best = trainer.run(folder, on_each, resume=resume)
     network.load_state_dict(best.tensors)
     tensors = _as_stored(network, compressed)
     measured = {
@@ -117,7 +124,27 @@ def finetune(
         write(result, request.output, force=force)
         folder.remove()
     trainer.accelerator.wait_for_everyone()
-    return FineTuned(result, request.output, folder.metrics, is_main)
+    return FineTuned(result, request.output, folder.metrics, request.curves, is_main)
+
+
+@contextmanager
+def _drawing(trainer: Trainer, folder: Path | None, on_epoch: OnEpoch | None) -> Iterator[OnEpoch | None]:
+    """What to call after each epoch, so that the main process draws curves too; whole once the training is."""
+    if folder is None or not trainer.accelerator.is_main_process:
+        yield on_epoch
+        return
+    curves = Curves(folder)
+
+    def on_each(epoch: Epoch) -> None:
+        curves.write(trainer.rows)
+        if on_epoch is not None:
+            on_epoch(epoch)
+
+    try:
+        yield on_each
+        curves.write(trainer.rows)
+    finally:
+        curves.close()
 
 
 def _open(request: FineTuneRequest, config: TrainConfig) -> tuple[Data, Data]:

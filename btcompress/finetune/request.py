@@ -34,6 +34,7 @@ class FineTuneRequest:
         loss: ``package.module:function`` of ``(outputs, y)``.
         folder: where user code is looked for first.
         container: which state dict of the teacher's file.
+        tensorboard: folder of TensorBoard's curves, of which each training has one named after its output.
     """
 
     compressed: Path
@@ -48,6 +49,12 @@ class FineTuneRequest:
     loss: str | None = None
     folder: Path | None = None
     container: str | None = None
+    tensorboard: Path | None = None
+
+    @property
+    def curves(self) -> Path | None:
+        """The folder of this training's curves."""
+        return None if self.tensorboard is None else self.tensorboard / self.output.name.removesuffix(".safetensors")
 
     @property
     def inputs(self) -> tuple[Path, ...]:
