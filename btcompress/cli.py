@@ -239,7 +239,10 @@ def finetune(
     scale: Annotated[str, typer.Option(help="What to multiply inputs by: a number, or a fraction like 1/255.")] = "1",
     epochs: Annotated[int, typer.Option(help="Passes over the sequences at most.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Sequences in a step, of all processes together.")] = 32,
-    lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate at its peak. Default: 0.01, with --model 0.001.", show_default=False),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
     warmup: Annotated[float, typer.Option(help="Share of all steps over which the learning rate rises.")] = 0.05,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,

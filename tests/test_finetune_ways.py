@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -345,6 +346,25 @@ def test_network_of_the_user_is_not_called_with_lengths_on_one_part_only(train, 
     data, held = (some, none) if train else (none, some)
     with pytest.raises(BTCompressError, match=r"some\.npz has lengths and .*none\.npz has none"):
         tune(tmp_path, user_files[1], data, held=str(held), model="theirs:Net", folder=user_code)
+
+
+@pytest.mark.parametrize(
+    ("way", "rate"), [("hidden states", 1e-2), ("labels", 1e-2), ("own model", 1e-3)], ids=lambda value: str(value)
+)
+def test_without_a_learning_rate_each_way_takes_its_own_and_records_it(way, rate, user_code, tmp_path):
+    sys.path.insert(0, str(user_code))
+    from theirs import Net
+
+    dense, compressed = saved_pair(tmp_path, Net() if way == "own model" else Classifier())
+    arrays = {"x": draw(20, 4, 7 if way == "own model" else 24)}
+    arrays |= {} if way == "hidden states" else {"y": np.arange(20) % 3}
+    data = npz(tmp_path, **arrays)
+    options = {"model": "theirs:Net", "folder": user_code} if way == "own model" else {}
+    plain = TrainConfig(epochs=2, batch_size=4, cpu=True)
+    for name, config in (("default", plain), ("given", replace(plain, learning_rate=rate))):
+        step = tune(tmp_path, compressed, data, dense if way == "hidden states" else None, config, name, **options)
+        assert (step["way"], step["config"]["learning_rate"]) == (way, rate)
+    assert (tmp_path / "default").read_bytes() == (tmp_path / "given").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from btcompress.checkpoint import (
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.blocks import balance, worst_cancellation
-from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.config import TrainConfig, Way
 from btcompress.finetune.curves import Curves, check_curves
 from btcompress.finetune.data import Batch, Data, open_data, split
 from btcompress.finetune.loop import Epoch, OnEpoch, Trainer
@@ -34,8 +34,6 @@ from btcompress.finetune.request import FineTuneRequest, identity
 from btcompress.finetune.state import StateFolder
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, label_kind
 from btcompress.finetune.user import build_student, build_teacher
-
-Way = Literal["hidden states", "labels", "own model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +89,7 @@ def finetune(
     train, held = _open(request, config)
     dense = None if request.teacher is None else read(request.teacher, request.container)
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
+    config = config.of_way(way)
     _freeze(network, config.freeze)
     balance(network)
 
