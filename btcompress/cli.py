@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,9 @@ import typer
 
 from btcompress.errors import BTCompressError, OutputError
 from btcompress.modes import ShapeRequest
+
+#: Exit code after Ctrl-C, as shells give it.
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="btcompress",
@@ -235,7 +239,10 @@ def finetune(
     scale: Annotated[str, typer.Option(help="What to multiply inputs by: a number, or a fraction like 1/255.")] = "1",
     epochs: Annotated[int, typer.Option(help="Passes over the sequences at most.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Sequences in a step, of all processes together.")] = 32,
-    lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate at its peak. Default: 0.01, with --model 0.001.", show_default=False),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
     warmup: Annotated[float, typer.Option(help="Share of all steps over which the learning rate rises.")] = 0.05,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
@@ -250,6 +257,10 @@ def finetune(
     distill: Annotated[float, typer.Option(help="With labels and a teacher: share of the teacher in the loss.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for TensorBoard's curves, one for each result.", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace the result file, and start over what was interrupted.")
@@ -261,7 +272,19 @@ def finetune(
     from btcompress import finetune as room
 
     request = room.FineTuneRequest(
-        compressed, data, output, teacher, layer, val, val_fraction, _factor(scale), model, loss, path, container
+        compressed,
+        data,
+        output,
+        teacher,
+        layer,
+        val,
+        val_fraction,
+        _factor(scale),
+        model,
+        loss,
+        path,
+        container,
+        tensorboard,
     )
     config = room.TrainConfig(
         epochs,
@@ -279,8 +302,14 @@ def finetune(
         seed,
         cpu,
     )
-    with display.finetune_progress() as on_epoch:
-        result = room.finetune(request, config, force=force, resume=resume, on_epoch=on_epoch)
+    try:
+        with display.finetune_progress() as on_epoch:
+            result = room.finetune(request, config, force=force, resume=resume, on_epoch=on_epoch)
+    except KeyboardInterrupt:
+        # Of several processes, which are all interrupted at once, the first one speaks.
+        if os.environ.get("RANK", "0") == "0":
+            display.show_interrupted(room.StateFolder(output, {}))
+        raise typer.Exit(_INTERRUPTED) from None
     if not result.is_main:
         return
     told = reporting.report(result.compressed, bytes_after=output.stat().st_size)
@@ -290,6 +319,8 @@ def finetune(
         display.show_report(told)
         display.show_written(output)
         display.show_written(result.metrics)
+        if result.curves is not None:
+            display.show_written(result.curves)
 
 
 @app.command()

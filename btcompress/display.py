@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
     from btcompress.demo import Clips, Curve, DemoProgress, DemoResult
     from btcompress.factorization import OnProgress
-    from btcompress.finetune import Epoch
+    from btcompress.finetune import Epoch, StateFolder
     from btcompress.plan import Plan
     from btcompress.results import CompressionReport, FineTuneReport, FitProgress, MatrixReport, ModelReport
     from btcompress.shapes import MatrixShape
@@ -45,6 +45,13 @@ def show_json(value: dict[str, Any]) -> None:
 def show_error(text: str) -> None:
     """Print one red line on stderr."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Error: {text}", style="red"))
+
+
+def show_interrupted(state: StateFolder) -> None:
+    """Print one line on stderr: what an interrupted training left, and how to go on."""
+    kept = f"The last complete state is kept in {state.folder}: the same command with --resume goes on from there."
+    text = kept if state.exists() else "There was no complete state yet, so nothing is kept."
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Interrupted. {text}"))
 
 
 def show_written(path: object) -> None:

@@ -108,7 +108,7 @@ def factorize_as_planned(
         on_progress: called after every sweep of every fit.
 
     Raises:
-        CheckpointError: the plan has no matrix to factorize.
+        CheckpointError: the plan has no matrix to factorize, or none whose block terms fit the range of its dtype.
         BTCompressError: a matrix is not finite.
     """
     if not plan.matrices:
@@ -128,6 +128,11 @@ def factorize_as_planned(
             parts[planned.name], matrices[planned.name] = fitted, measured
         else:
             left_dense.append(LeftDense(planned.name, f"its block terms do not fit the range of {matrix.dtype}"))
+    if not parts:
+        reasons = "; ".join(f"{left.name}: {left.reason}" for left in left_dense)
+        raise CheckpointError(
+            f"{checkpoint.source.name}: nothing could be factorized. {reasons}. Convert it to float32 first."
+        )
     step = {
         "step": "factorize",
         "request": asdict(request),

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import btcompress
+from btcompress import factorization
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.modes import ShapeRequest
@@ -191,6 +193,24 @@ def test_weights_that_are_not_finite_are_refused_with_the_matrix_named():
         lstm.weight_ih_l0[3, 4] = torch.nan
     with pytest.raises(BTCompressError, match=r"weight_ih_l0: .*not finite"):
         btcompress.factorize(lstm)
+
+
+def test_block_terms_beyond_the_range_of_the_dtype_are_left_out_and_never_all_of_them(monkeypatch):
+    fit_matrix = factorization.fit_matrix
+
+    def fit_larger(matrix, *arguments):
+        fitted = fit_matrix(matrix, *arguments)
+        large = (replace(part, cores=part.cores * 1e9) for part in fitted.parts)
+        return replace(fitted, parts=tuple(large)) if matrix.shape[1] == 64 else fitted
+
+    monkeypatch.setattr(factorization, "fit_matrix", fit_larger)
+    first, second = nn.LSTM(64, 32).half(), nn.LSTM(48, 32).half()
+    some = btcompress.factorize(nn.ModuleDict({"first": first, "second": second}))
+    assert set(some.matrices) == {"second.weight_ih_l0"}
+    assert torch.equal(some.tensors["first.weight_ih_l0"], first.weight_ih_l0)
+    assert "range of torch.float16" in some.history[0]["left_dense"][0]["reason"]
+    with pytest.raises(CheckpointError, match=r"nothing could be factorized.*range of torch\.float16.*float32"):
+        btcompress.factorize(first)
 
 
 def test_progress_counts_matrices_and_sweeps():

@@ -12,7 +12,7 @@ from torch import nn
 
 import btcompress
 from btcompress.errors import BTCompressError, OutputError
-from btcompress.finetune import TrainConfig
+from btcompress.finetune import TrainConfig, request
 from tuning import SMALL, Classifier, draw, saved_pair, tune
 
 
@@ -60,20 +60,34 @@ def arguments(dense, compressed, data, output, *more):
     ]
 
 
-def test_killed_command_goes_on_to_the_same_bytes(files, tmp_path):
+@pytest.fixture
+def _interruptible():
+    """Commands can be interrupted though the tests run in the background, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files, tmp_path):
     python = [sys.executable, "-m", "btcompress"]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     state, metrics = tmp_path / "cut.safetensors.state" / "state.pt", tmp_path / "cut.metrics.jsonl"
-    running = command(map(str, [*python, *arguments(*files, cut)]))
-    deadline = time.monotonic() + 60
-    while not (state.exists() and metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert running.poll() is None, running.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
-    assert state.exists()
-    assert not cut.exists()
+    for by, epochs, resumed in ((signal.SIGKILL, 3, []), (signal.SIGINT, 30, ["--resume"])):
+        running = command(map(str, [*python, *arguments(*files, cut, *resumed)]))
+        deadline = time.monotonic() + 60
+        while not (state.exists() and metrics.exists() and metrics.read_text().count("\n") >= epochs):
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        running.send_signal(by)
+        _, told = running.communicate()
+        assert state.exists()
+        assert not cut.exists()
+    assert running.returncode == 130
+    assert told == f"Interrupted. The last complete state is kept in {state.parent}: " + (
+        "the same command with --resume goes on from there.\n"
+    )
     for resumed, output in ((["--resume"], cut), ([], whole)):
         done = command(map(str, [*python, *arguments(*files, output, *resumed)]))
         _, err = done.communicate()
@@ -94,6 +108,55 @@ def test_interrupted_training_is_not_started_over_by_accident(files, tmp_path):
     tune(tmp_path, compressed, data, dense, force=True)
 
 
+def another(path):
+    """The same file but for the last of its numbers."""
+    if path.suffix == ".npz":
+        x = np.load(path)["x"]
+        x[-1, -1, -1] += 1
+        np.savez(path, x=x)
+    elif path.suffix == ".pt":
+        tensors = torch.load(path)
+        tensors["bias_hh_l0"][-1] += 1
+        torch.save(tensors, path)
+    else:
+        contents = path.read_bytes()
+        path.write_bytes(contents[:-1] + bytes([contents[-1] ^ 0x80]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [(0, "--teacher"), (1, "the checkpoint"), (2, "--data"), (3, "--val")],
+    ids=["teacher", "compressed", "data", "val"],
+)
+def test_state_is_not_gone_on_with_on_other_contents(changed, words, files, tmp_path):
+    dense, compressed, data = files
+    held = tmp_path / "held.npz"
+    np.savez(held, x=draw(10, 5, 24, seed=1))
+    with pytest.raises(StoppedError):
+        tune(tmp_path, compressed, data, dense, held=str(held), on_epoch=interrupting(1))
+    another([dense, compressed, data, held][changed])
+    with pytest.raises(BTCompressError, match=f"contents of {words} "):
+        tune(tmp_path, compressed, data, dense, held=str(held), resume=True)
+
+
+def test_large_files_are_compared_by_their_size_both_ends_and_pieces_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(request, "_MOST_COMPARED", 64)
+    monkeypatch.setattr(request, "_PIECE", 8)
+    path = tmp_path / "large"
+    contents = bytes(range(200))
+    told = set()
+    for changed in (contents, contents + b"\0", b"\1" + contents[1:], contents[:-1] + b"\0"):
+        path.write_bytes(changed)
+        told.add(request.contents_digest(path))
+    assert len(told) == 4
+    path.write_bytes(contents)
+    assert request.contents_digest(path) in told
+    # 8 pieces of 8 bytes: among any 28 bytes that change, some are compared.
+    for start in range(172):
+        path.write_bytes(contents[:start] + b"\xff" * 28 + contents[start + 28 :])
+        assert request.contents_digest(path) not in told
+
+
 def test_damaged_state_is_refused_in_words(files, tmp_path):
     dense, compressed, data = files
     with pytest.raises(StoppedError):
@@ -112,20 +175,40 @@ def test_diverging_is_an_error_that_leaves_no_result(files, tmp_path):
     assert not (tmp_path / "tuned.safetensors").exists()
 
 
-@pytest.mark.parametrize("labels", [False, True], ids=["hidden states", "labels"])
-def test_two_processes_end_where_one_does_within_rounding(labels, tmp_path):
+COUNTED = """
+import os
+from pathlib import Path
+import numpy as np
+
+def data():
+    (Path(__file__).parent / f"process{os.environ.get('RANK', '')}").touch()
+    arrays = np.load(Path(__file__).parent / "data.npz")
+    return [{name: array[row] for name, array in arrays.items()} for row in range(39)]
+"""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "labels"),
+    [(TORCHRUN, False), (TORCHRUN, True), (ACCELERATE, False)],
+    ids=["torchrun, hidden states", "torchrun, labels", "accelerate, hidden states"],
+)
+def test_two_processes_end_where_one_does_within_rounding(launcher, labels, tmp_path):
     dense, compressed = saved_pair(tmp_path, Classifier().double())
     x = draw(39, 5, 24)  # leaves a batch of 3: parts of 2 and 1, of which the second process has none
     arrays = {"x": x, "lengths": np.arange(39) % 5 + 1} | ({"y": x[:, 0, :3].argmax(1)} if labels else {})
     np.savez(tmp_path / "data.npz", **arrays)
-    files = (dense, compressed, tmp_path / "data.npz")
-    short = ["--epochs", "3", "--accumulate", "2"]
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "btcompress"]
-    one = [sys.executable, "-m", "btcompress"]
-    for launcher, name in ((one, "one.safetensors"), (two, "two.safetensors")):
-        done = command(map(str, [*launcher, *arguments(*files, tmp_path / name, *short)]))
+    (tmp_path / "counted.py").write_text(COUNTED)
+    short = ["--epochs", "3", "--accumulate", "2", "--path", tmp_path]
+    python = [sys.executable, "-m"]
+    for before, name in (([], "one.safetensors"), ([*launcher, "-m"], "two.safetensors")):
+        given = arguments(dense, compressed, "counted:data", tmp_path / name, *short)
+        done = command(map(str, [*python, *before, "btcompress", *given]))
         _, err = done.communicate(timeout=120)
         assert done.returncode == 0, err
+    assert {path.name for path in tmp_path.glob("process*")} == {"process", "process0", "process1"}
     first, second = (btcompress.load(tmp_path / name) for name in ("one.safetensors", "two.safetensors"))
     for name, tensor in first.tensors.items():
         torch.testing.assert_close(second.tensors[name], tensor, rtol=1e-6, atol=1e-9)

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,21 @@ def test_steps_beyond_the_length_of_a_sequence_count_for_nothing(tmp_path):
         name="b",
     )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["hidden states", "labels"])
+def test_without_lengths_all_steps_count_in_data_and_in_val_alike(labels, tmp_path):
+    dense, compressed = saved_pair(tmp_path, Classifier())
+    x, y = draw(40, 5, 24), np.arange(200).reshape(40, 5) % 3
+    train = {"x": x[:24], "lengths": np.arange(24) % 5 + 1} | ({"y": y[:24]} if labels else {})
+    held = {"x": x[24:]} | ({"y": y[24:]} if labels else {})
+    data, teacher = npz(tmp_path, **train), None if labels else dense
+    for name, lengths in (("without", {}), ("with", {"lengths": np.full(16, 5)})):
+        val = npz(tmp_path, f"{name}.npz", **held, **lengths)
+        tune(tmp_path, compressed, data, teacher, held=str(val), name=name)
+    first, second = (btcompress.load(tmp_path / name).history[-1] for name in ("without", "with"))
+    for key in ("before", "after"):
+        assert first[key] == pytest.approx(second[key], rel=1e-5)
 
 
 def test_teacher_of_logits_is_measured_and_followed(tmp_path):
@@ -221,6 +237,19 @@ def test_existing_results_and_inputs_are_not_overwritten(tmp_path):
     assert btcompress.load(tmp_path / "tuned.safetensors").history[-1]["step"] == "finetune"
 
 
+def test_metrics_of_an_earlier_training_are_not_overwritten(tmp_path):
+    dense, compressed = saved_pair(tmp_path, nn.LSTM(24, 6))
+    data = npz(tmp_path, x=draw(20, 3, 24))
+    metrics = tmp_path / "tuned.metrics.jsonl"
+    metrics.write_text("precious")
+    with pytest.raises(OutputError, match=r"tuned\.metrics\.jsonl already exists.*--force"):
+        tune(tmp_path, compressed, data, dense)
+    assert metrics.read_text() == "precious"
+    assert not (tmp_path / "tuned.safetensors").exists()
+    tune(tmp_path, compressed, data, dense, force=True)
+    assert json.loads(metrics.read_text().splitlines()[0])["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     "values",
     [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.5}, {"batch_size": -1}, {"clip": float("nan")}],
@@ -307,6 +336,35 @@ def test_network_of_the_user_is_trained_on_data_of_the_user(options, factory, us
     assert result.n_params == btcompress.load(compressed).n_params
     if options:
         assert step["after"] < step["before"]
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["in val", "in data"])
+def test_network_of_the_user_is_not_called_with_lengths_on_one_part_only(train, user_code, user_files, tmp_path):
+    arrays = {"x": draw(20, 4, 7), "y": np.arange(20) % 3}
+    some = npz(tmp_path, "some.npz", **arrays, lengths=np.full(20, 4))
+    none = npz(tmp_path, "none.npz", **arrays)
+    data, held = (some, none) if train else (none, some)
+    with pytest.raises(BTCompressError, match=r"some\.npz has lengths and .*none\.npz has none"):
+        tune(tmp_path, user_files[1], data, held=str(held), model="theirs:Net", folder=user_code)
+
+
+@pytest.mark.parametrize(
+    ("way", "rate"), [("hidden states", 1e-2), ("labels", 1e-2), ("own model", 1e-3)], ids=lambda value: str(value)
+)
+def test_without_a_learning_rate_each_way_takes_its_own_and_records_it(way, rate, user_code, tmp_path):
+    sys.path.insert(0, str(user_code))
+    from theirs import Net
+
+    dense, compressed = saved_pair(tmp_path, Net() if way == "own model" else Classifier())
+    arrays = {"x": draw(20, 4, 7 if way == "own model" else 24)}
+    arrays |= {} if way == "hidden states" else {"y": np.arange(20) % 3}
+    data = npz(tmp_path, **arrays)
+    options = {"model": "theirs:Net", "folder": user_code} if way == "own model" else {}
+    plain = TrainConfig(epochs=2, batch_size=4, cpu=True)
+    for name, config in (("default", plain), ("given", replace(plain, learning_rate=rate))):
+        step = tune(tmp_path, compressed, data, dense if way == "hidden states" else None, config, name, **options)
+        assert (step["way"], step["config"]["learning_rate"]) == (way, rate)
+    assert (tmp_path / "default").read_bytes() == (tmp_path / "given").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from btcompress.errors import BTCompressError
 
 Precision = Literal["no", "fp16", "bf16"]
+Way = Literal["hidden states", "labels", "own model"]
+
+#: Peak learning rates where none is given: the best of those measured, and torch's own for a network not known.
+LEARNING_RATES: dict[Way, float] = {"hidden states": 1e-2, "labels": 1e-2, "own model": 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,7 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training sequences at most.
         batch_size: sequences in one step, of all processes and accumulated parts together.
-        learning_rate: of AdamW at its peak.
+        learning_rate: of AdamW at its peak; None for what suits the way of training.
         weight_decay: of AdamW.
         warmup: share of all steps over which the learning rate rises; it then falls to 0 along a cosine.
         clip: largest norm of the gradient; longer ones are shortened to it.
@@ -37,7 +41,7 @@ class TrainConfig:
 
     epochs: int = 20
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.05
     clip: float = 1.0
@@ -54,10 +58,20 @@ class TrainConfig:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("seed", 0)):
             _check(name, getattr(self, name), least, math.inf)
         for name in ("learning_rate", "clip", "temperature"):
-            _check(name, getattr(self, name), math.ulp(0.0), math.inf)
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), math.ulp(0.0), math.inf)
         _check("weight_decay", self.weight_decay, 0, math.inf)
         for name in ("warmup", "distill"):
             _check(name, getattr(self, name), 0, 1)
+
+    def of_way(self, way: Way) -> TrainConfig:
+        """The same with the learning rate of a way of training, where none is given."""
+        return self if self.learning_rate is not None else replace(self, learning_rate=LEARNING_RATES[way])
+
+    @property
+    def peak(self) -> float:
+        """The learning rate at its peak; where none is given, that for a network not known."""
+        return LEARNING_RATES["own model"] if self.learning_rate is None else self.learning_rate
 
     def share_of_peak(self, step: int, n_steps: int) -> float:
         """Learning rate of a step, counted from 0, as a share of its peak: linear warm-up, then cosine to 0."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,59 +21,19 @@ from btcompress.checkpoint import (
     read_compressed,
     write,
 )
-from btcompress.checkpoint.source import digest
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.blocks import balance, worst_cancellation
-from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.config import TrainConfig, Way
+from btcompress.finetune.curves import Curves, check_curves
 from btcompress.finetune.data import Batch, Data, open_data, split
-from btcompress.finetune.loop import OnEpoch, Trainer
+from btcompress.finetune.loop import Epoch, OnEpoch, Trainer
 from btcompress.finetune.networks import Network, Recurrent, RecurrentWithHead, choose_lstm, find_head
 from btcompress.finetune.references import resolve
+from btcompress.finetune.request import FineTuneRequest, identity
 from btcompress.finetune.state import StateFolder
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, label_kind
 from btcompress.finetune.user import build_student, build_teacher
-
-Way = Literal["hidden states", "labels", "own model"]
-
-
-@dataclass(frozen=True, slots=True)
-class FineTuneRequest:
-    """What to fine-tune, on what, and where to write it.
-
-    Attributes:
-        compressed: the result file to start from.
-        data: sequences to train on: a file, or ``package.module:factory``.
-        output: the result file to write.
-        teacher: the dense checkpoint.
-        layer: name of the LSTM that the sequences are inputs of; trains that LSTM alone.
-        held: sequences to measure on; taken from ``data`` when left out.
-        held_fraction: share of ``data`` that is then held back.
-        scale: what to multiply the inputs of files by.
-        model: ``package.module:factory`` of the user's network.
-        loss: ``package.module:function`` of ``(outputs, y)``.
-        folder: where user code is looked for first.
-        container: which state dict of the teacher's file.
-    """
-
-    compressed: Path
-    data: str
-    output: Path
-    teacher: Path | None = None
-    layer: str | None = None
-    held: str | None = None
-    held_fraction: float = 0.1
-    scale: float = 1.0
-    model: str | None = None
-    loss: str | None = None
-    folder: Path | None = None
-    container: str | None = None
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Files that are read, and never overwritten."""
-        named = (self.data, *(() if self.held is None else (self.held,)))
-        return (self.compressed, *(() if self.teacher is None else (self.teacher,)), *map(Path, named))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,12 +44,14 @@ class FineTuned:
         compressed: the result; its last step says what was measured.
         output: its file.
         metrics: the metrics file.
+        curves: the folder of curves for TensorBoard; None where none were asked for.
         is_main: this process wrote them; others of the same training did not.
     """
 
     compressed: CompressedCheckpoint
     output: Path
     metrics: Path
+    curves: Path | None
     is_main: bool
 
 
@@ -117,18 +80,23 @@ def finetune(
         OutputError: the result cannot be written.
     """
     check_target(request.output, force=force, inputs=request.inputs)
-    compressed = read_compressed(request.compressed)
-    folder = StateFolder(request.output, _identity(request, config))
+    folder = StateFolder(request.output, {})
     if not resume:
-        folder.check_absent(force=force)
+        folder.check_absent(force=force, inputs=request.inputs)
+    if request.curves is not None:
+        check_curves(request.curves, replace=force or resume)
+    compressed = read_compressed(request.compressed)
     train, held = _open(request, config)
     dense = None if request.teacher is None else read(request.teacher, request.container)
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
+    config = config.of_way(way)
     _freeze(network, config.freeze)
     balance(network)
 
+    folder = replace(folder, identity=identity(request, config, dense))
     trainer = Trainer(network, task, train, held, config, loose=way == "own model")
-    factorized, best = trainer.run(folder, on_epoch, resume=resume)
+    with _drawing(trainer, request.curves, on_epoch) as on_each:
+        factorized, best = trainer.run(folder, on_each, resume=resume)
     network.load_state_dict(best.tensors)
     tensors = _as_stored(network, compressed)
     measured = {
@@ -155,15 +123,27 @@ def finetune(
         write(result, request.output, force=force)
         folder.remove()
     trainer.accelerator.wait_for_everyone()
-    return FineTuned(result, request.output, folder.metrics, is_main)
+    return FineTuned(result, request.output, folder.metrics, request.curves, is_main)
 
 
-def _identity(request: FineTuneRequest, config: TrainConfig) -> dict[str, Any]:
-    """What a state must agree on to be gone on with."""
-    files = {name: getattr(request, name) for name in ("compressed", "teacher")}
-    digests = {name: digest([path]) for name, path in files.items() if path is not None and path.is_file()}
-    named = ("data", "layer", "held", "held_fraction", "scale", "model", "loss", "container")
-    return {**asdict(config), **{name: getattr(request, name) for name in named}, **digests}
+@contextmanager
+def _drawing(trainer: Trainer, folder: Path | None, on_epoch: OnEpoch | None) -> Iterator[OnEpoch | None]:
+    """What to call after each epoch, so that the main process draws curves too; whole once the training is."""
+    if folder is None or not trainer.accelerator.is_main_process:
+        yield on_epoch
+        return
+    curves = Curves(folder)
+
+    def on_each(epoch: Epoch) -> None:
+        curves.write(trainer.rows)
+        if on_epoch is not None:
+            on_epoch(epoch)
+
+    try:
+        yield on_each
+        curves.write(trainer.rows)
+    finally:
+        curves.close()
 
 
 def _open(request: FineTuneRequest, config: TrainConfig) -> tuple[Data, Data]:
@@ -182,7 +162,7 @@ def _network_and_task(
     held: Data,
 ) -> tuple[Way, Network, Task[Any]]:
     first, other = (data.batch(torch.tensor([0])) for data in (train, held))
-    _check_alike(train, first, held, other)
+    _check_alike(train, first, held, other, own_model=request.model is not None)
     if request.loss is not None and request.model is None:
         raise BTCompressError("--loss is for a network of your own. Name it with --model.")
     if request.model is not None:
@@ -250,8 +230,12 @@ def _check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
         )
 
 
-def _check_alike(train: Data, first: Batch, held: Data, other: Batch) -> None:
-    """Refuse to measure on data of another kind than those trained on."""
+def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_model: bool) -> None:
+    """Refuse to measure on data of another kind than those trained on.
+
+    Without lengths all steps count, so data with and without go together; but a user's network would be
+    called in two ways.
+    """
 
     def described(batch: Batch) -> str:
         y = "no y" if batch.y is None else f"y of {'values' if batch.y.is_floating_point() else 'classes'}"
@@ -261,6 +245,12 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch) -> None:
         raise ShapeError(
             f"{train.name} has {described(first)}, but {held.name}, to measure on, has {described(other)}. "
             "Give data of one kind."
+        )
+    if own_model and (first.lengths is None) != (other.lengths is None):
+        with_them, without = (train.name, held.name) if other.lengths is None else (held.name, train.name)
+        raise BTCompressError(
+            f"{with_them} has lengths and {without} has none, so the network would be called with lengths on one and "
+            "without on the other. Give both lengths, or neither; the number of steps where all count."
         )
 
 

@@ -101,7 +101,7 @@ class Trainer:
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.dtype = trained[0].dtype
         self.trained = trained
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(trained, lr=config.peak, weight_decay=config.weight_decay, fused=True)
         n_steps = config.epochs * math.ceil(len(train) / config.batch_size)
         self.schedule = LambdaLR(optimizer, lambda step: config.share_of_peak(step, n_steps))
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)

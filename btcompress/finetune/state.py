@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from btcompress.checkpoint import replacing
+from btcompress.checkpoint import check_target, replacing
 from btcompress.errors import BTCompressError, OutputError
 
 
@@ -46,20 +46,25 @@ class StateFolder:
         """Whether an interrupted training left its state."""
         return self._file.exists()
 
-    def check_absent(self, *, force: bool) -> None:
-        """Refuse to start over an interrupted training.
+    def check_absent(self, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+        """Refuse to start over an interrupted training, or to write over the metrics of a complete one.
+
+        Args:
+            force: start over all the same.
+            inputs: files that must survive whatever ``force`` says.
 
         Raises:
-            OutputError: there is a state and ``force`` is not given.
+            OutputError: there is a state or a metrics file and ``force`` is not given, or metrics cannot be written.
         """
         if self.exists() and not force:
             raise OutputError(
                 f"an interrupted training of {self.output} lies in {self.folder}. Go on with --resume, or start over "
                 "with --force."
             )
+        check_target(self.metrics, force=force, inputs=inputs)
 
     def save(self, state: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Write the metrics, then the state, each whole or not at all.
+        """Write the metrics once there are any, then the state, each whole or not at all.
 
         Raises:
             OutputError: the operating system refused to write.
@@ -68,8 +73,9 @@ class StateFolder:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be made ({error.strerror}).") from error
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if rows:
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with replacing(self._file) as temporary:
             torch.save({"identity": dict(self.identity), "rows": rows, **state}, temporary)
 

@@ -1,0 +1,142 @@
+"""One training step at the paper's full size, dense against block terms: time and peak memory.
+
+Run it alone on a quiet machine:
+
+    python tests/benchmarks/step_cost.py
+
+57,600 inputs (frames of 120 x 160 x 3), 256 hidden units, 6 frames, batch 32, 11 classes read from the last
+state by a linear head; a step is forward, backward, gradient clipping and AdamW. Block terms have N=2 and
+R=4, with the mode sizes that are chosen along the frame's axes and with those of Ye et al. 2018. Times are
+medians of steps that take turns in one process. Memory is of a fresh process for each model: the largest
+resident set after three steps, less that after importing everything and making the batch; on a GPU, the
+most that was allocated, less the batch. Ratios are dense over block terms. The CPU first, then a GPU where
+there is one.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timing import median_seconds
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from btcompress import BTLSTM
+
+FRAME, HIDDEN, FRAMES, BATCH, CLASSES = (120, 160, 3), 256, 6, 32, 11
+INPUTS = 57_600
+PAPER = {"in_modes": (8, 20, 20, 18), "out_modes": (16, 4, 4, 4)}
+STEPS_FOR_MEMORY = 3
+
+
+class Classifier(nn.Module):
+    def __init__(self, lstm: nn.Module) -> None:
+        super().__init__()
+        self.lstm = lstm
+        self.head = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[1][0][-1])
+
+
+LSTMS: dict[str, Callable[[], nn.Module]] = {
+    "dense": lambda: nn.LSTM(INPUTS, HIDDEN, batch_first=True),
+    "chosen modes": lambda: BTLSTM(INPUTS, HIDDEN, batch_first=True, cp_rank=2, tucker_rank=4, input_shape=FRAME),
+    "paper's modes": lambda: BTLSTM(INPUTS, HIDDEN, batch_first=True, cp_rank=2, tucker_rank=4, **PAPER),
+}
+
+
+def make_batch(device: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(BATCH, FRAMES, INPUTS, generator=generator)
+    return x.to(device), torch.randint(CLASSES, (BATCH,), generator=generator).to(device)
+
+
+def make_step(name: str, batch: tuple[Tensor, Tensor], device: str) -> Callable[[], None]:
+    with torch.device(device):
+        model = Classifier(LSTMS[name]())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x, y = batch
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def resident_peak() -> int:
+    """Largest resident set of this process so far, in bytes; unlike ``ru_maxrss``, without its parent's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_of_steps(name: str, device: str) -> int:
+    """Peak bytes that building a model and training it take, beyond torch and the batch."""
+    batch = make_batch(device)
+    if device != "cpu":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = resident_peak()
+    step = make_step(name, batch, device)
+    for _ in range(STEPS_FOR_MEMORY):
+        step()
+    return (resident_peak() if device == "cpu" else torch.cuda.max_memory_allocated()) - before
+
+
+def peak_in_fresh_process(name: str, device: str) -> int:
+    command = [sys.executable, __file__, "--peak-of", name, "--device", device]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def weights_of(name: str) -> dict[str, object]:
+    with torch.device("meta"):
+        weight = LSTMS[name]().weight_ih_l0
+    if isinstance(weight, Tensor):
+        return {"weights": weight.numel()}
+    part = weight.shape.part
+    return {"in_modes": part.in_modes, "out_modes": part.out_modes, "weights": weight.shape.n_params}
+
+
+def measure(device: str, repeats: int) -> None:
+    """Print one JSON line for each model."""
+    batch = make_batch(device)
+    seconds = median_seconds({name: make_step(name, batch, device) for name in LSTMS}, repeats, device)
+    peaks = {name: peak_in_fresh_process(name, device) for name in LSTMS}
+    for name in LSTMS:
+        row = {
+            "device": device if device == "cpu" else torch.cuda.get_device_name(),
+            "threads": torch.get_num_threads(),
+            "lstm": name,
+            **weights_of(name),
+            "step_seconds": seconds[name],
+            "peak_bytes": peaks[name],
+            "time_ratio": seconds["dense"] / seconds[name],
+            "memory_ratio": peaks["dense"] / peaks[name],
+        }
+        print(json.dumps(row), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15, help="steps of each model, of which the median counts")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only this one")
+    parser.add_argument("--peak-of", choices=tuple(LSTMS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        print(peak_of_steps(arguments.peak_of, arguments.device))
+        return
+    devices = [arguments.device] if arguments.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    for device in devices:
+        measure(device, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
