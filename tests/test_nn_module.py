@@ -299,8 +299,8 @@ def test_modes_that_fit_no_matrix_are_refused():
 
 
 def test_shapes_of_unknown_matrices_are_refused():
-    with pytest.raises(ShapeError, match="weight_hh_l0, but the matrices are weight_ih_l0"):
-        BTLSTM(6, 5, shapes={"weight_hh_l0": None})
+    with pytest.raises(ShapeError, match=r"bias_hh_l0, but the matrices are weight_ih_l0, weight_hh_l0\. Use"):
+        BTLSTM(6, 5, shapes={"bias_hh_l0": None})
 
 
 def test_shape_of_another_matrix_is_refused():
