@@ -131,8 +131,8 @@ def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]
             f"{row.name} ({row.svd_error:.3f} at rank {row.svd_rank} against {row.weight_error:.3f})" for row in outdone
         )
         yield (
-            f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Mode sizes that "
-            "follow the data's own axes may change that."
+            f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Where it "
+            "reads flattened data, mode sizes along the data's own axes may change that."
         )
     chosen = sum(row.params_before for row in rows)
     if chosen < _SMALL_SHARE * model.params_before:
