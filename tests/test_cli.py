@@ -106,7 +106,9 @@ def test_matrices_of_every_kind_are_inspected_and_factorized(model, run):
     assert [row["name"] for row in inspected] == ["lstm.weight_hh_l0", "head.weight"]
     done = json.loads(run("factorize", model, *kinds, "--json")[0])
     assert all(row.items() <= matrix.items() for row, matrix in zip(inspected, done["matrices"], strict=True))
-    told, _ = run("report", model.parent / "model.bt.safetensors", "--against", model)
+    result = model.parent / "model.bt.safetensors"
+    assert json.loads(run("report", result, "--json")[0]) == done
+    told, _ = run("report", result, "--against", model)
     assert "5 x 32" in told
     assert "128 x 32" in told
 
