@@ -173,6 +173,6 @@ def _passed_over(candidates: Sequence[_Candidate]) -> Iterator[str]:
     unnamed = [each.key for each in candidates if each.exactly and each.obstacle is None]
     if unnamed:
         yield (
-            f"Left as they are, since without a bias they may be embeddings: {', '.join(unnamed)}. A layer pattern that "
-            "is the exact name of one takes it as a linear layer."
+            f"Left as they are, since without a bias they may be embeddings: {', '.join(unnamed)}. A layer pattern "
+            "that is the exact name of one takes it as a linear layer."
         )

@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 
@@ -33,14 +34,18 @@ def npz(folder, name="data.npz", **arrays):
 @pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
 @pytest.mark.parametrize("matrices", KINDS[:2], ids=",".join)
 def test_distilling_hidden_states_lowers_the_error_on_sequences_held_back(model, lengths, matrices, tmp_path):
+    model = copy.deepcopy(model)
+    model.reset_parameters()
+    if "input" not in matrices:
+        with torch.no_grad():  # as drawn, they matter so little that next to nothing is lost
+            for name, parameter in model.named_parameters():
+                parameter.mul_(4 if name.startswith("weight_hh") else 1)
     dense, compressed = saved_pair(tmp_path, nn.ModuleDict({"rnn": model}), matrices=matrices)
     arrays = {"x": draw(200, 5, 24)} | ({"lengths": np.arange(200) % 5 + 1} if lengths else {})
-    # Without the inputs' matrices little is lost, and it takes smaller steps to win it back.
-    gentle = TrainConfig(epochs=12, batch_size=8, learning_rate=2e-3, seed=1, cpu=True)
-    config = SMALL if "input" in matrices else gentle
+    config = TrainConfig(epochs=8, batch_size=8, learning_rate=2e-3, seed=1, cpu=True)
     step = tune(tmp_path, compressed, npz(tmp_path, **arrays), dense, config, held_fraction=0.2)
     assert step["metric"] == "hidden-state error"
-    assert 0 < step["after"] < step["before"]
+    assert 0 < step["after"] < 0.97 * step["before"]
 
 
 def test_hidden_state_error_is_that_of_the_files_themselves(tmp_path):
