@@ -45,9 +45,13 @@ def test_weights_of_other_layers_are_none(module):
         {"a.weight": torch.zeros(3, 2, dtype=torch.int8), "a.bias": torch.zeros(3)},
         {"a.weight": torch.zeros(3, 0), "a.bias": torch.zeros(3)},
         {"a.my_weight": torch.zeros(3, 2), "a.bias": torch.zeros(3)},
+        {
+            f"rnn.parametrizations.weight_hh_l0.0.{k}": torch.zeros(s)
+            for k, s in {"weight": (3, 2), "bias": (3,)}.items()
+        },
         {"attention.in_proj_weight": torch.zeros(6, 2), "attention.in_proj_bias": torch.zeros(6)},
     ],
-    ids=["whole numbers", "empty", "another name", "attention"],
+    ids=["whole numbers", "empty", "another name", "within an LSTM", "attention"],
 )
 def test_tensors_that_only_look_alike_are_none(tensors):
     assert not found(tensors)
