@@ -6,11 +6,12 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 
 from btcompress.errors import BTCompressError, OutputError
+from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
 
 #: Exit code after Ctrl-C, as shells give it.
@@ -82,12 +83,19 @@ InputShape = Annotated[
 GatesOption = Annotated[
     Literal["fused", "separate"], typer.Option(help="One block-term form for all four gates, or one for each.")
 ]
+Matrices = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND[,KIND...]",
+        help="Kinds of matrices: input (an LSTM's weight_ih), recurrent (its weight_hh and weight_hr), linear layers.",
+    ),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(
         "--layer",
         metavar="PATTERN",
-        help="Matrices to take, by key or LSTM name; * and ? match, a leading ! leaves out. Repeatable. Default: all.",
+        help="Matrices to take, by key or layer name; * and ? match, a leading ! leaves out. Repeatable. Default: all.",
     ),
 ]
 AllowGrowth = Annotated[bool, typer.Option("--allow-growth", help="Also factorize a matrix that this makes larger.")]
@@ -107,6 +115,7 @@ def factorize(
     order: Order = None,
     input_shape: InputShape = None,
     gates: GatesOption = "fused",
+    matrices: Matrices = "input",
     layer: Layers = None,
     allow_growth: AllowGrowth = False,
     container: Container = None,
@@ -129,7 +138,7 @@ def factorize(
     device: Annotated[str, typer.Option(help="Where to fit: cpu, cuda, cuda:1, ...")] = "cpu",
     json: JSON = False,
 ) -> None:
-    """Write the input-to-hidden matrices of a checkpoint's LSTMs in block-term form."""
+    """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
     from btcompress import display, factorization, plan, reporting
     from btcompress.checkpoint import check_target, write
     from btcompress.fit import FitOptions
@@ -138,7 +147,7 @@ def factorize(
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=_usable(device))
     with display.working(f"reading {model}"):
         checkpoint = factorization.open_weights(model, container)
-    planned = plan.make_plan(checkpoint, request, layer or (), allow_growth=allow_growth)
+    planned = plan.make_plan(checkpoint, request, layer or (), matrices=_kinds(matrices), allow_growth=allow_growth)
     if dry_run:
         show = display.show_inventory_json if json else display.show_plan
         show(checkpoint, planned)
@@ -161,6 +170,7 @@ def inspect(
     model: Model,
     cp_rank: CPRank = 1,
     tucker_rank: TuckerRank = "4",
+    matrices: Matrices = "input",
     container: Container = None,
     json: JSON = False,
 ) -> None:
@@ -170,7 +180,7 @@ def inspect(
     request = _request(cp_rank, tucker_rank)
     with display.working(f"reading {model}"):
         checkpoint = factorization.open_weights(model, container)
-    planned = plan.make_plan(checkpoint, request)
+    planned = plan.make_plan(checkpoint, request, matrices=_kinds(matrices))
     if json:
         display.show_inventory_json(checkpoint, planned)
     else:
@@ -377,6 +387,10 @@ def _request(
     sizes = (None if text is None else _numbers(text) for text in (in_modes, out_modes, input_shape))
     given_in, given_out, given_shape = sizes
     return ShapeRequest(cp_rank, _rank(tucker_rank), given_in, given_out, order, given_shape, gates)
+
+
+def _kinds(text: str) -> tuple[MatrixKind, ...]:
+    return check_kinds(cast(tuple[MatrixKind, ...], tuple(part.strip() for part in text.split(","))))
 
 
 def _beside(model: Path, name: str) -> Path:

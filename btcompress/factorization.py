@@ -14,6 +14,7 @@ from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import FitOptions, fit_matrix, truncated_svd, weight_error
+from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Plan, PlannedMatrix, make_plan
 from btcompress.results import FitProgress, LeftDense, Sweep
@@ -33,13 +34,16 @@ def factorize(
     order: int | None = None,
     input_shape: Sequence[int] | None = None,
     gates: Gates = "fused",
+    matrices: Sequence[MatrixKind] = ("input",),
     layers: Sequence[str] = (),
     allow_growth: bool = False,
     container: str | None = None,
     options: FitOptions = FitOptions(),
     on_progress: OnProgress | None = None,
 ) -> CompressedCheckpoint:
-    """Write the input-to-hidden matrices of every LSTM in block-term form (Ye et al. 2018, eq. 4).
+    """Write matrices of a checkpoint in block-term form (Ye et al. 2018, eq. 4).
+
+    Those are the input-to-hidden matrices of every LSTM, or what ``matrices`` says.
 
     Args:
         weights: a weight file, a state dict, or a module; never changed.
@@ -50,7 +54,10 @@ def factorize(
         order: ``d``; chosen when left out.
         input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
         gates: one form for all four gates, or one for each.
-        layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty.
+        matrices: the kinds to take: ``"input"``, an LSTM's ``weight_ih_*``; ``"recurrent"``, its ``weight_hh_*``
+            and ``weight_hr_*``; ``"linear"``, weights of linear layers.
+        layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty. A linear layer
+            without a bias is taken only where a pattern is its very key: it may be an embedding.
         allow_growth: also factorize a matrix that this makes larger.
         container: where a file holds several state dicts, the path of the one to read.
         options: effort, seed and device of the fit.
@@ -60,9 +67,9 @@ def factorize(
         The compressed checkpoint; :func:`btcompress.save` writes it, :func:`btcompress.report` sums it up.
 
     Raises:
-        CheckpointError: the weights cannot be read, or hold no LSTM or none that was chosen.
+        CheckpointError: the weights cannot be read, or hold no matrix that was chosen.
         ShapeError: modes, ranks and sizes do not fit together.
-        BTCompressError: a matrix is not finite.
+        BTCompressError: a matrix is not finite, or there is no such kind of matrices.
     """
     request = ShapeRequest(
         cp_rank,
@@ -74,7 +81,7 @@ def factorize(
         gates,
     )
     checkpoint = open_weights(weights, container)
-    plan = make_plan(checkpoint, request, layers, allow_growth=allow_growth)
+    plan = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=allow_growth)
     return factorize_as_planned(checkpoint, plan, request, options, on_progress)
 
 
@@ -136,6 +143,7 @@ def factorize_as_planned(
     step = {
         "step": "factorize",
         "request": asdict(request),
+        "matrices": list(plan.kinds),
         # The device changes where, not what.
         "options": {name: value for name, value in asdict(options).items() if name != "device"},
         "left_dense": [asdict(left) for left in left_dense],
@@ -165,10 +173,17 @@ def _nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in plan.left_dense)
         return f"{name}: no matrix is worth factorizing. {reasons}."
     if plan.lstms:
-        return f"{name}: the layer patterns leave no matrix to factorize. Loosen them, or leave them out."
+        return (
+            f"{name}: the kinds of matrices ({', '.join(plan.kinds)}) and the layer patterns leave no matrix to "
+            "factorize. Ask for more kinds, or loosen the patterns."
+        )
     others = "; ".join(f"{other.name or 'the checkpoint'}: {other.reason}" for other in plan.others)
     found = f" What looks alike: {others}." if others else ""
+    if "linear" in plan.kinds:
+        what, advice = "neither an LSTM nor a linear layer that was chosen", "an LSTM or a linear layer"
+    else:
+        what, advice = "no LSTM", "an LSTM, or ask for linear matrices"
     return (
-        f"{name} holds no LSTM, only {len(checkpoint.tensors)} tensors of other layers.{found} "
-        "Give a checkpoint with an LSTM."
+        f"{name} holds {what}, only {len(checkpoint.tensors)} tensors of other layers.{found} "
+        f"Give a checkpoint with {advice}."
     )

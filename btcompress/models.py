@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, read_compressed
 from btcompress.errors import CheckpointError
-from btcompress.nn import BTLSTM, BTLSTMCell
+from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
 from btcompress.shapes import MatrixShape
 
 Compressed = str | PathLike[str] | CompressedCheckpoint
@@ -43,10 +43,10 @@ def to_dense(compressed: Compressed) -> dict[str, Tensor]:
 
 
 def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: bool = True) -> Module:
-    """Swap the LSTMs of a model for block-term LSTMs and load the weights.
+    """Swap the layers of a model whose matrices were factorized for block-term layers and load the weights.
 
-    Each ``nn.LSTM`` or ``nn.LSTMCell`` with a factorized matrix is replaced in place by a
-    :class:`BTLSTM` or :class:`BTLSTMCell` of the same arguments, dtype and device. Names match across
+    Each such ``nn.LSTM``, ``nn.LSTMCell`` or ``nn.Linear`` is replaced in place by a :class:`BTLSTM`,
+    :class:`BTLSTMCell` or :class:`BTLinear` of the same arguments, dtype and device. Names match across
     the wrappers ``module.`` and ``_orig_mod.``.
 
     Args:
@@ -57,21 +57,28 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
             must be in the file.
 
     Returns:
-        The module; a new one if it is an LSTM itself.
+        The module; a new one if it is such a layer itself.
 
     Raises:
-        CheckpointError: names, types or sizes do not fit; the module is then unchanged.
+        CheckpointError: names, types or sizes do not fit, or a linear layer's weight is tied in the model; the
+            module is then unchanged.
     """
     opened = _opened(compressed)
     tensors = _without_prefix(opened.tensors, prefix)
     matrices = _without_prefix({key: matrix.shape for key, matrix in opened.matrices.items()}, prefix)
     modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
     swaps: dict[str, nn.Module] = {}
+    rest = dict(matrices)
     for entry in find_recurrent(_without_prefix(opened.outline(), prefix)):
-        if isinstance(entry, LSTMEntry) and any(key in matrices for key in entry.input_keys):
+        if not isinstance(entry, LSTMEntry):
+            continue
+        shapes = {key.removeprefix(entry.prefix): rest.pop(key) for key in entry.matrix_keys if key in rest}
+        if shapes:
             name = plain_name(entry.name)
-            shapes = {key.removeprefix(entry.prefix): matrices[key] for key in entry.input_keys if key in matrices}
-            swaps[name] = _replacement(entry, modules.get(name), shapes, list(modules))
+            swaps[name] = _recurrent_replacement(entry, modules.get(name), shapes, list(modules))
+    for key, shape in rest.items():
+        name = plain_name(key.removesuffix("weight").removesuffix("."))
+        swaps[name] = _linear_replacement(name, modules.get(name), shape, module, list(modules))
     _check_names(module, swaps, tensors, strict)
     for name, new in swaps.items():
         module = cast(Module, _put(module, modules[name], new))
@@ -110,23 +117,11 @@ def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
     return {plain_name(name): value for name, value in values.items()}
 
 
-def _replacement(
+def _recurrent_replacement(
     entry: LSTMEntry, old: nn.Module | None, shapes: dict[str, MatrixShape], names: Sequence[str]
 ) -> nn.Module:
     """The block-term module for an LSTM or cell of the model, which must be the one that the file was made from."""
-    where = entry.name or "the model itself"
-    expected = nn.LSTM if entry.kind == "lstm" else nn.LSTMCell
-    if isinstance(old, BTLSTM | BTLSTMCell):
-        raise CheckpointError(f"{where} is a block-term LSTM already. Apply the file to the model's dense form.")
-    if old is None or type(old) is not expected:
-        given = "is not in the model" if old is None else f"is a {type(old).__name__}"
-        raise CheckpointError(
-            f"the file has an nn.{expected.__name__} at {where}, but that {given}. Give the model whose dense "
-            f"checkpoint was compressed (it has {', '.join(name for name in names[:8] if name) or 'no submodules'}), "
-            "or a prefix; or load to_dense() into a model that is written otherwise."
-        )
-    weight = next(old.parameters())
-    place: _Place = {"device": weight.device, "dtype": weight.dtype}
+    old = _checked(entry.name, old, nn.LSTM if entry.kind == "lstm" else nn.LSTMCell, names)
     _check_sizes(entry, old)
     if isinstance(old, nn.LSTM):
         new: nn.Module = BTLSTM(
@@ -139,11 +134,55 @@ def _replacement(
             old.bidirectional,
             old.proj_size,
             shapes=shapes,
-            **place,
+            **_place(old),
         )
     else:
-        new = BTLSTMCell(old.input_size, old.hidden_size, old.bias, shape=shapes["weight_ih"], **place)
+        new = BTLSTMCell(entry.input_size, entry.hidden_size, entry.bias, shapes=shapes, **_place(old))
     return new.train(old.training)
+
+
+def _linear_replacement(
+    name: str, old: nn.Module | None, shape: MatrixShape, root: nn.Module, names: Sequence[str]
+) -> nn.Module:
+    """The block-term layer for a linear layer of the model."""
+    old = _checked(name, old, nn.Linear, names)
+    weight = old.get_parameter("weight")
+    size, given = (shape.out_size, shape.in_size), tuple(weight.shape)
+    if given != size:
+        raise CheckpointError(
+            f"{name or 'the linear layer'} differs: its weight is {size[0]} x {size[1]} in the file and "
+            f"{given[0]} x {given[1]} in the model. Build the model as its checkpoint was saved."
+        )
+    for other, module in root.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            if parameter is weight and module is not old:
+                raise CheckpointError(
+                    f"the weight of {name} is tied to {f'{other}.{part}'.removeprefix('.')} in the model, and would no "
+                    f"longer be. Untie them, or factorize the checkpoint without it (layer pattern !{name})."
+                )
+    new = BTLinear(size[1], size[0], getattr(old, "bias", None) is not None, shape=shape, **_place(old))
+    return new.train(old.training)
+
+
+def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names: Sequence[str]) -> nn.Module:
+    """The module of this name, if it is of exactly this type: others may use their weights in ways of their own."""
+    where = name or "the model itself"
+    if isinstance(old, BTLSTM | BTLSTMCell | BTLinear):
+        what = "layer" if isinstance(old, BTLinear) else "LSTM"
+        raise CheckpointError(f"{where} is a block-term {what} already. Apply the file to the model's dense form.")
+    if old is None or type(old) is not expected:
+        given = "is not in the model" if old is None else f"is a {type(old).__name__}"
+        raise CheckpointError(
+            f"the file has an nn.{expected.__name__} at {where}, but that {given}. Give the model whose dense "
+            f"checkpoint was compressed (it has {', '.join(name for name in names[:8] if name) or 'no submodules'}), "
+            "or a prefix; or load to_dense() into a model that is written otherwise."
+        )
+    return old
+
+
+def _place(module: nn.Module) -> _Place:
+    weight = next(module.parameters())
+    return {"device": weight.device, "dtype": weight.dtype}
 
 
 def _check_sizes(entry: LSTMEntry, module: nn.Module) -> None:
@@ -165,7 +204,7 @@ def _check_names(
     state = {plain_name(name): tensor.shape for name, tensor in module.state_dict().items()}
     for name, new in swaps.items():
         below = f"{name}." if name else ""
-        owned = {f"weight_ih{suffix}" for suffix in _suffixes(new)}
+        owned = {part for part, child in new.named_children() if isinstance(child, BTWeight)}
         state = {
             key: shape for key, shape in state.items() if not (key.startswith(below) and key[len(below) :] in owned)
         }
@@ -188,11 +227,6 @@ def _check_names(
                 f"{name} has shape {tuple(given[name])} in the file and {tuple(state[name])} in the model. "
                 "Build the model as its checkpoint was saved."
             )
-
-
-def _suffixes(new: nn.Module) -> list[str]:
-    names = {name.split(".")[0] for name in new.state_dict()}
-    return [name.removeprefix("weight_ih") for name in names if name.startswith("weight_ih")]
 
 
 def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

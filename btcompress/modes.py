@@ -155,26 +155,21 @@ def fits(request: ShapeRequest, out_size: int, in_size: int, n_gates: int = 4) -
     )
 
 
-def choose_shapes(
-    request: ShapeRequest, sizes: Mapping[str, tuple[int, int]], n_gates: int = 4
-) -> dict[str, ChosenShape]:
+def choose_shapes(request: ShapeRequest, sizes: Mapping[str, tuple[int, int, int]]) -> dict[str, ChosenShape]:
     """Choose the shapes of several matrices, given modes for the ones they multiply to.
 
     Args:
         request: what was asked for.
-        sizes: ``(rows, inputs)`` of each matrix by name.
-        n_gates: as :func:`choose_shape`.
+        sizes: ``(rows, inputs, row groups)`` of each matrix by name, as :func:`choose_shape` takes them.
 
     Raises:
         ShapeError: as :func:`choose_shape`; given modes or an input shape fit none of the matrices.
     """
-    fitting = {name: fits(request, *size, n_gates) for name, size in sizes.items()}
+    fitting = {name: fits(request, *size) for name, size in sizes.items()}
     given = [name for name in ("in_modes", "out_modes", "input_shape") if getattr(request, name) is not None]
     used = all(any(getattr(each, name) is not None for each in fitting.values()) for name in given)
     # Modes that fit no matrix are asked of every matrix, and refused by the first.
-    return {
-        name: choose_shape(fitting[name] if used else request, name, *size, n_gates) for name, size in sizes.items()
-    }
+    return {name: choose_shape(fitting[name] if used else request, name, *size) for name, size in sizes.items()}
 
 
 def _part(request: ShapeRequest, out_size: int, n_gates: int) -> tuple[bool, int, int]:

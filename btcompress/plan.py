@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from btcompress.checkpoint import Checkpoint, LSTMEntry, OtherRecurrent, find_recurrent
+from btcompress.checkpoint import Checkpoint, LinearEntry, LSTMEntry, OtherRecurrent, find_linear, find_recurrent
 from btcompress.errors import CheckpointError
+from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest, choose_shapes
 from btcompress.results import LeftDense
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import GATE_NAMES, MatrixShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Plan:
         matrices: matrices to factorize.
         left_dense: matrices that were chosen but stay dense, and why.
         notices: how mode sizes and ranks came about.
+        kinds: the kinds of matrices asked for.
     """
 
     lstms: tuple[LSTMEntry, ...]
@@ -43,33 +45,73 @@ class Plan:
     matrices: tuple[PlannedMatrix, ...]
     left_dense: tuple[LeftDense, ...]
     notices: tuple[str, ...]
+    kinds: tuple[MatrixKind, ...] = ("input",)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A matrix that may be factorized.
+
+    Attributes:
+        key: of the matrix.
+        owner: name of its layer.
+        kind: what it is multiplied with.
+        n_gates: row groups.
+        exactly: it is only taken where a pattern is its very key.
+        obstacle: why it has to stay dense.
+    """
+
+    key: str
+    owner: str
+    kind: MatrixKind
+    n_gates: int = 1
+    exactly: bool = False
+    obstacle: str | None = None
+
+    def matches(self, pattern: str) -> bool:
+        return fnmatchcase(self.key, pattern) or fnmatchcase(self.owner, pattern)
 
 
 def make_plan(
-    checkpoint: Checkpoint, request: ShapeRequest, layers: Sequence[str] = (), *, allow_growth: bool = False
+    checkpoint: Checkpoint,
+    request: ShapeRequest,
+    layers: Sequence[str] = (),
+    *,
+    matrices: Sequence[MatrixKind] = ("input",),
+    allow_growth: bool = False,
 ) -> Plan:
-    """Choose a block-term shape for each input-to-hidden matrix of the LSTMs in a checkpoint.
+    """Choose a block-term shape for each matrix of a checkpoint that is to get one.
 
     Args:
         checkpoint: what was read.
         request: ranks and modes asked for; modes and an input shape go to the matrices they fit.
-        layers: patterns with ``*`` and ``?`` over matrix keys and LSTM names; one that begins with ``!``
-            leaves matches out. Empty takes every matrix.
+        layers: patterns with ``*`` and ``?`` over matrix keys and layer names; one that begins with ``!``
+            leaves matches out. Empty takes every matrix of these kinds. A matrix without a bias beside it, which
+            may be an embedding, is taken as a linear layer only where a pattern is its very key.
+        matrices: the kinds to take.
         allow_growth: also factorize matrices whose block-term form has more parameters than they have.
 
     Raises:
+        BTCompressError: there is no such kind of matrix.
         CheckpointError: a pattern matches nothing.
         ShapeError: modes or an input shape fit none of the matrices chosen.
     """
+    kinds = check_kinds(matrices)
     found = find_recurrent(checkpoint.tensors)
     lstms = tuple(entry for entry in found if isinstance(entry, LSTMEntry))
-    keys = _choose_keys(lstms, layers)
-    sizes = {key: (checkpoint.tensors[key].shape[0], checkpoint.tensors[key].shape[1]) for key in keys}
-    matrices: list[PlannedMatrix] = []
-    left_dense: list[LeftDense] = []
+    others = tuple(entry for entry in found if isinstance(entry, OtherRecurrent))
+    candidates = tuple(_candidates(lstms, find_linear(checkpoint.tensors, found)))
+    chosen = _choose(candidates, kinds, layers)
+    left_dense = [LeftDense(each.key, each.obstacle) for each in chosen if each.obstacle is not None]
+    sizes: dict[str, tuple[int, int, int]] = {}
+    for each in chosen:
+        if each.obstacle is None:
+            rows, columns = checkpoint.tensors[each.key].shape
+            sizes[each.key] = (rows, columns, each.n_gates)
+    planned: list[PlannedMatrix] = []
     notices: list[str] = []
-    for key, chosen in choose_shapes(request, sizes).items():
-        shape = chosen.shape
+    for key, choice in choose_shapes(request, sizes).items():
+        shape = choice.shape
         if shape.n_params >= shape.dense_params and not allow_growth:
             reason = (
                 f"its block-term form would have {shape.n_params:,} parameters, the matrix itself has "
@@ -77,29 +119,60 @@ def make_plan(
             )
             left_dense.append(LeftDense(key, reason))
             continue
-        matrices.append(PlannedMatrix(key, shape))
-        notices.extend(chosen.notices)
-    others = tuple(entry for entry in found if isinstance(entry, OtherRecurrent))
-    return Plan(lstms, others, tuple(matrices), tuple(left_dense), tuple(notices))
+        planned.append(PlannedMatrix(key, shape))
+        notices.extend(choice.notices)
+    if "linear" in kinds and not layers:
+        notices.extend(_passed_over(candidates))
+    return Plan(lstms, others, tuple(planned), tuple(left_dense), tuple(notices), kinds)
 
 
-def _choose_keys(lstms: Sequence[LSTMEntry], layers: Sequence[str]) -> list[str]:
-    owners = {key: lstm.name for lstm in lstms for key in lstm.input_keys}
+def _candidates(lstms: Sequence[LSTMEntry], linear: Sequence[LinearEntry]) -> Iterator[_Candidate]:
+    for lstm in lstms:
+        for key in lstm.matrix_keys:
+            kind: MatrixKind = "input" if key in lstm.input_keys else "recurrent"
+            yield _Candidate(key, lstm.name, kind, 1 if key in lstm.projection_keys else len(GATE_NAMES))
+    for layer in linear:
+        yield _Candidate(layer.key, layer.name, "linear", exactly=not layer.bias, obstacle=layer.obstacle)
+
+
+def _choose(
+    candidates: Sequence[_Candidate], kinds: Sequence[MatrixKind], layers: Sequence[str]
+) -> tuple[_Candidate, ...]:
+    offered = [each for each in candidates if each.kind in kinds and (not each.exactly or each.key in layers)]
     wanted = [pattern for pattern in layers if not pattern.startswith("!")]
     unwanted = [pattern[1:] for pattern in layers if pattern.startswith("!")]
-    for pattern in (*wanted, *unwanted) if owners else ():
-        if not any(_matches(key, owner, pattern) for key, owner in owners.items()):
+    for pattern in (*wanted, *unwanted) if candidates else ():
+        # What is left out anyway may be left out by name as well.
+        if not any(each.matches(pattern) for each in (offered if pattern in wanted else candidates)):
             raise CheckpointError(
-                f"no matrix matches the layer pattern {pattern!r}. The matrices are {', '.join(owners)}; "
+                f"no matrix matches the layer pattern {pattern!r}. {_offer(candidates, kinds, offered, pattern)}; "
                 "a pattern may use * and ?, and ! in front to leave matches out."
             )
-    return [
-        key
-        for key, owner in owners.items()
-        if (not wanted or any(_matches(key, owner, pattern) for pattern in wanted))
-        and not any(_matches(key, owner, pattern) for pattern in unwanted)
-    ]
+    return tuple(
+        each
+        for each in offered
+        if (not wanted or any(each.matches(pattern) for pattern in wanted))
+        and not any(each.matches(pattern) for pattern in unwanted)
+    )
 
 
-def _matches(key: str, owner: str, pattern: str) -> bool:
-    return fnmatchcase(key, pattern) or fnmatchcase(owner, pattern)
+def _offer(
+    candidates: Sequence[_Candidate], kinds: Sequence[MatrixKind], offered: Sequence[_Candidate], pattern: str
+) -> str:
+    """What a pattern that matches nothing could have matched."""
+    for each in candidates:
+        if each.matches(pattern) and each.kind not in kinds:
+            return f"{each.key} does, but is {each.kind}: add that to the kinds of matrices"
+        if each.matches(pattern) and each.exactly:
+            return f"{each.key} does, but has no bias and may be an embedding: name it exactly, as {each.key}"
+    keys = ", ".join(each.key for each in offered)
+    return f"The matrices are {keys}" if keys else f"There is no {' or '.join(kinds)} matrix"
+
+
+def _passed_over(candidates: Sequence[_Candidate]) -> Iterator[str]:
+    unnamed = [each.key for each in candidates if each.exactly and each.obstacle is None]
+    if unnamed:
+        yield (
+            f"Left as they are, since without a bias they may be embeddings: {', '.join(unnamed)}. A layer pattern "
+            "that is the exact name of one takes it as a linear layer."
+        )

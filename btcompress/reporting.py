@@ -39,7 +39,7 @@ def report(
     if against is not None:
         notices += _differences(compressed, against)
         matrices = {name: _measured_anew(compressed, name, against) for name in matrices}
-    rows = tuple(_row(compressed, name, matrix) for name, matrix in matrices.items())
+    rows = tuple(_row(compressed, name, matrices[name]) for name in compressed.keys if name in matrices)
     left_dense = tuple(LeftDense(**left) for step in compressed.history for left in step.get("left_dense", ()))
     size = sum(tensor.nbytes for tensor in compressed.tensors.values())
     model = ModelReport(
@@ -131,8 +131,8 @@ def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]
             f"{row.name} ({row.svd_error:.3f} at rank {row.svd_rank} against {row.weight_error:.3f})" for row in outdone
         )
         yield (
-            f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Mode sizes that "
-            "follow the data's own axes may change that."
+            f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Where "
+            "inputs are flattened data, mode sizes along the data's own axes may change that."
         )
     chosen = sum(row.params_before for row in rows)
     if chosen < _SMALL_SHARE * model.params_before:

@@ -13,6 +13,7 @@ PACKAGE = Path(btcompress.__file__).parent
 #: Rooms by floor; imports go only to a lower floor, or stay within a room.
 FLOORS = {
     "errors": 0,
+    "kinds": 1,
     "shapes": 1,
     "modes": 2,
     "results": 1,

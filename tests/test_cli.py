@@ -101,6 +101,19 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model, run):
     assert planned.items() <= done.items()
 
 
+def test_matrices_of_every_kind_are_inspected_and_factorized(model, run):
+    kinds = ("--matrices", "recurrent, linear", "--cp-rank", "1", "--tucker-rank", "2")
+    inspected = json.loads(run("inspect", model, *kinds, "--json")[0])["matrices"]
+    assert [row["name"] for row in inspected] == ["lstm.weight_hh_l0", "head.weight"]
+    done = json.loads(run("factorize", model, *kinds, "--json")[0])
+    assert all(row.items() <= matrix.items() for row, matrix in zip(inspected, done["matrices"], strict=True))
+    result = model.parent / "model.bt.safetensors"
+    assert json.loads(run("report", result, "--json")[0]) == done
+    told, _ = run("report", result, "--against", model)
+    assert "5 x 32" in told
+    assert "128 x 32" in told
+
+
 def test_inspect_names_lstms_and_what_looks_alike(tmp_path, run):
     path = tmp_path / "weights.bin"
     torch.save(nn.ModuleDict({"rnn": nn.GRU(8, 4), "enc": nn.LSTM(64, 32, 2, bidirectional=True)}).state_dict(), path)
@@ -132,6 +145,8 @@ def test_report_against_measures_anew(model, run):
         (["--device", "abacus"], "abacus"),
         (["-o", "missing-folder/out.safetensors"], "missing-folder"),
         (["--gates", "some"], "some"),
+        (["--matrices", "input,hidden"], "input, recurrent, linear, but input, hidden was given"),
+        (["--layer", "head"], "head.weight does, but is linear"),
         (["--container", "ema"], "ema"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

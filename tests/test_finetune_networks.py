@@ -13,20 +13,29 @@ from btcompress.finetune.tasks import HiddenStates, Labels
 from tuning import SMALL, Classifier, draw, saved_pair, tune
 
 
-def built(model, *, dense):
+def full_rank(model, matrices):
+    return btcompress.factorize(model, tucker_rank=1000, allow_growth=True, matrices=matrices)
+
+
+def built(model, *, dense, matrices=("input",)):
     """The network that the checkpoint of a model gives, dense or block-term, for the first way and the second."""
-    compressed = btcompress.factorize(model, tucker_rank=1000, allow_growth=True)
+    compressed = full_rank(model, matrices)
     entry = choose_lstm(compressed, None)
     shapes = {key: matrix.shape for key, matrix in compressed.matrices.items()}
     tensors = from_state_dict(model.state_dict()).tensors if dense else compressed.tensors
-    recurrent = Recurrent(entry, tensors, {} if dense else shapes, torch.float64)
-    return recurrent, RecurrentWithHead(recurrent, find_head(compressed, entry), tensors, per_step=False)
+    shapes = {} if dense else shapes
+    recurrent = Recurrent(entry, tensors, shapes, torch.float64)
+    return recurrent, RecurrentWithHead(recurrent, find_head(compressed, entry), tensors, shapes, per_step=False)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("matrices", [["input"], ["recurrent"], ["linear"], ["input", "recurrent", "linear"]], ids=str)
 @pytest.mark.parametrize("dense", [True, False], ids=["teacher", "student"])
-def test_network_built_from_a_file_computes_what_the_model_does(dense):
-    model = Classifier(num_layers=2).double()
-    recurrent, whole = built(model, dense=dense)
+def test_network_built_from_a_file_computes_what_the_model_does(dense, matrices):
+    model = Classifier(num_layers=2, proj_size=4).double()
+    recurrent, whole = built(model, dense=dense, matrices=matrices)
+    tensors = model.state_dict() if dense else full_rank(model, matrices).tensors
+    assert whole.file_tensors().keys() == tensors.keys()
     x = torch.from_numpy(draw(4, 5, 24)).double()
     hidden, (h, c) = model.lstm(x)
     for ours, theirs in zip(recurrent(x), (hidden, h, c), strict=True):

@@ -6,7 +6,7 @@ from torch import nn
 
 import btcompress
 from btcompress.errors import CheckpointError
-from btcompress.nn import BTLSTM, BTLSTMCell
+from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
 
 
 class Tagger(nn.Module):
@@ -15,7 +15,7 @@ class Tagger(nn.Module):
     def __init__(self, hidden=10, **arguments):
         super().__init__()
         self.lstm = nn.LSTM(24, hidden, num_layers=2, bidirectional=True, batch_first=True, **arguments)
-        self.cell = nn.LSTMCell(2 * hidden, 12)
+        self.cell = nn.LSTMCell(2 * (arguments.get("proj_size") or hidden), 12)
         self.head = nn.Linear(12, 5)
 
     def forward(self, frames):
@@ -39,19 +39,30 @@ def squeezed(model, **arguments):
     return compressed, dense
 
 
+LAYERS = {"input": {"lstm": BTLSTM, "cell": BTLSTMCell}, "linear": {"head": BTLinear}}
+LAYERS["recurrent"] = LAYERS["input"]
+KINDS = [["input"], ["recurrent"], ["linear"], ["input", "recurrent", "linear"]]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("gates", ["fused", "separate"])
-def test_applied_model_computes_what_the_dense_weights_of_the_file_compute(gates, frames):
-    model = Tagger().double()
-    compressed, dense = squeezed(model, gates=gates)
-    applied = btcompress.apply(Tagger().double(), compressed)
-    assert isinstance(applied.lstm, BTLSTM)
-    assert isinstance(applied.cell, BTLSTMCell)
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+@pytest.mark.parametrize("proj_size", [0, 7])
+def test_applied_model_computes_what_the_dense_weights_of_the_file_compute(gates, matrices, proj_size, frames):
+    model = Tagger(proj_size=proj_size).double()
+    compressed, dense = squeezed(model, gates=gates, matrices=matrices)
+    applied = btcompress.apply(Tagger(proj_size=proj_size).double(), compressed)
+    expected = {name: kind for each in matrices for name, kind in LAYERS[each].items()}
+    replaced = (BTLSTM, BTLSTMCell, BTLinear)
+    assert {name: type(child) for name, child in applied.named_children() if isinstance(child, replaced)} == expected
     torch.testing.assert_close(applied(frames), dense(frames))
+    assert (applied(frames) - model(frames)).abs().max() > 1e-4
 
 
-def test_parameters_of_the_applied_model_are_the_tensors_of_the_file(tmp_path):
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_parameters_of_the_applied_model_are_the_tensors_of_the_file(matrices, tmp_path):
     path = tmp_path / "model.bt.safetensors"
-    btcompress.save(btcompress.factorize(Tagger(), tucker_rank=2, allow_growth=True), path)
+    btcompress.save(btcompress.factorize(Tagger(), tucker_rank=2, allow_growth=True, matrices=matrices), path)
     applied = btcompress.apply(Tagger(), path)
     loaded = btcompress.load(path)
     state = applied.state_dict()
@@ -60,9 +71,10 @@ def test_parameters_of_the_applied_model_are_the_tensors_of_the_file(tmp_path):
     assert sum(parameter.numel() for parameter in applied.parameters()) == loaded.n_params
 
 
-def test_full_rank_changes_nothing_in_the_model(frames):
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_full_rank_changes_nothing_in_the_model(matrices, frames):
     model = Tagger().double().eval()
-    compressed = btcompress.factorize(model, tucker_rank=10_000, allow_growth=True)
+    compressed = btcompress.factorize(model, tucker_rank=10_000, allow_growth=True, matrices=matrices)
     torch.testing.assert_close(btcompress.apply(copy.deepcopy(model), compressed)(frames), model(frames))
 
 
@@ -100,17 +112,18 @@ def test_names_match_across_wrappers(wrapped_side, frames):
     wrapped = nn.Module()
     wrapped.module = copy.deepcopy(model)
     source, target = (model, wrapped) if wrapped_side == "model" else (wrapped, model)
-    compressed = btcompress.factorize(source, tucker_rank=10_000, allow_growth=True)
+    compressed = btcompress.factorize(source, tucker_rank=10_000, allow_growth=True, matrices=KINDS[-1])
     expected = model(frames)
     applied = btcompress.apply(target, compressed)
     inner = applied.module if wrapped_side == "model" else applied
     assert isinstance(inner.lstm, BTLSTM)
+    assert isinstance(inner.head, BTLinear)
     torch.testing.assert_close(inner(frames), expected)
 
 
 def test_prefix_takes_one_part_of_the_file(frames):
     pair = nn.ModuleDict({"model": Tagger().double(), "average": Tagger().double()})
-    compressed = btcompress.factorize(pair, tucker_rank=10_000, allow_growth=True)
+    compressed = btcompress.factorize(pair, tucker_rank=10_000, allow_growth=True, matrices=KINDS[-1])
     applied = btcompress.apply(Tagger().double(), compressed, prefix="average.")
     torch.testing.assert_close(applied(frames), pair["average"](frames))
     with pytest.raises(CheckpointError, match="prefix"):
@@ -198,3 +211,75 @@ def test_gradients_reach_cores_and_factors_of_the_applied_model(frames):
     applied = btcompress.apply(model, btcompress.factorize(model, tucker_rank=2, allow_growth=True))
     applied(frames).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in applied.parameters())
+
+
+class Read(nn.Module):
+    """A linear layer that comes out of the ordinary: under another type, without a bias, or not at all."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.lstm = nn.LSTM(24, 10)
+        if head is not None:
+            self.head = head
+
+
+def linear_only(**arguments):
+    return btcompress.factorize(
+        Read(nn.Linear(10, 9)), tucker_rank=2, allow_growth=True, matrices=["linear"], **arguments
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (nn.Embedding(9, 10), r"nn\.Linear at head, but that is a Embedding"),
+        (None, r"nn\.Linear at head, but that is not in the model"),
+        (nn.Linear(10, 8), "head differs: its weight is 9 x 10 in the file and 8 x 10 in the model"),
+        (nn.Linear(10, 9, bias=False), r"only in the file: head\.bias"),
+    ],
+    ids=["embedding", "missing", "size", "bias"],
+)
+def test_linear_layers_that_do_not_match_are_refused_and_the_model_left_unchanged(head, words):
+    model = Read(head)
+    children = dict(model.named_children())
+    with pytest.raises(CheckpointError, match=words):
+        btcompress.apply(model, linear_only())
+    assert dict(model.named_children()) == children
+
+
+def test_linear_layer_that_is_tied_in_the_model_is_refused():
+    model = Read(nn.Linear(10, 9))
+    model.embedding = nn.Embedding(9, 10)
+    model.embedding.weight = model.head.weight
+    with pytest.raises(CheckpointError, match=r"weight of head is tied to embedding\.weight.*!head"):
+        btcompress.apply(model, linear_only(), strict=False)
+    assert type(model.head) is nn.Linear
+
+
+def test_linear_layer_applied_twice_is_refused():
+    compressed = linear_only()
+    applied = btcompress.apply(Read(nn.Linear(10, 9)), compressed)
+    with pytest.raises(CheckpointError, match="head is a block-term layer already"):
+        btcompress.apply(applied, compressed)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_module_that_is_a_linear_layer_itself_comes_back_as_a_new_one(bias, generator):
+    linear = nn.Linear(24, 10, bias).double().eval()
+    layers = [] if bias else ["weight"]
+    full = {"tucker_rank": 10_000, "allow_growth": True, "matrices": ["linear"], "layers": layers}
+    applied = btcompress.apply(linear, btcompress.factorize(linear, **full))
+    inputs = torch.randn(5, 24, dtype=torch.float64, generator=generator)
+    assert isinstance(applied, BTLinear)
+    assert not applied.training
+    torch.testing.assert_close(applied(inputs), linear(inputs))
+
+
+def test_linear_layer_used_under_two_names_is_replaced_once():
+    model = Read(nn.Linear(10, 9))
+    model.tied = model.head
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compressed = btcompress.factorize(tensors, tucker_rank=2, allow_growth=True, matrices=["linear"])
+    applied = btcompress.apply(model, compressed)
+    assert isinstance(applied.head, BTLinear)
+    assert applied.head is applied.tied

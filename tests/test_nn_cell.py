@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from btcompress.errors import ShapeError
-from btcompress.nn import BTLSTMCell
+from btcompress.modes import ShapeRequest
+from btcompress.nn import BTLSTMCell, BTWeight
 from btcompress.shapes import BlockTermShape, MatrixShape
 
+KINDS = (("input",), ("recurrent",), ("input", "recurrent"))
 METHODS = ("auto", "factored", "dense")
 
 
@@ -24,12 +26,13 @@ def gradients(values, leaves):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [(), (3,), (0,)], ids=str)
-def test_full_rank_changes_nothing(bias, batch, generator):
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_full_rank_changes_nothing(bias, batch, matrices, generator):
     cell = nn.LSTMCell(6, 5, bias, dtype=torch.float64)
-    student = BTLSTMCell.from_dense(cell, cp_rank=1, tucker_rank=10**6)
+    student = BTLSTMCell.from_dense(cell, cp_rank=1, tucker_rank=10**6, matrices=matrices)
     inputs = draw(*batch, 6, generator=generator)
     state = (draw(*batch, 5, generator=generator), draw(*batch, 5, generator=generator))
-    shared = [name for name, _ in cell.named_parameters() if name != "weight_ih"]
+    shared = [name for name, _ in student.named_parameters() if "." not in name]
     for student.method, given in itertools.product(METHODS, [None, state]):
         leaves = [inputs, *(given or ())]
         expected, actual = cell(inputs, given), student(inputs, given)
@@ -41,15 +44,19 @@ def test_full_rank_changes_nothing(bias, batch, generator):
 
 
 @pytest.mark.parametrize("gates", ["fused", "separate"])
-def test_low_rank_equals_the_cell_with_the_same_matrix(gates, generator):
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_low_rank_equals_the_cell_with_the_same_matrices(gates, matrices, generator):
     cell = nn.LSTMCell(12, 10, dtype=torch.float64)
-    student = BTLSTMCell.from_dense(cell, cp_rank=2, tucker_rank=2, gates=gates)
+    student = BTLSTMCell.from_dense(cell, cp_rank=2, tucker_rank=2, gates=gates, matrices=matrices)
+    factorized = {name for name, child in student.named_children() if isinstance(child, BTWeight)}
+    assert factorized == {{"input": "weight_ih", "recurrent": "weight_hh"}[kind] for kind in matrices}
     inputs, state = (
         draw(3, 12, generator=generator),
         (draw(3, 10, generator=generator), draw(3, 10, generator=generator)),
     )
     leaves = [inputs, *student.parameters()]
-    weights = {"weight_ih": student.weight_ih.to_dense(), **dict(student.named_parameters(recurse=False))}
+    weights = {name: matrix.to_dense() for name, matrix in student.named_children()}
+    weights |= dict(student.named_parameters(recurse=False))
     expected = torch.func.functional_call(cell, weights, (inputs, state))
     expected_gradients = gradients(expected, leaves)
     for student.method in METHODS:
@@ -93,6 +100,25 @@ def test_wrong_arguments_raise_what_torch_raises(inputs, state):
         nn.LSTMCell(6, 5)(*arguments)
     with pytest.raises(expected.type):
         BTLSTMCell(6, 5)(*arguments)
+
+
+def test_initial_matrices_have_the_variance_of_a_plain_cell(generator):
+    student = BTLSTMCell(3, 24, shape=ShapeRequest(2, 3), matrices=("recurrent",))
+    drawn = []
+    for _ in range(80):
+        student.reset_parameters(generator)
+        drawn.append(student.weight_hh.to_dense().detach())
+    assert torch.stack(drawn).var().item() == pytest.approx(nn.LSTMCell(3, 24).weight_hh.var().item(), rel=0.15)
+
+
+def test_shapes_by_name_go_to_their_matrices():
+    shape = MatrixShape(BlockTermShape((1, 5), (5, 4), (1, 1)))
+    cell = BTLSTMCell(6, 5, shapes={"weight_hh": shape, "weight_ih": None})
+    assert set(cell.state_dict()) == {
+        *("weight_ih", "weight_hh.cores", "weight_hh.factors.0", "weight_hh.factors.1", "bias_ih", "bias_hh"),
+    }
+    with pytest.raises(ShapeError, match="weight_ih is 20 x 6, but its block-term shape is for 20 x 5"):
+        BTLSTMCell(6, 5, shapes={"weight_ih": shape})
 
 
 def test_shape_of_another_matrix_is_refused():

@@ -9,9 +9,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from btcompress.errors import BTCompressError
 from btcompress.fit import FitOptions
 from btcompress.nn import BTLSTM
 from btcompress.nn.conversion import fill_factorized
+from btcompress.nn.recurrence import resolve_for_steps
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -23,6 +25,7 @@ ARGUMENTS = [
     {"num_layers": layers, "bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
     for layers, bias, bidirectional, proj_size in itertools.product([1, 2], [True, False], [False, True], [0, P])
 ]
+KINDS = (("input",), ("recurrent",), ("input", "recurrent"))
 LAYOUTS = ("time first", "batch first", "unbatched", "unbatched, batch first", "packed", "packed, unsorted")
 
 
@@ -66,11 +69,14 @@ def gradients(values, leaves):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("matrices", [KINDS[0], KINDS[2]], ids=",".join)
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=label)
-def test_full_rank_changes_nothing(arguments, layout, generator):
+def test_full_rank_changes_nothing(arguments, matrices, layout, generator):
     arguments = {**arguments, "batch_first": "batch first" in layout}
-    teacher, students = teacher_and_students(tuple(arguments.items()), cp_rank=1, tucker_rank=FULL)
-    shared = [name for name, _ in teacher.named_parameters() if "weight_ih" not in name]
+    teacher, students = teacher_and_students(tuple(arguments.items()), cp_rank=1, tucker_rank=FULL, matrices=matrices)
+    factorized = ("weight_ih",) if matrices == ("input",) else ("weight_",)
+    shared = [name for name, _ in teacher.named_parameters() if not name.startswith(factorized)]
+    assert {name for name, _ in students[0].named_parameters() if "." not in name} == set(shared)
     for student, with_state in itertools.product(students, [True, False]):
         inputs, state, leaves = make_input(layout, arguments, with_state, generator.manual_seed(0))
         expected, actual = results(teacher, inputs, state), results(student, inputs, state)
@@ -83,10 +89,13 @@ def test_full_rank_changes_nothing(arguments, layout, generator):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("gates", ["fused", "separate"])
-def test_low_rank_equals_the_dense_lstm_with_the_same_matrices(layout, gates, generator):
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_low_rank_equals_the_dense_lstm_with_the_same_matrices(layout, gates, matrices, generator):
     arguments = {"num_layers": 2, "bias": True, "bidirectional": True, "proj_size": P}
     arguments["batch_first"] = "batch first" in layout
-    teacher, students = teacher_and_students(tuple(arguments.items()), cp_rank=2, tucker_rank=2, gates=gates)
+    teacher, students = teacher_and_students(
+        tuple(arguments.items()), cp_rank=2, tucker_rank=2, gates=gates, matrices=matrices
+    )
     for student in students:
         inputs, state, leaves = make_input(layout, arguments, True, generator.manual_seed(0))
         leaves = [*leaves, *student.parameters()]
@@ -166,9 +175,13 @@ def test_modes_go_to_the_matrices_they_multiply_to():
     assert {shape.part.out_modes for shape in student.shapes.values()} == {(8, 3)}
 
 
-def test_results_do_not_depend_on_the_recurrence(generator, monkeypatch):
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_results_do_not_depend_on_the_recurrence(matrices, generator, monkeypatch):
     arguments = {"num_layers": 2, "bias": True, "bidirectional": True, "proj_size": P}
-    _, (_, student, _) = teacher_and_students(tuple(arguments.items()), cp_rank=2, tucker_rank=2)
+    _, (student, factored, _) = teacher_and_students(
+        tuple(arguments.items()), cp_rank=2, tucker_rank=2, matrices=matrices
+    )
+    student = factored if matrices == ("input",) else student
     inputs, state, leaves = make_input("packed, unsorted", arguments, True, generator)
     leaves = [*leaves, *student.parameters()]
     found = []
@@ -196,3 +209,41 @@ def test_cheaper_way_is_chosen_by_sizes(in_size, modes, rank, n_rows, dense):
     assert weight.prefers_dense(n_rows, "auto") == dense
     assert weight.prefers_dense(n_rows, "dense")
     assert not weight.prefers_dense(n_rows, "factored")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "rank", "method", "device", "formed"),
+    [
+        (512, 4, "auto", "cpu", True),
+        (1024, 4, "auto", "cpu", False),
+        (1024, 64, "auto", "cpu", True),
+        (1024, 4, "auto", "meta", True),
+        (1024, 4, "dense", "cpu", True),
+        (16, 4, "factored", "cpu", False),
+    ],
+)
+def test_matrices_of_every_step_are_formed_unless_large_and_dearer_than_their_factors(
+    hidden, rank, method, device, formed
+):
+    lstm = BTLSTM(4, hidden, cp_rank=2, tucker_rank=rank, matrices=("recurrent",), device=device)
+    assert isinstance(resolve_for_steps(lstm.weight_hh_l0, 100, method), torch.Tensor) == formed
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_matrices_of_every_step_are_formed_once_in_a_call(monkeypatch):
+    formed = []
+    to_dense = BTWeight.to_dense
+    monkeypatch.setattr(BTWeight, "to_dense", lambda weight: formed.append(weight) or to_dense(weight))
+    lstm = BTLSTM(INPUTS, H, proj_size=P, bidirectional=True, matrices=("recurrent",))
+    lstm(torch.zeros(T, B, INPUTS))
+    assert len(formed) == len({id(weight) for weight in formed}) == 4
+
+
+def test_projections_have_no_gates_to_separate():
+    shapes = BTLSTM(INPUTS, H, proj_size=P, matrices=("recurrent",), gates="separate").shapes
+    assert {name: shape.n_parts for name, shape in shapes.items()} == {"weight_hh_l0": 4, "weight_hr_l0": 1}
+
+
+def test_kinds_that_an_lstm_does_not_have_are_refused():
+    with pytest.raises(BTCompressError, match="input, recurrent, but linear was given"):
+        BTLSTM(INPUTS, H, matrices=("linear",))

@@ -16,6 +16,7 @@ from btcompress.nn import BTLSTM
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 ARGUMENTS = {"num_layers": 2, "bidirectional": True, "proj_size": 3}
+KINDS = (("input",), ("input", "recurrent"))
 
 
 @pytest.fixture
@@ -118,8 +119,9 @@ def test_dense_form_computes_the_same(student, inputs):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("method", ["factored", "dense"])
-def test_other_dtypes_compute_about_the_same_and_train(dtype, method, inputs):
-    student = BTLSTM(6, 5, num_layers=2, bidirectional=True, method=method, dtype=torch.float64)
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_other_dtypes_compute_about_the_same_and_train(dtype, method, matrices, inputs):
+    student = BTLSTM(6, 5, num_layers=2, bidirectional=True, method=method, matrices=matrices, dtype=torch.float64)
     expected = student(inputs)[0]
     student.to(dtype)
     outputs, (h, c) = student(inputs.to(dtype))
@@ -136,9 +138,11 @@ def test_meta_device_gives_shapes_only(student):
     assert [outputs.shape, h.shape, c.shape] == [(4, 3, 6), (4, 3, 3), (4, 3, 5)]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("method", ["factored", "dense"])
-def test_autocast_gives_its_dtype_and_full_precision_gradients(method, inputs):
-    student = BTLSTM(6, 5, num_layers=2, bidirectional=True, method=method)
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_autocast_gives_its_dtype_and_full_precision_gradients(method, matrices, inputs):
+    student = BTLSTM(6, 5, num_layers=2, bidirectional=True, method=method, matrices=matrices)
     expected = student(inputs.float())[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs, (h, c) = student(inputs.float())
@@ -167,8 +171,9 @@ def replica_of(module):
 
 @pytest.mark.parametrize("gates", ["fused", "separate"])
 @pytest.mark.parametrize("method", ["factored", "dense"])
-def test_replicas_compute_the_same_and_send_gradients_back(gates, method, inputs):
-    student = BTLSTM(6, 5, **ARGUMENTS, gates=gates, method=method, dtype=torch.float64)
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_replicas_compute_the_same_and_send_gradients_back(gates, method, matrices, inputs):
+    student = BTLSTM(6, 5, **ARGUMENTS, gates=gates, method=method, matrices=matrices, dtype=torch.float64)
     replica = replica_of(student)
     assert not list(replica.parameters())
     assert_same(student, replica, inputs)
@@ -177,8 +182,10 @@ def test_replicas_compute_the_same_and_send_gradients_back(gates, method, inputs
 
 
 @pytest.mark.parametrize("method", ["factored", "dense"])
-def test_compiled_module_computes_the_same(method, inputs):
-    student = BTLSTM(6, 5, num_layers=2, cp_rank=2, tucker_rank=2, method=method, dtype=torch.float64)
+@pytest.mark.parametrize("matrices", KINDS, ids=",".join)
+def test_compiled_module_computes_the_same(method, matrices, inputs):
+    shape = {"cp_rank": 2, "tucker_rank": 2, "matrices": matrices}
+    student = BTLSTM(6, 5, num_layers=2, **shape, method=method, dtype=torch.float64)
     with warnings.catch_warnings():
         # The compiler warns that it cannot see into caches and path searches, and leaves them to Python.
         warnings.simplefilter("ignore")
@@ -218,6 +225,19 @@ def test_initial_matrices_have_the_variance_of_a_plain_lstm(generator):
         drawn.append(student.weight_ih_l0.to_dense().detach())
         assert student.weight_hh_l0.abs().max() <= 0.25
     assert torch.stack(drawn).var().item() == pytest.approx(nn.LSTM(60, 16).weight_ih_l0.var().item(), rel=0.1)
+
+
+def test_initial_matrices_of_every_step_have_the_variance_of_a_plain_lstm(generator):
+    student = BTLSTM(3, 24, proj_size=20, tucker_rank=3, cp_rank=2, matrices=("recurrent",))
+    plain = nn.LSTM(3, 24, proj_size=20)
+    drawn = {name: [] for name in student.shapes}
+    for _ in range(80):
+        student.reset_parameters(generator)
+        for name, matrices in drawn.items():
+            matrices.append(getattr(student, name).to_dense().detach())
+    assert drawn.keys() == {"weight_hh_l0", "weight_hr_l0"}
+    for name, matrices in drawn.items():
+        assert torch.stack(matrices).var().item() == pytest.approx(getattr(plain, name).var().item(), rel=0.15)
 
 
 def test_same_generator_draws_the_same_parameters(student):
@@ -283,8 +303,9 @@ def test_wrong_inputs_raise_what_torch_raises(inputs, state):
     with pytest.raises((ValueError, RuntimeError)) as expected:
         nn.LSTM(6, 5)(inputs, state)
     for method in ("factored", "dense"):
-        with pytest.raises(expected.type):
-            BTLSTM(6, 5, method=method)(inputs, state)
+        for matrices in KINDS:
+            with pytest.raises(expected.type):
+                BTLSTM(6, 5, method=method, matrices=matrices)(inputs, state)
 
 
 @pytest.mark.parametrize("method", ["factored", "dense"])
@@ -299,8 +320,8 @@ def test_modes_that_fit_no_matrix_are_refused():
 
 
 def test_shapes_of_unknown_matrices_are_refused():
-    with pytest.raises(ShapeError, match="weight_hh_l0, but the matrices are weight_ih_l0"):
-        BTLSTM(6, 5, shapes={"weight_hh_l0": None})
+    with pytest.raises(ShapeError, match=r"bias_hh_l0, but the matrices are weight_ih_l0, weight_hh_l0\. Use"):
+        BTLSTM(6, 5, shapes={"bias_hh_l0": None})
 
 
 def test_shape_of_another_matrix_is_refused():

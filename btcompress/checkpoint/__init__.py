@@ -1,7 +1,8 @@
-"""The only door to weight files: dense checkpoints in, compressed ones in and out, LSTMs found by name."""
+"""The only door to weight files: dense checkpoints in, compressed ones in and out, layers found by name."""
 
 from btcompress.checkpoint.atomic import check_target, replacing
 from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
+from btcompress.checkpoint.linear import LinearEntry, find_linear
 from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
 from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
 from btcompress.checkpoint.recognise import is_compressed
@@ -13,9 +14,11 @@ __all__ = [
     "CompressedCheckpoint",
     "CompressedMatrix",
     "LSTMEntry",
+    "LinearEntry",
     "OtherRecurrent",
     "Source",
     "check_target",
+    "find_linear",
     "find_recurrent",
     "from_state_dict",
     "is_compressed",

@@ -68,6 +68,16 @@ class LSTMEntry:
         return tuple(f"{self.prefix}weight_hh{suffix}" for suffix in self.suffixes)
 
     @property
+    def projection_keys(self) -> tuple[str, ...]:
+        """Keys of the projections, in the order of :attr:`input_keys`; none without them."""
+        return tuple(f"{self.prefix}weight_hr{suffix}" for suffix in self.suffixes) if self.proj_size else ()
+
+    @property
+    def matrix_keys(self) -> tuple[str, ...]:
+        """Keys of all matrices, in the order of ``torch.nn.LSTM``."""
+        return tuple(key for key, shape in self.shapes.items() if len(shape) == 2)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """All keys of this layer, in the order of ``torch.nn.LSTM``."""
         return tuple(self.shapes)

@@ -28,12 +28,13 @@ from btcompress.finetune.config import TrainConfig, Way
 from btcompress.finetune.curves import Curves, check_curves
 from btcompress.finetune.data import Batch, Data, open_data, split
 from btcompress.finetune.loop import Epoch, OnEpoch, Trainer
-from btcompress.finetune.networks import Network, Recurrent, RecurrentWithHead, choose_lstm, find_head
+from btcompress.finetune.networks import Network, Recurrent, RecurrentWithHead, choose_lstm, find_head, is_factorized
 from btcompress.finetune.references import resolve
 from btcompress.finetune.request import FineTuneRequest, identity
 from btcompress.finetune.state import StateFolder
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, label_kind
 from btcompress.finetune.user import build_student, build_teacher
+from btcompress.shapes import MatrixShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,6 +176,11 @@ def _network_and_task(
         raise BTCompressError(
             "without labels, an LSTM learns from the dense one. Give the dense checkpoint with --teacher, or labels y."
         )
+    if not is_factorized(compressed, entry):
+        raise BTCompressError(
+            f"{entry.name or 'the LSTM'} has no block-term matrices, so it has nothing to learn from the dense one. "
+            "Give labels y, or the whole model with --model."
+        )
     teacher = Recurrent(entry, dense.tensors, {}, _dtype(compressed, entry))
     return "hidden states", _student(compressed, entry), HiddenStates(teacher)
 
@@ -203,22 +209,27 @@ def _labelled(
     head = find_head(compressed, entry)
     kind = label_kind(y)
     per_step = y.dim() == (2 if kind == "classes" else 3)
-    student = RecurrentWithHead(_student(compressed, entry), head, compressed.tensors, per_step=per_step)
+    recurrent = _student(compressed, entry)
+    student = RecurrentWithHead(recurrent, head, compressed.tensors, _shapes(compressed), per_step=per_step)
     teacher = None
     if dense is not None:
         recurrent = Recurrent(entry, dense.tensors, {}, _dtype(compressed, entry))
-        teacher = RecurrentWithHead(recurrent, head, dense.tensors, per_step=per_step)
+        teacher = RecurrentWithHead(recurrent, head, dense.tensors, {}, per_step=per_step)
     return student, Labels(kind, teacher, config.temperature, config.distill)
 
 
 def _student(compressed: CompressedCheckpoint, entry: LSTMEntry) -> Recurrent:
-    shapes = {key: matrix.shape for key, matrix in compressed.matrices.items()}
-    return Recurrent(entry, compressed.tensors, shapes, _dtype(compressed, entry))
+    return Recurrent(entry, compressed.tensors, _shapes(compressed), _dtype(compressed, entry))
+
+
+def _shapes(compressed: CompressedCheckpoint) -> dict[str, MatrixShape]:
+    return {key: matrix.shape for key, matrix in compressed.matrices.items()}
 
 
 def _dtype(compressed: CompressedCheckpoint, entry: LSTMEntry) -> torch.dtype:
     """The dtype to train in: small ones would lose the small steps."""
-    own = {compressed.tensors[key].dtype for key in entry.recurrent_keys}
+    outline = compressed.outline()
+    own = {outline[key].dtype for key in entry.recurrent_keys}
     return torch.float64 if own == {torch.float64} else torch.float32
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.nn import BTLSTM
+from btcompress.nn import BTLSTM, BTLinear
 from btcompress.shapes import MatrixShape
 
 #: ``(B, T, D H)`` hidden states of the last layer, and the final ``h`` and ``c`` of every layer.
@@ -56,7 +56,7 @@ class Recurrent(Network):
         self.entry = entry
         sizes = (entry.input_size, entry.hidden_size, entry.num_layers, entry.bias, True)
         more: _Options = {"bidirectional": entry.bidirectional, "proj_size": entry.proj_size, "dtype": dtype}
-        own = {self._inner(key): shape for key, shape in shapes.items() if key in entry.input_keys}
+        own = {self._inner(key): shape for key, shape in shapes.items() if key in entry.matrix_keys}
         self.lstm: nn.Module = BTLSTM(*sizes, **more, shapes=own) if own else nn.LSTM(*sizes, **more)
         fill(self.lstm, {self._inner(key): tensors[key] for key in tensors if key.startswith(entry.prefix)}, entry.name)
 
@@ -93,20 +93,35 @@ class RecurrentWithHead(Network):
         recurrent: the LSTM.
         head: name of the head in the file.
         tensors: of the file, by name.
+        shapes: the block-term shape of each factorized matrix of the file, by key; none for the dense teacher.
         per_step: whether the head reads every step.
+
+    Raises:
+        CheckpointError: a tensor of the head is missing or has another shape.
     """
 
-    def __init__(self, recurrent: Recurrent, head: str, tensors: Mapping[str, Tensor], *, per_step: bool) -> None:
+    def __init__(
+        self,
+        recurrent: Recurrent,
+        head: str,
+        tensors: Mapping[str, Tensor],
+        shapes: Mapping[str, MatrixShape],
+        *,
+        per_step: bool,
+    ) -> None:
         super().__init__()
         self.recurrent = recurrent
         self.head_name = head
         self.per_step = per_step
         own = {name.removeprefix(f"{head}."): tensors[name] for name in tensors if name.startswith(f"{head}.")}
-        if "weight" not in own:
-            raise CheckpointError(f"{head}.weight is missing. Give the checkpoint that the result was made from.")
-        n_out, n_in = own["weight"].shape
         dtype = next(recurrent.parameters()).dtype
-        self.head = nn.Linear(n_in, n_out, bias="bias" in own, dtype=dtype)
+        if shape := shapes.get(f"{head}.weight"):
+            self.head: nn.Module = BTLinear(shape.in_size, shape.out_size, "bias" in own, dtype=dtype, shape=shape)
+        elif "weight" in own:
+            n_out, n_in = own["weight"].shape
+            self.head = nn.Linear(n_in, n_out, bias="bias" in own, dtype=dtype)
+        else:
+            raise CheckpointError(f"{head}.weight is missing. Give the checkpoint that the result was made from.")
         fill(self.head, own, head)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -144,16 +159,16 @@ def choose_lstm(compressed: CompressedCheckpoint, name: str | None) -> LSTMEntry
 
     Args:
         compressed: the file.
-        name: the LSTM's name; may be left out where only one has block-term matrices.
+        name: the LSTM's name; may be left out where only one has block-term matrices, or where none has and the
+            file holds only one.
 
     Raises:
-        BTCompressError: no such LSTM with block-term matrices, or several and none named.
+        BTCompressError: no such LSTM, or several and none named.
     """
-    entries = [
-        entry
-        for entry in find_recurrent(compressed.outline())
-        if isinstance(entry, LSTMEntry) and any(key in compressed.matrices for key in entry.input_keys)
-    ]
+    every = [entry for entry in find_recurrent(compressed.outline()) if isinstance(entry, LSTMEntry)]
+    entries = [entry for entry in every if is_factorized(compressed, entry)]
+    if not entries and len(every) == 1 and name is None:
+        entries = every
     chosen = entries if name is None else [entry for entry in entries if entry.name == name]
     if len(chosen) == 1:
         return chosen[0]
@@ -163,6 +178,11 @@ def choose_lstm(compressed: CompressedCheckpoint, name: str | None) -> LSTMEntry
         f"{wanted}: those with block-term matrices are {names}. Name one with --layer, or give the whole model with "
         "--model."
     )
+
+
+def is_factorized(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:
+    """Whether an LSTM of the file has block-term matrices."""
+    return any(key in compressed.matrices for key in entry.matrix_keys)
 
 
 def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:

@@ -1,4 +1,4 @@
-"""A user's own network, with the file's block-term LSTMs in it."""
+"""A user's own network, with the file's block-term layers in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UserNetwork(Network):
 
 
 def build_student(reference: str, factory: Callable[[], Any], compressed: CompressedCheckpoint) -> UserNetwork:
-    """The user's network with the file's weights, its LSTMs swapped for block-term LSTMs.
+    """The user's network with the file's weights, its factorized layers swapped for block-term ones.
 
     Raises:
         BTCompressError: the factory gives no module.

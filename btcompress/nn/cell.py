@@ -1,7 +1,8 @@
-"""A single LSTM step whose input-to-hidden matrix is in block-term form."""
+"""A single LSTM step with matrices in block-term form."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import torch
@@ -10,20 +11,22 @@ from torch.nn import init
 
 from btcompress.contraction import autocast
 from btcompress.fit import FitOptions
-from btcompress.modes import ShapeRequest, choose_shape
+from btcompress.kinds import MatrixKind
+from btcompress.modes import ShapeRequest
 from btcompress.nn.conversion import fill_dense, fill_factorized
-from btcompress.nn.options import ShapeOptions
+from btcompress.nn.options import ShapeOptions, lstm_shapes
 from btcompress.nn.recurrence import State, lstm_step
-from btcompress.nn.weight import BTWeight, Method, check_method, check_size, multiply, resolve
+from btcompress.nn.weight import BTWeight, Method, check_method, multiply, resolve
 from btcompress.shapes import MatrixShape
 
 
 class BTLSTMCell(nn.Module):
-    """One LSTM step with ``W`` in block-term form; takes the place of :class:`torch.nn.LSTMCell`.
+    """One LSTM step with matrices in block-term form; takes the place of :class:`torch.nn.LSTMCell`.
 
     ``i, f, g, o = split(W x + U h + b)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``;
     ``h' = sigmoid(o) tanh(c')``. Parameters: ``weight_ih.cores`` and ``weight_ih.factors.0`` to
-    ``weight_ih.factors.{d-1}`` (or those of each gate), ``weight_hh``, ``bias_ih`` and ``bias_hh``.
+    ``weight_ih.factors.{d-1}`` (or those of each gate), ``weight_hh``, or the like for it, ``bias_ih`` and
+    ``bias_hh``.
 
     Args:
         input_size: ``I``.
@@ -31,15 +34,20 @@ class BTLSTMCell(nn.Module):
         bias: whether there are biases.
         device: where the parameters are.
         dtype: of the parameters.
-        shape: the block-term shape of ``W``, or a request by which to choose one.
+        shape: the block-term shape of ``W`` alone, or a request by which to choose shapes.
+        shapes: block-term shapes by name, ``weight_ih`` and ``weight_hh``, in place of ``shape``; one that is
+            missing or ``None`` stays dense.
+        matrices: for which matrices shapes are chosen: ``"input"`` for ``W``, ``"recurrent"`` for ``U``.
         method: multiply by the factors, by the dense matrix formed anew, or by the cheaper of the two;
             see :meth:`BTWeight.prefers_dense`.
 
     Raises:
-        ShapeError: the shape is not that of a ``(4 * hidden_size, input_size)`` matrix, or none can be chosen.
-        BTCompressError: unknown method.
+        ShapeError: a shape is not that of its matrix, or none can be chosen.
+        BTCompressError: unknown method or kind of matrices.
     """
 
+    weight_ih: nn.Parameter | BTWeight
+    weight_hh: nn.Parameter | BTWeight
     bias_ih: nn.Parameter | None
     bias_hh: nn.Parameter | None
 
@@ -52,6 +60,8 @@ class BTLSTMCell(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         shape: MatrixShape | ShapeRequest = ShapeRequest(),
+        shapes: Mapping[str, MatrixShape | None] | None = None,
+        matrices: Sequence[MatrixKind] = ("input",),
         method: Method = "auto",
     ) -> None:
         super().__init__()
@@ -59,11 +69,16 @@ class BTLSTMCell(nn.Module):
         self.hidden_size = hidden_size
         self.bias = bias
         self.method = check_method(method)
-        size = (4 * hidden_size, input_size)
-        if isinstance(shape, ShapeRequest):
-            shape = choose_shape(shape, "weight_ih", *size).shape
-        self.weight_ih = BTWeight(check_size("weight_ih", shape, size), device, dtype)
-        self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size, device=device, dtype=dtype))
+        if isinstance(shape, MatrixShape):
+            shapes = {"weight_ih": shape} if shapes is None else shapes
+            shape = ShapeRequest()
+        sizes = {"weight_ih": (4 * hidden_size, input_size), "weight_hh": (4 * hidden_size, hidden_size)}
+        factorized = lstm_shapes(sizes, shapes, shape, matrices)
+        for name, size in sizes.items():
+            if name in factorized:
+                self.add_module(name, BTWeight(factorized[name], device, dtype))
+            else:
+                self.register_parameter(name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
         for name in ("bias_ih", "bias_hh"):
             value = nn.Parameter(torch.empty(4 * hidden_size, device=device, dtype=dtype)) if bias else None
             self.register_parameter(name, value)
@@ -72,7 +87,9 @@ class BTLSTMCell(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw parameters so that each has the variance that :class:`torch.nn.LSTMCell` gives it."""
         bound = self.hidden_size**-0.5
-        self.weight_ih.reset_parameters(bound**2 / 3, generator)
+        for matrix in self.children():
+            if isinstance(matrix, BTWeight):
+                matrix.reset_parameters(bound**2 / 3, generator)
         for parameter in self.parameters(recurse=False):
             init.uniform_(parameter, -bound, bound, generator)
 
@@ -113,8 +130,9 @@ class BTLSTMCell(nn.Module):
             )
         bias = None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh
         z = multiply(rows, resolve(self.weight_ih, len(rows), self.method), bias)
-        h, c, weight_hh = autocast(*state, self.weight_hh)
-        return lstm_step(z, (h, c), weight_hh)
+        h, c = autocast(*state)
+        weight_hh = resolve(self.weight_hh, len(rows), self.method)
+        return lstm_step(z, (h, c), autocast(weight_hh)[0] if isinstance(weight_hh, Tensor) else weight_hh)
 
     @classmethod
     def from_dense(
@@ -122,20 +140,24 @@ class BTLSTMCell(nn.Module):
         cell: nn.LSTMCell,
         *,
         options: FitOptions = FitOptions(),
+        matrices: Sequence[MatrixKind] = ("input",),
         method: Method = "auto",
         **shape: Unpack[ShapeOptions],
     ) -> BTLSTMCell:
-        """Fit ``W`` and copy the rest; dtype, device, training and gradient flags are those of ``cell``.
+        """Fit ``W``, or what ``matrices`` says, and copy the rest.
+
+        Dtype, device, training and gradient flags are those of ``cell``.
 
         Args:
             cell: never changed, and shares no storage with the result.
             options: effort, seed and device of the fit.
+            matrices: as the constructor's.
             method: as the constructor's.
             **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out.
 
         Raises:
             ShapeError: modes, ranks and sizes do not fit together.
-            BTCompressError: ``W`` is not finite.
+            BTCompressError: a matrix is not finite, or a cell has no such kind of matrices.
         """
         shape.setdefault("cp_rank", 2)
         weight = cell.weight_hh
@@ -146,12 +168,13 @@ class BTLSTMCell(nn.Module):
             device="meta",
             dtype=weight.dtype,
             shape=ShapeRequest(**shape),
+            matrices=matrices,
             method=method,
         )
         return fill_factorized(module.to_empty(device=weight.device), cell, options)
 
     def to_dense(self) -> nn.LSTMCell:
-        """The plain cell, the matrix formed; shares no storage with this one."""
+        """The plain cell, every matrix formed; shares no storage with this one."""
         weight = self.weight_hh
         cell = nn.LSTMCell(self.input_size, self.hidden_size, self.bias, device="meta", dtype=weight.dtype)
         return fill_dense(cell.to_empty(device=weight.device), self)

@@ -107,11 +107,10 @@ class BTLinear(nn.Module):
 
     def to_dense(self) -> nn.Linear:
         """The plain layer, the matrix formed; shares no storage with this one."""
-        weight = next(self.weight.parameters())
         linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=weight.dtype
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.weight.dtype
         )
-        return fill_dense(linear.to_empty(device=weight.device), self)
+        return fill_dense(linear.to_empty(device=self.weight.device), self)
 
     def extra_repr(self) -> str:
         """Sizes, as :class:`torch.nn.Linear` shows them."""

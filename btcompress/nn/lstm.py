@@ -1,8 +1,8 @@
-"""An LSTM whose input-to-hidden matrices are in block-term form."""
+"""An LSTM with matrices in block-term form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import torch
@@ -12,13 +12,13 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from btcompress.contraction import autocast
-from btcompress.errors import ShapeError
 from btcompress.fit import FitOptions
-from btcompress.modes import ShapeRequest, choose_shapes
+from btcompress.kinds import MatrixKind
+from btcompress.modes import ShapeRequest
 from btcompress.nn.conversion import fill_dense, fill_factorized
-from btcompress.nn.options import ShapeOptions
-from btcompress.nn.recurrence import State, kernel_layer, recur
-from btcompress.nn.weight import BTWeight, Method, check_method, check_size, multiply, resolve
+from btcompress.nn.options import ShapeOptions, lstm_shapes
+from btcompress.nn.recurrence import State, Weight, kernel_layer, only_tensors, recur, resolve_for_steps
+from btcompress.nn.weight import BTWeight, Method, check_method, multiply, resolve
 from btcompress.shapes import MatrixShape
 
 #: What torch.nn.LSTM is built with beside sizes, device and dtype, and its defaults.
@@ -33,12 +33,13 @@ _ARGUMENTS = {
 
 
 class BTLSTM(nn.Module):
-    """An LSTM with its input-to-hidden matrices ``W`` in block-term form; takes the place of :class:`torch.nn.LSTM`.
+    """An LSTM with matrices in block-term form; takes the place of :class:`torch.nn.LSTM`.
 
     Arguments, inputs, outputs and errors are those of :class:`torch.nn.LSTM`, and so are the names of all
     parameters that stay dense. In place of ``weight_ih_l0`` there are ``weight_ih_l0.cores`` and
     ``weight_ih_l0.factors.0`` to ``weight_ih_l0.factors.{d-1}``, or those of each gate below
-    ``weight_ih_l0.gate_i`` and so on; likewise for the other layers and directions.
+    ``weight_ih_l0.gate_i`` and so on; likewise for the other layers and directions, for the hidden-to-hidden
+    matrices ``U`` (``weight_hh_*``) and for the projections ``P`` (``weight_hr_*``).
 
     Args:
         input_size: ``I``.
@@ -51,17 +52,20 @@ class BTLSTM(nn.Module):
         proj_size: size to which hidden states are projected; 0 for none.
         device: where the parameters are.
         dtype: of the parameters.
-        shapes: the block-term shape of each ``weight_ih_*`` by its name; one that is missing or ``None``
-            stays dense. Where left out, every shape is chosen, as ``shape`` asks.
-        method: multiply by the factors for all steps at once and then recur, or form the dense matrix and
-            call torch's kernel, or whichever is cheaper for the input at hand; see
-            :meth:`BTWeight.prefers_dense`.
+        shapes: block-term shapes by the names of matrices; one that is missing or ``None`` stays dense.
+            Where left out, shapes are chosen as ``shape`` asks.
+        matrices: for which matrices they are then chosen: ``"input"`` for every ``weight_ih_*``, ``"recurrent"``
+            for every ``weight_hh_*`` and ``weight_hr_*``.
+        method: multiply by the factors, ``W`` for all steps at once and ``U`` and ``P`` at each step; or form the
+            dense matrices, once for all steps, and call torch's kernel; or, for each matrix, whichever is cheaper
+            for the input at hand. See :meth:`BTWeight.prefers_dense`; ``U`` and ``P`` are formed whatever that says
+            unless they are large and on a CPU.
         **shape: fields of :class:`btcompress.modes.ShapeRequest`. Modes are meant for the matrices that
             they multiply to.
 
     Raises:
         ShapeError: shapes are not those of the matrices, or none can be chosen as asked.
-        BTCompressError: unknown method.
+        BTCompressError: unknown method or kind of matrices.
         ValueError: as :class:`torch.nn.LSTM`.
         TypeError: as :class:`torch.nn.LSTM`.
     """
@@ -72,7 +76,7 @@ class BTLSTM(nn.Module):
     dropout: float
     bidirectional: bool
     proj_size: int
-    weight_hh_l0: nn.Parameter
+    weight_hh_l0: nn.Parameter | BTWeight
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class BTLSTM(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         shapes: Mapping[str, MatrixShape | None] | None = None,
+        matrices: Sequence[MatrixKind] = ("input",),
         method: Method = "auto",
         **shape: Unpack[ShapeOptions],
     ) -> None:
@@ -102,7 +107,7 @@ class BTLSTM(nn.Module):
             setattr(self, name, getattr(plain, name))
         self.method = check_method(method)
         sizes = {name: parameter.shape for name, parameter in plain.named_parameters()}
-        factorized = _block_term_shapes(sizes, shapes, ShapeRequest(**shape))
+        factorized = lstm_shapes(sizes, shapes, ShapeRequest(**shape), matrices)
         for name, size in sizes.items():
             if name in factorized:
                 self.add_module(name, BTWeight(factorized[name], device, dtype))
@@ -187,27 +192,26 @@ class BTLSTM(nn.Module):
         """Both directions of one layer."""
         suffixes = [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
         biases = ("bias_ih", "bias_hh") if self.bias else ()
-        projection = ("weight_hr",) if self.proj_size else ()
-
-        def own(suffix: str, *names: str) -> tuple[Tensor, ...]:
-            return autocast(*(getattr(self, name + suffix) for name in names))
-
+        names = ("weight_hh", "weight_hr") if self.proj_size else ("weight_hh",)
         n_rows = inputs.shape[:-1].numel()
-        matrices = [resolve(getattr(self, "weight_ih" + suffix), n_rows, self.method) for suffix in suffixes]
         inputs, h, c = autocast(inputs, *state)
-        dense = [matrix for matrix in matrices if isinstance(matrix, Tensor)]
-        if len(dense) == len(matrices):
+        matrices = [_cast(resolve(getattr(self, "weight_ih" + suffix), n_rows, self.method)) for suffix in suffixes]
+        recurrent = [
+            [_cast(resolve_for_steps(getattr(self, name + suffix), n_rows, self.method)) for name in names]
+            for suffix in suffixes
+        ]
+        dense = only_tensors([[matrix, *own] for matrix, own in zip(matrices, recurrent, strict=True)])
+        if dense is not None:
             weights = [
-                (*autocast(matrix), *own(suffix, "weight_hh", *biases, *projection))
-                for matrix, suffix in zip(dense, suffixes, strict=True)
+                (w, u, *(autocast(getattr(self, bias + suffix))[0] for bias in biases), *projection)
+                for (w, u, *projection), suffix in zip(dense, suffixes, strict=True)
             ]
             return kernel_layer(inputs, (h, c), weights, batch_sizes, bias=self.bias, batch_first=self.batch_first)
         z = [
             multiply(inputs, matrix, self._input_bias(suffix))
             for matrix, suffix in zip(matrices, suffixes, strict=True)
         ]
-        weights = [own(suffix, "weight_hh", *projection) for suffix in suffixes]
-        return recur(torch.cat(z, dim=-1), (h, c), weights, batch_sizes, batch_first=self.batch_first)
+        return recur(torch.cat(z, dim=-1), (h, c), recurrent, batch_sizes, batch_first=self.batch_first)
 
     def _input_bias(self, suffix: str) -> Tensor | None:
         """Both biases at once, to be added to the input part."""
@@ -220,7 +224,8 @@ class BTLSTM(nn.Module):
         """The initial state, zero where not given, once inputs and state are found to fit."""
         if inputs.shape[-1] != self.input_size:
             raise RuntimeError(f"input has {inputs.shape[-1]} features, but input_size is {self.input_size}.")
-        if autocast(inputs)[0].dtype != autocast(self.weight_hh_l0)[0].dtype:
+        own = inputs.new_empty(0, dtype=self.weight_hh_l0.dtype)
+        if autocast(inputs)[0].dtype != autocast(own)[0].dtype:
             raise ValueError(
                 f"input is {inputs.dtype}, but the parameters are {self.weight_hh_l0.dtype}. Convert one of them."
             )
@@ -248,21 +253,25 @@ class BTLSTM(nn.Module):
         lstm: nn.LSTM,
         *,
         options: FitOptions = FitOptions(),
+        matrices: Sequence[MatrixKind] = ("input",),
         method: Method = "auto",
         **shape: Unpack[ShapeOptions],
     ) -> BTLSTM:
-        """Fit every ``W`` and copy the rest; dtype, device, training and gradient flags are those of ``lstm``.
+        """Fit every ``W``, or what ``matrices`` says, and copy the rest.
+
+        Dtype, device, training and gradient flags are those of ``lstm``.
 
         Args:
             lstm: never changed, and shares no storage with the result.
             options: effort, seed and device of the fits.
+            matrices: as the constructor's.
             method: as the constructor's.
             **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out. Ranks
                 beyond what the modes hold mean full rank: the result then computes what ``lstm`` does.
 
         Raises:
             ShapeError: modes, ranks and sizes do not fit together.
-            BTCompressError: a matrix is not finite.
+            BTCompressError: a matrix is not finite, or an LSTM has no such kind of matrices.
         """
         shape.setdefault("cp_rank", 2)
         weight: Tensor = lstm.get_parameter("weight_hh_l0")
@@ -273,6 +282,7 @@ class BTLSTM(nn.Module):
             **arguments,
             device="meta",
             dtype=weight.dtype,
+            matrices=matrices,
             method=method,
             **shape,
         )
@@ -291,22 +301,14 @@ class BTLSTM(nn.Module):
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *(f"{name}={changed[name]}" for name in changed)])
 
 
+def _cast(weight: Weight) -> Weight:
+    """The matrix as autocast has it; factors see to that themselves."""
+    return autocast(weight)[0] if isinstance(weight, Tensor) else weight
+
+
 def _reorder(state: State, order: Tensor | None) -> State:
     """The states of a batch in another order."""
     if order is None:
         return state
     h, c = state
     return h.index_select(1, order), c.index_select(1, order)
-
-
-def _block_term_shapes(
-    sizes: Mapping[str, torch.Size], given: Mapping[str, MatrixShape | None] | None, request: ShapeRequest
-) -> dict[str, MatrixShape]:
-    """The shape of each input-to-hidden matrix that is to have one: as given, or else chosen."""
-    inputs = {name: (size[0], size[1]) for name, size in sizes.items() if name.startswith("weight_ih_")}
-    if given is None:
-        return {name: chosen.shape for name, chosen in choose_shapes(request, inputs).items()}
-    unknown = sorted(given.keys() - inputs.keys())
-    if unknown:
-        raise ShapeError(f"shapes has {', '.join(unknown)}, but the matrices are {', '.join(inputs)}. Use their names.")
-    return {name: check_size(name, shape, inputs[name]) for name, shape in given.items() if shape is not None}

@@ -7,14 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btcompress.nn.weight import BTWeight, Method, multiply, resolve
+
 State = tuple[Tensor, Tensor]
+
+#: A matrix, or one that is applied by its factors.
+Weight = Tensor | BTWeight
 
 #: A CPU takes :func:`recur_by_steps` where batch size times squared hidden size exceeds this: from there on the
 #: products with the identity cost more than the calls of a loop. Measured; not sharp.
 _KERNEL_LIMIT = 2**17
 
+#: Matrices of up to this many entries are formed for all steps: their factors' many small products at each step cost
+#: more in calls than they save. Measured; not sharp.
+_FORM_LIMIT = 2**21
 
-def lstm_step(z: Tensor, state: State, weight_hh: Tensor, weight_hr: Tensor | None = None) -> State:
+
+def lstm_step(z: Tensor, state: State, weight_hh: Weight, weight_hr: Weight | None = None) -> State:
     """The next hidden and cell state.
 
     ``i, f, g, o = split(z + U h)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``; ``h' = sigmoid(o) tanh(c')``,
@@ -27,10 +36,11 @@ def lstm_step(z: Tensor, state: State, weight_hh: Tensor, weight_hr: Tensor | No
         weight_hr: ``P``, shape ``(projected size, H)``.
     """
     h, c = state
-    i, f, g, o = torch.addmm(z, h, weight_hh.T).chunk(4, dim=1)
+    added = torch.addmm(z, h, weight_hh.T) if isinstance(weight_hh, Tensor) else z + weight_hh.matmul(h)
+    i, f, g, o = added.chunk(4, dim=1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if weight_hr is None else h @ weight_hr.T), c
+    return (h if weight_hr is None else multiply(h, weight_hr, None)), c
 
 
 def kernel_layer(
@@ -65,15 +75,33 @@ def kernel_layer(
     return outputs, (h, c)
 
 
+def resolve_for_steps(weight: Weight, n_rows: int, method: Method) -> Weight:
+    """What to multiply by at each step, ``n_rows`` rows in all: the dense matrix, formed once, or the factors.
+
+    ``auto`` goes by their cost where the matrix is large and on a CPU; else it is formed, so that torch's kernel can
+    run the steps.
+    """
+    if method == "auto" and isinstance(weight, BTWeight):
+        large = weight.shape.dense_params > _FORM_LIMIT and weight.device.type == "cpu"
+        return resolve(weight, n_rows, "auto" if large else "dense")
+    return resolve(weight, n_rows, method)
+
+
+def only_tensors(weights: Sequence[Sequence[Weight]]) -> list[list[Tensor]] | None:
+    """The weights themselves if all are matrices; None if one is applied by its factors."""
+    tensors = [[weight for weight in own if isinstance(weight, Tensor)] for own in weights]
+    return tensors if all(len(kept) == len(own) for kept, own in zip(tensors, weights, strict=True)) else None
+
+
 def recur(
     z: Tensor,
     state: State,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Sequence[Weight]],
     batch_sizes: Tensor | None = None,
     *,
     batch_first: bool = False,
 ) -> tuple[Tensor, State]:
-    """One layer from the input part of all its steps, by the cheaper of the two ways below.
+    """One layer from the input part of all its steps, by the cheaper of the two ways below that can.
 
     Args:
         z: ``W x + b`` of each direction side by side, ``(T, B, directions * 4H)``; layouts as :func:`kernel_layer`.
@@ -87,8 +115,10 @@ def recur(
     """
     _, batch, hidden = state[1].shape
     by_kernel = z.device.type != "cpu" or batch * hidden**2 <= _KERNEL_LIMIT
-    way = recur_by_kernel if by_kernel else recur_by_steps
-    return way(z, state, weights, batch_sizes, batch_first=batch_first)
+    matrices = only_tensors(weights) if by_kernel else None
+    if matrices is None:
+        return recur_by_steps(z, state, weights, batch_sizes, batch_first=batch_first)
+    return recur_by_kernel(z, state, matrices, batch_sizes, batch_first=batch_first)
 
 
 def recur_by_kernel(
@@ -108,7 +138,7 @@ def recur_by_kernel(
 def recur_by_steps(
     z: Tensor,
     state: State,
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Sequence[Weight]],
     batch_sizes: Tensor | None = None,
     *,
     batch_first: bool = False,
@@ -127,7 +157,7 @@ def recur_by_steps(
     return (torch.stack(joined, time) if batch_sizes is None else torch.cat(joined)), (h, c)
 
 
-def _run(steps: Sequence[Tensor], state: State, weights: Sequence[Tensor]) -> tuple[list[Tensor], State]:
+def _run(steps: Sequence[Tensor], state: State, weights: Sequence[Weight]) -> tuple[list[Tensor], State]:
     """All hidden states of one direction, and its final state.
 
     A packed sequence has its longest members first: a step of ``n`` rows leaves the others' states alone,

@@ -90,6 +90,16 @@ class BTWeight(nn.Module):
             return (BlockTerm(self.shape.part, self.cores, self.factors.tensors()),)
         return tuple(part for name in self.shape.part_names for part in getattr(self, name).parts)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and of ``W``."""
+        return self.parts[0].cores.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.parts[0].cores.device
+
     def load(self, parts: tuple[BlockTerm, ...]) -> None:
         """Copy fitted forms into the parameters.
 
