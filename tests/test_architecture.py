@@ -28,6 +28,7 @@ FLOORS = {
     "reporting": 5,
     "demo": 7,
     "finetune": 6,
+    "calibration": 7,
     "display": 8,
     "cli": 9,
     "__main__": 10,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from btcompress.checkpoint import (
     Checkpoint,
@@ -21,20 +20,30 @@ from btcompress.checkpoint import (
     read_compressed,
     write,
 )
-from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.blocks import balance, worst_cancellation
 from btcompress.finetune.config import TrainConfig, Way
 from btcompress.finetune.curves import Curves, check_curves
 from btcompress.finetune.data import Batch, Data, open_data, split
 from btcompress.finetune.loop import Epoch, OnEpoch, Trainer
-from btcompress.finetune.networks import Network, Recurrent, RecurrentWithHead, choose_lstm, find_head, is_factorized
+from btcompress.finetune.networks import (
+    Network,
+    RecurrentWithHead,
+    check_inputs,
+    choose_lstm,
+    find_head,
+    freeze,
+    is_factorized,
+    shapes_of,
+    stored_tensors,
+    student_of,
+    teacher_of,
+)
 from btcompress.finetune.references import resolve
 from btcompress.finetune.request import FineTuneRequest, identity
 from btcompress.finetune.state import StateFolder
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, label_kind
 from btcompress.finetune.user import build_student, build_teacher
-from btcompress.shapes import MatrixShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +100,7 @@ def finetune(
     dense = None if request.teacher is None else read(request.teacher, request.container)
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
     config = config.of_way(way)
-    _freeze(network, config.freeze)
+    freeze(network, config.freeze)
     balance(network)
 
     folder = replace(folder, identity=identity(request, config, dense))
@@ -99,7 +108,7 @@ def finetune(
     with _drawing(trainer, request.curves, on_epoch) as on_each:
         factorized, best = trainer.run(folder, on_each, resume=resume)
     network.load_state_dict(best.tensors)
-    tensors = _as_stored(network, compressed)
+    tensors = stored_tensors(network, compressed)
     measured = {
         "metric": task.metric,
         "higher_is_better": task.higher_is_better,
@@ -169,7 +178,7 @@ def _network_and_task(
     if request.model is not None:
         return "own model", *_own_model(request, request.model, config, compressed, dense, first)
     entry = choose_lstm(compressed, request.layer)
-    _check_inputs(train, first, entry)
+    check_inputs(train, first, entry)
     if request.layer is None and first.y is not None:
         return "labels", *_labelled(config, compressed, dense, entry, first.y)
     if dense is None:
@@ -181,8 +190,8 @@ def _network_and_task(
             f"{entry.name or 'the LSTM'} has no block-term matrices, so it has nothing to learn from the dense one. "
             "Give labels y, or the whole model with --model."
         )
-    teacher = Recurrent(entry, dense.tensors, {}, _dtype(compressed, entry))
-    return "hidden states", _student(compressed, entry), HiddenStates(teacher)
+    teacher = teacher_of(dense, compressed, entry)
+    return "hidden states", student_of(compressed, entry), HiddenStates(teacher)
 
 
 def _own_model(
@@ -209,36 +218,13 @@ def _labelled(
     head = find_head(compressed, entry)
     kind = label_kind(y)
     per_step = y.dim() == (2 if kind == "classes" else 3)
-    recurrent = _student(compressed, entry)
-    student = RecurrentWithHead(recurrent, head, compressed.tensors, _shapes(compressed), per_step=per_step)
+    recurrent = student_of(compressed, entry)
+    student = RecurrentWithHead(recurrent, head, compressed.tensors, shapes_of(compressed), per_step=per_step)
     teacher = None
     if dense is not None:
-        recurrent = Recurrent(entry, dense.tensors, {}, _dtype(compressed, entry))
+        recurrent = teacher_of(dense, compressed, entry)
         teacher = RecurrentWithHead(recurrent, head, dense.tensors, {}, per_step=per_step)
     return student, Labels(kind, teacher, config.temperature, config.distill)
-
-
-def _student(compressed: CompressedCheckpoint, entry: LSTMEntry) -> Recurrent:
-    return Recurrent(entry, compressed.tensors, _shapes(compressed), _dtype(compressed, entry))
-
-
-def _shapes(compressed: CompressedCheckpoint) -> dict[str, MatrixShape]:
-    return {key: matrix.shape for key, matrix in compressed.matrices.items()}
-
-
-def _dtype(compressed: CompressedCheckpoint, entry: LSTMEntry) -> torch.dtype:
-    """The dtype to train in: small ones would lose the small steps."""
-    outline = compressed.outline()
-    own = {outline[key].dtype for key in entry.recurrent_keys}
-    return torch.float64 if own == {torch.float64} else torch.float32
-
-
-def _check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
-    if first.x.dim() != 3 or first.x.shape[2] != entry.input_size:
-        raise ShapeError(
-            f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {entry.name or 'the LSTM'} takes "
-            f"(T, {entry.input_size}): {entry.input_size} inputs at each step. Give the inputs of this LSTM."
-        )
 
 
 def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_model: bool) -> None:
@@ -263,36 +249,6 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_mod
             f"{with_them} has lengths and {without} has none, so the network would be called with lengths on one and "
             "without on the other. Give both lengths, or neither; the number of steps where all count."
         )
-
-
-def _freeze(network: Network, patterns: tuple[str, ...]) -> None:
-    """Keep the tensors whose names in the file match as they are."""
-    named = _parameters(network)
-    for pattern in patterns:
-        matched = [name for name in named if fnmatchcase(name, pattern)]
-        if not matched:
-            raise BTCompressError(f"--freeze {pattern!r} matches none of {', '.join(named)}.")
-        for name in matched:
-            named[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in named.values()):
-        raise BTCompressError("--freeze leaves nothing to train. Freeze less.")
-
-
-def _parameters(network: Network) -> Mapping[str, nn.Parameter]:
-    return {name: tensor for name, tensor in network.file_tensors().items() if isinstance(tensor, nn.Parameter)}
-
-
-def _as_stored(network: Network, compressed: CompressedCheckpoint) -> dict[str, Tensor]:
-    """The network's tensors in the file's dtypes, to which the network itself is rounded as well."""
-    live = network.file_tensors()
-    aliases = find_aliases(live)
-    stored: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for name, tensor in live.items():
-            dtype = compressed.tensors[name].dtype
-            stored[name] = stored[aliases[name]] if name in aliases else tensor.detach().cpu().to(dtype, copy=True)
-            tensor.copy_(stored[name])
-    return stored
 
 
 def _dense_metric(trainer: Trainer) -> float | None:

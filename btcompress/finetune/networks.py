@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
-from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.checkpoint.tensors import find_aliases
+from btcompress.errors import BTCompressError, CheckpointError, ShapeError
+from btcompress.finetune.data import Batch, Data
 from btcompress.nn import BTLSTM, BTLinear
 from btcompress.shapes import MatrixShape
 
@@ -154,6 +157,66 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             target.copy_(given)
 
 
+def student_of(compressed: CompressedCheckpoint, entry: LSTMEntry) -> Recurrent:
+    """The LSTM of a compressed checkpoint, with its block terms, to be trained."""
+    return Recurrent(entry, compressed.tensors, shapes_of(compressed), _training_dtype(compressed, entry))
+
+
+def teacher_of(dense: Checkpoint, compressed: CompressedCheckpoint, entry: LSTMEntry) -> Recurrent:
+    """The same LSTM of the dense checkpoint, in the student's dtype.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    return Recurrent(entry, dense.tensors, {}, _training_dtype(compressed, entry))
+
+
+def shapes_of(compressed: CompressedCheckpoint) -> dict[str, MatrixShape]:
+    """The shape of each factorized matrix, by its key."""
+    return {key: matrix.shape for key, matrix in compressed.matrices.items()}
+
+
+def _training_dtype(compressed: CompressedCheckpoint, entry: LSTMEntry) -> torch.dtype:
+    """The dtype to train in: small ones would lose the small steps."""
+    outline = compressed.outline()
+    own = {outline[key].dtype for key in entry.recurrent_keys}
+    return torch.float64 if own == {torch.float64} else torch.float32
+
+
+def freeze(network: Network, patterns: tuple[str, ...]) -> None:
+    """Keep the tensors whose names in the file match as they are.
+
+    Raises:
+        BTCompressError: a pattern matches nothing, or nothing is left to train.
+    """
+    named = _parameters(network)
+    for pattern in patterns:
+        matched = [name for name in named if fnmatchcase(name, pattern)]
+        if not matched:
+            raise BTCompressError(f"--freeze {pattern!r} matches none of {', '.join(named)}.")
+        for name in matched:
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise BTCompressError("--freeze leaves nothing to train. Freeze less.")
+
+
+def _parameters(network: Network) -> Mapping[str, nn.Parameter]:
+    return {name: tensor for name, tensor in network.file_tensors().items() if isinstance(tensor, nn.Parameter)}
+
+
+def stored_tensors(network: Network, compressed: CompressedCheckpoint) -> dict[str, Tensor]:
+    """The network's tensors in the file's dtypes, to which the network itself is rounded as well."""
+    live = network.file_tensors()
+    aliases = find_aliases(live)
+    stored: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, tensor in live.items():
+            dtype = compressed.tensors[name].dtype
+            stored[name] = stored[aliases[name]] if name in aliases else tensor.detach().cpu().to(dtype, copy=True)
+            tensor.copy_(stored[name])
+    return stored
+
+
 def choose_lstm(compressed: CompressedCheckpoint, name: str | None) -> LSTMEntry:
     """The LSTM that the sequences are inputs of.
 
@@ -183,6 +246,19 @@ def choose_lstm(compressed: CompressedCheckpoint, name: str | None) -> LSTMEntry
 def is_factorized(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:
     """Whether an LSTM of the file has block-term matrices."""
     return any(key in compressed.matrices for key in entry.matrix_keys)
+
+
+def check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
+    """Refuse sequences that are not inputs of the LSTM.
+
+    Raises:
+        ShapeError: they have other sizes.
+    """
+    if first.x.dim() != 3 or first.x.shape[2] != entry.input_size:
+        raise ShapeError(
+            f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {entry.name or 'the LSTM'} takes "
+            f"(T, {entry.input_size}): {entry.input_size} inputs at each step. Give the inputs of this LSTM."
+        )
 
 
 def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
