@@ -12,8 +12,10 @@ from torch import Tensor
 from btcompress.blockterm import BlockTerm
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.fit.hosvd import Compression, compress, leading_corner
+from btcompress.fit.lowrank import fit_without_core
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
+from btcompress.fit.yardsticks import chunks_across, weight_error
 from btcompress.results import Sweep
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -114,7 +116,8 @@ def fit(
     """Fit one block-term form, minimising ``||W - W'||_F``.
 
     Sequentially truncated HOSVD shrinks the paired-mode tensor; ALS Tucker, block after block, gives
-    the start; joint least-squares sweeps over all blocks finish; the HOSVD bases expand the result.
+    the start; joint least-squares sweeps over all blocks finish; the HOSVD bases expand the result. A form
+    without a core is a truncated SVD instead, which no sweep can better.
 
     Args:
         matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
@@ -136,6 +139,9 @@ def fit(
     scale = max(abs(low), abs(high))
     if scale == 0:
         return Fit(_zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
+    if shape.core == "identity":
+        form = balanced(BlockTerm.of(shape, fit_without_core(matrix, shape, scale, device)))
+        return Fit(form, weight_error(matrix, (form,)), 0, converged=True, norm=_norm(matrix, scale))
     compression = compress(matrix, shape, scale, device)
     best = _best_sweeps(compression.core, shape, options, on_sweep)
     return Fit(
@@ -148,7 +154,7 @@ def fit(
 
 
 def balanced(form: BlockTerm) -> BlockTerm:
-    """The same matrix with each block's scale spread evenly over its core and factors.
+    """The same matrix with each block's scale spread evenly over its core, unless that is the identity, and factors.
 
     The product has a scale freedom; equal norms keep every tensor within the range of small dtypes and
     make gradient steps act alike on all of them.
@@ -159,7 +165,7 @@ def balanced(form: BlockTerm) -> BlockTerm:
     logs = torch.where(usable, norms, 1.0).log()
     gains = torch.where(usable, (logs.mean(dim=0) - logs).exp(), 1.0)
     scaled = [tensor * gain.reshape(-1, *[1] * (tensor.ndim - 1)) for tensor, gain in zip(tensors, gains, strict=True)]
-    return BlockTerm(form.shape, scaled[0], tuple(scaled[1:]))
+    return BlockTerm.of(form.shape, scaled)
 
 
 def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sweep: OnSweep | None) -> SweepResult:
@@ -202,7 +208,11 @@ def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> Bl
 
 
 def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
-    def zeros(size: tuple[int, ...]) -> Tensor:
-        return torch.zeros(size, dtype=torch.float64, device=device)
+    sizes = shape.tensor_shapes
+    return BlockTerm.of(shape, [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes])
 
-    return BlockTerm(shape, zeros(shape.core_shape), tuple(zeros(size) for size in shape.factor_shapes))
+
+def _norm(matrix: Tensor, scale: float) -> float:
+    """``||W||_F``, summed in float64 over chunks, without overflow."""
+    squares = ((chunk.to(torch.float64) / scale).square().sum() for chunk in chunks_across(matrix))
+    return scale * math.sqrt(sum(map(float, squares)))
