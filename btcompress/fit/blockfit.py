@@ -15,7 +15,7 @@ from btcompress.fit.hosvd import Compression, compress, leading_corner
 from btcompress.fit.lowrank import fit_without_core
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
-from btcompress.fit.yardsticks import chunks_across, weight_error
+from btcompress.fit.yardsticks import chunks_across, largest, weight_error
 from btcompress.results import Sweep
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -130,13 +130,7 @@ def fit(
     """
     shape = shape.limited()
     device = torch.device(options.device)
-    low, high = (float(bound) for bound in torch.aminmax(matrix.detach()))
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise BTCompressError(
-            "the matrix holds values that are not finite (NaN or infinity). "
-            "Repair the checkpoint or leave this matrix out."
-        )
-    scale = max(abs(low), abs(high))
+    scale = check_finite(matrix)
     if scale == 0:
         return Fit(_zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
     if shape.core == "identity":
@@ -151,6 +145,21 @@ def fit(
         best.converged,
         compression.norm,
     )
+
+
+def check_finite(matrix: Tensor) -> float:
+    """The largest magnitude in a matrix.
+
+    Raises:
+        BTCompressError: the matrix is not finite.
+    """
+    scale = largest(matrix)
+    if not math.isfinite(scale):
+        raise BTCompressError(
+            "the matrix holds values that are not finite (NaN or infinity). "
+            "Repair the checkpoint or leave this matrix out."
+        )
+    return scale
 
 
 def balanced(form: BlockTerm) -> BlockTerm:

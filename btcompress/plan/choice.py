@@ -14,16 +14,31 @@ from btcompress.shapes import MatrixShape
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """What a matrix gets instead where the fit of its own shape comes out worse than foreseen.
+
+    Attributes:
+        max_error: the largest weight error with which its own shape is kept.
+        shape: a shape that is fitted exactly.
+    """
+
+    max_error: float
+    shape: MatrixShape
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedMatrix:
     """One matrix and the shape chosen for it.
 
     Attributes:
         name: its key in the checkpoint.
         shape: the block-term shape that it gets, or would get if it were not left dense.
+        fallback: what it gets instead where the fit comes out worse than foreseen; None keeps any fit.
     """
 
     name: str
     shape: MatrixShape
+    fallback: Fallback | None = None
 
 
 @dataclass(frozen=True, slots=True)
