@@ -125,7 +125,7 @@ def price(
     front: list[Point] = []
     for step, shape in enumerate(without_core):
         points = _price_ranks(matrix, shape, device, zero=zero)
-        low_rank = low_rank or points
+        low_rank = low_rank if step else points
         front = _front([*front, *points])
         if on_step is not None:
             on_step(step + 1, n_steps)

@@ -1,6 +1,7 @@
 """Which matrices are factorized, and into what shape each one goes: as asked, or as a wish is best met."""
 
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, make_plan
+from btcompress.plan.planfile import read_plan, save_plan
 from btcompress.plan.planner import ChosenForm, OnPricing, PricedPlan, meet
 from btcompress.plan.wish import Of, Wish
 
@@ -15,4 +16,6 @@ __all__ = [
     "Wish",
     "make_plan",
     "meet",
+    "read_plan",
+    "save_plan",
 ]

@@ -86,16 +86,20 @@ def make_plan(
     for key, chosen in choose_shapes(request, sizes).items():
         shape = chosen.shape
         if shape.n_params >= shape.dense_params and not allow_growth:
-            reason = (
-                f"its block-term form would have {shape.n_params:,} parameters, the matrix itself has "
-                f"{shape.dense_params:,}; lower the ranks, or allow growth"
-            )
-            left_dense.append(LeftDense(key, reason))
+            left_dense.append(LeftDense(key, growth(shape)))
             continue
         matrices.append(PlannedMatrix(key, shape))
         notices.extend(chosen.notices)
     others = tuple(entry for entry in found if isinstance(entry, OtherRecurrent))
     return Plan(lstms, others, tuple(matrices), tuple(left_dense), tuple(notices))
+
+
+def growth(shape: MatrixShape) -> str:
+    """Why a matrix that its form would make larger stays dense."""
+    return (
+        f"its block-term form would have {shape.n_params:,} parameters, the matrix itself has "
+        f"{shape.dense_params:,}; lower the ranks, or allow growth"
+    )
 
 
 def _choose_keys(lstms: Sequence[LSTMEntry], layers: Sequence[str]) -> list[str]:

@@ -1,0 +1,31 @@
+"""Everything that is shown: tables and words on stdout, progress and errors on stderr."""
+
+from btcompress.display.console import show_error, show_json, show_written
+from btcompress.display.inventory import show_inventory, show_inventory_json, show_plan
+from btcompress.display.planning import show_priced_plan, show_priced_plan_json
+from btcompress.display.progress import (
+    finetune_progress,
+    fit_progress,
+    pricing_progress,
+    training_progress,
+    working,
+)
+from btcompress.display.report import show_demo, show_report
+
+__all__ = [
+    "finetune_progress",
+    "fit_progress",
+    "pricing_progress",
+    "show_demo",
+    "show_error",
+    "show_inventory",
+    "show_inventory_json",
+    "show_json",
+    "show_plan",
+    "show_priced_plan",
+    "show_priced_plan_json",
+    "show_report",
+    "show_written",
+    "training_progress",
+    "working",
+]
