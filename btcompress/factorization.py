@@ -189,7 +189,11 @@ def factorize_as_planned(
                 on_progress(FitProgress(name, index, len(plan.matrices), sweep))
 
         matrix = checkpoint.tensors[planned.name]
-        fitted, measured = _fit(planned, matrix, options, on_sweep)
+        fit = _fit(planned, matrix, options, on_sweep)
+        if fit is None:
+            left_dense.append(LeftDense(planned.name, "its block terms came out worse than foreseen"))
+            continue
+        fitted, measured = fit
         if measured.shape != planned.shape:
             replaced.append(
                 f"{planned.name}: its block terms came out worse than foreseen, so it is low rank "
@@ -212,13 +216,16 @@ def factorize_as_planned(
 
 def _fit(
     planned: PlannedMatrix, matrix: Tensor, options: FitOptions, on_sweep: Callable[[Sweep], None]
-) -> tuple[tuple[BlockTerm, ...], CompressedMatrix]:
+) -> tuple[tuple[BlockTerm, ...], CompressedMatrix] | None:
+    """The block terms of a matrix and their measure; None where they, and their fallback, leave it dense."""
     fallback = planned.fallback
     parts, measured = _fit_shape(planned.name, planned.shape, matrix, options, on_sweep)
     if fallback is not None and not measured.weight_error <= fallback.max_error:
         harder = replace(options, restarts=max(options.restarts, _RESTARTS_FOR_A_PLAN))
         parts, measured = _fit_shape(planned.name, planned.shape, matrix, harder, on_sweep)
         if not measured.weight_error <= fallback.max_error:
+            if fallback.shape is None:
+                return None
             parts, measured = _fit_shape(planned.name, fallback.shape, matrix, options, on_sweep)
     return parts, measured
 

@@ -19,11 +19,11 @@ class Fallback:
 
     Attributes:
         max_error: the largest weight error with which its own shape is kept.
-        shape: a shape that is fitted exactly.
+        shape: a shape that is fitted exactly; None leaves the matrix dense.
     """
 
     max_error: float
-    shape: MatrixShape
+    shape: MatrixShape | None
 
 
 @dataclass(frozen=True, slots=True)

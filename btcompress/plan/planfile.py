@@ -21,7 +21,7 @@ _VERSION = 1
 _HEADER = """\
 # The form of each matrix, as btcompress plan chose it. Edit and keep it, then:
 #     btcompress factorize {name} --plan THIS_FILE
-# predicted: for reading only. else_low_rank: what is taken where the fit's weight error comes out above; may go.
+# predicted: for reading only. otherwise: what is taken where the fit's weight error comes out above; may go.
 # A matrix with "dense: true", or that is not listed, stays as it is.
 """
 #: A file of this many bytes lists more matrices than any model has.
@@ -30,7 +30,7 @@ _LARGEST_FILE = 2**24
 _MAX_ORDER = 16
 _MAX_SIZE = 2**40
 _FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core")
-_OTHER_FIELDS = ("size", "dense", "reason", "predicted", "else_low_rank")
+_OTHER_FIELDS = ("size", "dense", "reason", "predicted", "otherwise")
 
 
 def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) -> None:
@@ -108,12 +108,9 @@ def _entry(form: ChosenForm, fallback: Fallback | None) -> dict[str, Any]:
     if form.low_rank is not None:
         entry["predicted"] |= {"svd_rank": form.low_rank.shape.part.ranks[0], "svd_error": form.low_rank.error}
     if fallback is not None:
-        low_rank = fallback.shape
-        entry["else_low_rank"] = {
-            "above_error": fallback.max_error,
-            "rank": low_rank.part.ranks[0],
-            "gates": low_rank.gates,
-        }
+        shape = fallback.shape
+        instead = {"dense": True} if shape is None else {"low_rank": shape.part.ranks[0], "gates": shape.gates}
+        entry["otherwise"] = {"above_error": fallback.max_error, **instead}
     return entry
 
 
@@ -171,18 +168,21 @@ def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixS
 
 
 def _fallback(fields: Mapping[str, Any], known: MatrixShape, where: str) -> Fallback | None:
-    if fields.get("else_low_rank") is None:
+    if fields.get("otherwise") is None:
         return None
-    where = f"{where}: else_low_rank"
-    low_rank = _mapping(fields["else_low_rank"], where)
-    (rank,) = _numbers([low_rank.get("rank")], f"{where}: rank")
-    limit = low_rank.get("above_error")
+    where = f"{where}: otherwise"
+    otherwise = _mapping(fields["otherwise"], where)
+    limit = otherwise.get("above_error")
     if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 <= limit <= 1:
-        raise BTCompressError(f"{where}: above_error must be a number from 0 to 1, but {limit!r} was given.")
-    rows = known.out_size // (len(GATE_NAMES) if low_rank.get("gates") == "separate" else 1)
-    modes = {"in_modes": [known.in_size, 1], "out_modes": [1, rows], "tucker_ranks": [rank, rank]}
-    entry = {**modes, "core": "identity", "gates": low_rank.get("gates", "fused")}
-    return Fallback(float(limit), _shape(entry, known, where).limited())
+        raise BTCompressError(f"{where}: above_error must be a number from 0 to 1, but {_shown(limit)} was given.")
+    if otherwise.get("dense") is True:
+        return Fallback(float(limit), None)
+    (rank,) = _numbers([otherwise.get("low_rank")], f"{where}: low_rank")
+    gates = otherwise.get("gates", "fused")
+    rows = known.out_size // (len(GATE_NAMES) if gates == "separate" else 1)
+    low_rank = {"in_modes": [known.in_size, 1], "out_modes": [1, rows], "tucker_ranks": [rank, rank]}
+    shape = _shape({**low_rank, "core": "identity", "gates": gates}, known, where)
+    return Fallback(float(limit), shape.limited())
 
 
 def _mapping(value: object, where: str) -> dict[str, Any]:

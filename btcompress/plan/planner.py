@@ -215,11 +215,11 @@ def _why_dense(curve: Curve, wish: Wish) -> str:
 
 
 def _fallback(form: ChosenForm, wish: Wish) -> Fallback | None:
-    """A low-rank form, which is fitted exactly, for a form whose fit may come out worse than foreseen."""
+    """What is fitted exactly, for a form whose fit may come out worse than foreseen."""
     if form.point is None or form.point.shape.part.core == "identity":
         return None
-    low_rank, limit = form.low_rank, form.low_rank.error if form.low_rank else math.inf
-    if wish.max_error is not None and wish.max_error < limit:
-        limit = wish.max_error
-        low_rank = next((point for point in form.curve.low_rank if point.error <= limit), None)
-    return None if low_rank is None else Fallback(limit, low_rank.shape)
+    at_equal_size = math.inf if form.low_rank is None else form.low_rank.error
+    if wish.max_error is not None and wish.max_error < at_equal_size:
+        within = (point.shape for point in form.curve.low_rank if point.error <= wish.max_error)
+        return Fallback(wish.max_error, next(within, None))
+    return None if form.low_rank is None else Fallback(at_equal_size, form.low_rank.shape)
