@@ -189,7 +189,7 @@ def _out_of_reach(wish: Wish, budget: int, least: int, curves: Sequence[Curve], 
     beside = f", beside {others:,} of other tensors" if others else ""
     reach = (before + others) / (least + others)
     return (
-        f"{wish} leaves {room} to the {len(curves)} chosen matrices{beside}, but the smallest forms{within} have "
+        f"{wish} leaves {room} to the matrices chosen ({len(curves)}){beside}, but the smallest forms{within} have "
         f"{least:,}. What is in reach is {least + others:,} parameters, a ratio of {math.floor(reach * 100) / 100:g}: "
         "wish for that, allow a larger error, or choose more matrices."
     )
