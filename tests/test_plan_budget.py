@@ -1,8 +1,12 @@
 import itertools
+import math
+import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint, milp
 
 from btcompress.errors import BTCompressError
 from btcompress.plan import Wish
@@ -40,6 +44,42 @@ def test_one_price_for_all_is_not_enough_and_the_program_finds_what_is():
     assert allocate(options, 11) == [0, 1]
     assert allocate(options, 16) == [1, 1]
     assert allocate(options, 1) is None
+
+
+def best_by_table(options, budget):
+    """The least loss for every number of parameters, matrix after matrix."""
+    table = {0: 0.0}
+    for each in options:
+        following = {}
+        for spent, lost in table.items():
+            for n_params, loss in each:
+                total = spent + n_params
+                if total <= budget:
+                    following[total] = min(following.get(total, math.inf), lost + loss)
+        table = following
+    return min(table.values())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-7, 1e-12])
+def test_allocation_is_the_best_however_small_the_losses(scale):
+    draw = random.Random(0)
+    curves = [sorted((draw.random() for _ in range(25)), reverse=True) for _ in range(8)]
+    options = [[(3 + 7 * n + draw.randrange(6), loss * scale) for n, loss in enumerate(curve)] for curve in curves]
+    for budget in (100, 307, 700):
+        found = allocate(options, budget)
+        lost = sum(each[n][1] for each, n in zip(options, found, strict=True))
+        assert lost == pytest.approx(best_by_table(options, budget), rel=1e-9, abs=0)
+
+
+def test_a_solver_that_passes_the_limit_is_held_to_it(monkeypatch):
+    def lenient(losses, *, constraints, **arguments):
+        one_each, limit = constraints
+        return milp(losses, constraints=[one_each, LinearConstraint(limit.A, -np.inf, limit.ub + 3)], **arguments)
+
+    monkeypatch.setattr("btcompress.plan.budget.milp", lenient)
+    options = [[(1, 1.0), (5, 0.4), (6, 0.3)], [(1, 1.0), (10, 0.0)]]
+    found = allocate(options, 13)
+    assert sum(each[n][0] for each, n in zip(options, found, strict=True)) <= 13
 
 
 def test_large_budgets_are_kept_to_the_last_parameter():

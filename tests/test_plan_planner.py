@@ -110,6 +110,12 @@ def test_truncated_cores_and_gates_price_as_whole_ones_do_where_nothing_is_lost(
         assert found.error < 1e-6
 
 
+def test_matrices_without_a_smaller_low_rank_form_have_none():
+    curve = priced(torch.arange(1.0, 9.0)[:, None])
+    assert curve.low_rank == ()
+    assert curve.points
+
+
 def test_zero_matrices_cost_the_least_form_and_lose_nothing():
     curve = priced(torch.zeros(32, 18))
     assert [point.error for point in curve.points] == [0.0]
@@ -192,6 +198,16 @@ def test_errors_wished_for_are_kept_by_what_is_stored(dtype):
     for most in (0.7, 0.3, 0.1):
         compressed = btcompress.factorize(model, plan=btcompress.plan_for(model, max_error=most))
         assert all(row.weight_error <= most for row in btcompress.report(compressed).matrices)
+
+
+def test_predicted_errors_allow_for_rounding():
+    model = nn.LSTM(18, 8, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.weight_ih_l0.copy_(torch.outer(torch.arange(1.0, 9).repeat(4), torch.arange(1.0, 19)))
+    plan = btcompress.plan_for(model, max_error=0.01)
+    (row,) = btcompress.report(btcompress.factorize(model, plan=plan)).matrices
+    assert plan.forms[0].point.shape.part.ranks == (1, 1)
+    assert 1e-4 < row.weight_error <= plan.forms[0].point.error < 0.01
 
 
 def test_without_a_budget_each_form_is_the_smallest_within_the_error():
