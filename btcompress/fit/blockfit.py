@@ -15,7 +15,7 @@ from btcompress.fit.hosvd import Compression, compress, leading_corner
 from btcompress.fit.lowrank import fit_without_core
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
-from btcompress.fit.yardsticks import chunks_across, largest, weight_error
+from btcompress.fit.yardsticks import frobenius_norm, largest, weight_error
 from btcompress.results import Sweep
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -135,7 +135,7 @@ def fit(
         return Fit(_zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
     if shape.core == "identity":
         form = balanced(BlockTerm.of(shape, fit_without_core(matrix, shape, scale, device)))
-        return Fit(form, weight_error(matrix, (form,)), 0, converged=True, norm=_norm(matrix, scale))
+        return Fit(form, weight_error(matrix, (form,)), 0, converged=True, norm=frobenius_norm(matrix))
     compression = compress(matrix, shape, scale, device)
     best = _best_sweeps(compression.core, shape, options, on_sweep)
     return Fit(
@@ -219,9 +219,3 @@ def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> Bl
 def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
     sizes = shape.tensor_shapes
     return BlockTerm.of(shape, [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes])
-
-
-def _norm(matrix: Tensor, scale: float) -> float:
-    """``||W||_F``, summed in float64 over chunks, without overflow."""
-    squares = ((chunk.to(torch.float64) / scale).square().sum() for chunk in chunks_across(matrix))
-    return scale * math.sqrt(sum(map(float, squares)))

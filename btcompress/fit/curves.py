@@ -20,7 +20,7 @@ from btcompress.fit.hosvd import compress, leading_corner
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
 from btcompress.fit.start import random_blocks
 from btcompress.fit.sweeps import Blocks, expanded, sweep_until_stable
-from btcompress.fit.yardsticks import largest
+from btcompress.fit.yardsticks import frobenius_norm, largest
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Entries of the core that forms with a core are fitted on.
@@ -134,8 +134,7 @@ def price(
             front = _Fitter(matrix, forms, device, seed).improve(front)
         if on_step is not None:
             on_step(step + 1, n_steps)
-    norm = math.sqrt(sum(float(row.double().square().sum()) for row in matrix.detach().split(1024)))
-    return Curve(tuple(front), tuple(low_rank), dense_params, norm)
+    return Curve(tuple(front), tuple(low_rank), dense_params, frobenius_norm(matrix))
 
 
 def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, zero: bool) -> list[Point]:

@@ -111,3 +111,10 @@ def largest(matrix: Tensor) -> float:
     """The largest magnitude in a matrix."""
     low, high = torch.aminmax(matrix.detach())
     return max(abs(float(low)), abs(float(high)))
+
+
+def frobenius_norm(matrix: Tensor) -> float:
+    """``||W||_F``, summed in float64 over chunks, without overflow."""
+    scale = largest(matrix) or 1.0
+    squares = ((chunk.to(torch.float64) / scale).square().sum() for chunk in chunks_across(matrix))
+    return scale * math.sqrt(sum(map(float, squares)))
