@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import CompressedCheckpoint
     from btcompress.checkpoint import write as save
     from btcompress.errors import BTCompressError
-    from btcompress.factorization import factorize
+    from btcompress.factorization import factorize, plan_for
     from btcompress.fit import FitOptions
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
@@ -29,6 +29,7 @@ __all__ = [
     "apply",
     "factorize",
     "load",
+    "plan_for",
     "report",
     "save",
     "to_dense",
@@ -47,6 +48,7 @@ _HOMES = {
     "apply": "models",
     "factorize": "factorization",
     "load": "models",
+    "plan_for": "factorization",
     "report": "reporting",
     "save": "checkpoint",
     "to_dense": "models",

@@ -24,7 +24,7 @@ class BlockTerm:
 
     Attributes:
         shape: mode sizes, ranks and the true matrix size.
-        cores: ``G``, shape ``(N, R_1..R_d)``.
+        cores: ``G``, shape ``(N, R_1..R_d)``; where the shape says so the identity, which is no parameter.
         factors: ``A_k``, shape ``(N, I_k, J_k, R_k)``, one tensor per mode.
 
     Raises:
@@ -42,20 +42,32 @@ class BlockTerm:
         if given != expected:
             raise ShapeError(f"cores and factors have shapes {given}, but {expected} were expected.")
 
+    @classmethod
+    def of(cls, shape: BlockTermShape, tensors: Sequence[Tensor]) -> BlockTerm:
+        """The form whose parameters are ``tensors``, in the order of :attr:`tensors`.
+
+        Raises:
+            ShapeError: a tensor does not have the shape that ``shape`` gives it.
+        """
+        if shape.core == "full":
+            return cls(shape, tensors[0], tuple(tensors[1:]))
+        like = tensors[0]
+        identity = torch.eye(shape.ranks[0], dtype=like.dtype, device=like.device)
+        return cls(shape, identity.unsqueeze(0), tuple(tensors))
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Cores, then the factor of each mode."""
-        return (self.cores, *self.factors)
+        """The parameters: cores, unless they are the identity, then the factor of each mode."""
+        return self.factors if self.shape.core == "identity" else (self.cores, *self.factors)
 
     @property
     def n_params(self) -> int:
-        """Entries of all tensors held, counted on the tensors themselves."""
+        """Parameters, counted on the tensors themselves."""
         return sum(tensor.numel() for tensor in self.tensors)
 
     def to(self, target: torch.dtype | torch.device | str) -> BlockTerm:
         """The same form on another device or in another dtype."""
-        moved = [tensor.to(target) for tensor in self.tensors]
-        return BlockTerm(self.shape, moved[0], tuple(moved[1:]))
+        return BlockTerm(self.shape, self.cores.to(target), tuple(factor.to(target) for factor in self.factors))
 
     def to_dense(self) -> Tensor:
         """The ``(out_size, in_size)`` matrix; differentiable."""
@@ -94,7 +106,7 @@ class BlockTerm:
         shape = self.shape
         rows = inputs.reshape(-1, shape.in_size)
         rows = pad(rows, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else rows
-        products = apply_chain(rows.reshape(-1, *shape.in_modes), self.tensors)
+        products = apply_chain(rows.reshape(-1, *shape.in_modes), (self.cores, *self.factors))
         unpadded = self._unpad(products.reshape(-1, shape.padded_out).T).T
         return unpadded.reshape(*inputs.shape[:-1], shape.out_size)
 
@@ -123,10 +135,13 @@ class BlockTerm:
 
 
 def init_scale(shape: BlockTermShape, variance: float) -> tuple[float, float]:
-    """Standard deviations of random cores and factors that give ``W`` entries this variance.
+    """Standard deviations of random cores and factors that give the entries of ``W`` this variance.
 
     Each entry of ``W`` sums ``N prod_k R_k`` products of one core entry and ``d`` factor entries; all
     terms being independent with mean zero, cores of variance ``1 / (N prod_k R_k)`` and factors of
-    variance ``variance**(1/d)`` do it.
+    variance ``variance**(1/d)`` do it. With an identity core, each entry sums ``R`` products of two factor
+    entries, which then have variance ``(variance / R)**(1/2)``.
     """
+    if shape.core == "identity":
+        return 1.0, (variance / shape.ranks[0]) ** 0.25
     return math.prod(shape.core_shape) ** -0.5, variance ** (0.5 / shape.order)

@@ -6,13 +6,16 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from btcompress.errors import BTCompressError, OutputError
-from btcompress.kinds import MatrixKind, check_kinds
+from btcompress.kinds import KINDS, MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
+
+if TYPE_CHECKING:
+    from btcompress.plan import Wish
 
 #: Exit code after Ctrl-C, as shells give it.
 _INTERRUPTED = 130
@@ -59,9 +62,37 @@ Model = Annotated[
     ),
 ]
 CPRank = Annotated[int, typer.Option("--cp-rank", "-n", min=1, help="CP rank N: Tucker blocks summed per matrix.")]
+GivenCPRank = Annotated[
+    int | None,
+    typer.Option("--cp-rank", "-n", min=1, help="CP rank N: Tucker blocks summed per matrix. Default: 1."),
+]
 TuckerRank = Annotated[
     str,
     typer.Option("--tucker-rank", "-r", metavar="R[,R...]", help="Tucker rank R: one for all modes, or one per mode."),
+]
+GivenTuckerRank = Annotated[
+    str | None,
+    typer.Option(
+        "--tucker-rank",
+        "-r",
+        metavar="R[,R...]",
+        help="Tucker rank R: one for all modes, or one per mode. Default: 4.",
+    ),
+]
+TargetRatio = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Choose forms and ranks: parameters before over after, at least X."),
+]
+MaxParams = Annotated[int | None, typer.Option(metavar="P", help="Choose forms and ranks: at most P parameters after.")]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        metavar="E", help="Choose forms and ranks: weight error of every matrix at most E. Also beside those."
+    ),
+]
+OfOption = Annotated[
+    Literal["matrices", "model"],
+    typer.Option(help="Whether ratio and parameters are those of the chosen matrices or of the whole model."),
 ]
 InModes = Annotated[
     str | None,
@@ -108,8 +139,16 @@ JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 @app.command()
 def factorize(
     model: Model,
-    cp_rank: CPRank = 1,
-    tucker_rank: TuckerRank = "4",
+    cp_rank: GivenCPRank = None,
+    tucker_rank: GivenTuckerRank = None,
+    target_ratio: TargetRatio = None,
+    max_params: MaxParams = None,
+    max_error: MaxError = None,
+    of: OfOption = "matrices",
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Do as this plan says, which btcompress plan --save-plan wrote."),
+    ] = None,
     in_modes: InModes = None,
     out_modes: OutModes = None,
     order: Order = None,
@@ -143,19 +182,34 @@ def factorize(
     from btcompress.checkpoint import check_target, write
     from btcompress.fit import FitOptions
 
-    request = _request(cp_rank, tucker_rank, in_modes, out_modes, order, input_shape, gates)
+    ranks, sizes = (cp_rank, tucker_rank), (in_modes, out_modes, order, input_shape)
+    wish = _wish(target_ratio, max_params, max_error, of, ranks=ranks, plan_file=plan_file)
+    if plan_file is not None:
+        _refuse("--plan says it all", *ranks, *sizes, *(layer or ()), None if gates == "fused" else gates)
+    request = _request(1 if cp_rank is None else cp_rank, tucker_rank or "4", *sizes, gates)
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=_usable(device))
     with display.working(f"reading {model}"):
         checkpoint = factorization.open_weights(model, container)
-    planned = plan.make_plan(checkpoint, request, layer or (), matrices=_kinds(matrices), allow_growth=allow_growth)
+    target = output or _beside(model, checkpoint.source.name)
+    if not dry_run:
+        check_target(target, force=force, inputs=checkpoint.files)
+    every = wish is not None or plan_file is not None
+    kinds = _kinds(matrices) if plan_file is None else KINDS
+    planned = plan.make_plan(checkpoint, request, layer or (), matrices=kinds, allow_growth=allow_growth or every)
+    if wish is not None:
+        with display.pricing_progress() as on_pricing:
+            planned = plan.meet(
+                checkpoint, planned, wish, request, seed=seed, device=device, on_progress=on_pricing
+            ).plan
+    elif plan_file is not None:
+        planned = plan.read_plan(plan_file, checkpoint, planned, allow_growth=allow_growth)
     if dry_run:
         show = display.show_inventory_json if json else display.show_plan
         show(checkpoint, planned)
         return
-    target = output or _beside(model, checkpoint.source.name)
-    check_target(target, force=force, inputs=checkpoint.files)
+    asked = None if plan_file is not None else wish or request
     with display.fit_progress() as on_progress:
-        compressed = factorization.factorize_as_planned(checkpoint, planned, request, options, on_progress)
+        compressed = factorization.factorize_as_planned(checkpoint, planned, asked, options, on_progress)
     write(compressed, target, force=force)
     result = reporting.report(compressed, bytes_after=target.stat().st_size)
     if json:
@@ -163,6 +217,52 @@ def factorize(
     else:
         display.show_report(result)
         display.show_written(target)
+
+
+@app.command(name="plan")
+def plan_command(
+    model: Model,
+    target_ratio: TargetRatio = None,
+    max_params: MaxParams = None,
+    max_error: MaxError = None,
+    of: OfOption = "matrices",
+    in_modes: InModes = None,
+    out_modes: OutModes = None,
+    order: Order = None,
+    input_shape: InputShape = None,
+    gates: GatesOption = "fused",
+    matrices: Matrices = "input",
+    layer: Layers = None,
+    container: Container = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the plan as YAML, to edit and give to factorize --plan."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the plan file if it exists.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    json: JSON = False,
+) -> None:
+    """Show which form of each matrix meets a wish at the least loss, and what else there is."""
+    from btcompress import display, factorization, plan
+    from btcompress.checkpoint import check_target
+
+    wish = plan.Wish(target_ratio, max_params, max_error, of)
+    request = _request(1, "4", in_modes, out_modes, order, input_shape, gates)
+    device = _usable(device)
+    with display.working(f"reading {model}"):
+        checkpoint = factorization.open_weights(model, container)
+    if save_plan is not None:
+        check_target(save_plan, force=force, inputs=checkpoint.files)
+    chosen = plan.make_plan(checkpoint, request, layer or (), matrices=_kinds(matrices), allow_growth=True)
+    with display.pricing_progress() as on_progress:
+        priced = plan.meet(checkpoint, chosen, wish, request, seed=seed, device=device, on_progress=on_progress)
+    show = display.show_priced_plan_json if json else display.show_priced_plan
+    show(checkpoint, priced)
+    if save_plan is not None:
+        plan.save_plan(priced, save_plan, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
+        if not json:
+            display.show_written(save_plan)
 
 
 @app.command()
@@ -391,6 +491,34 @@ def _request(
 
 def _kinds(text: str) -> tuple[MatrixKind, ...]:
     return check_kinds(cast(tuple[MatrixKind, ...], tuple(part.strip() for part in text.split(","))))
+
+
+def _wish(
+    target_ratio: float | None,
+    max_params: int | None,
+    max_error: float | None,
+    of: Literal["matrices", "model"],
+    *,
+    ranks: tuple[object, ...],
+    plan_file: Path | None,
+) -> Wish | None:
+    """The wish that the options make, if any, which leaves the ranks to the planner."""
+    from btcompress.plan import Wish
+
+    if target_ratio is None and max_params is None and max_error is None:
+        if of == "model":
+            raise BTCompressError("--of says what a ratio is of. Give --target-ratio or --max-params with it.")
+        return None
+    _refuse("a wish leaves the ranks to be chosen", *ranks, plan_file)
+    return Wish(target_ratio, max_params, max_error, of)
+
+
+def _refuse(reason: str, *options: object) -> None:
+    if any(option is not None for option in options):
+        raise BTCompressError(
+            f"{reason}, but options that say otherwise were given as well. Give one of: a wish (--target-ratio, "
+            "--max-params, --max-error), --plan, or ranks and what goes with them."
+        )
 
 
 def _beside(model: Path, name: str) -> Path:

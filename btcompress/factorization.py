@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
@@ -16,12 +16,15 @@ from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import FitOptions, fit_matrix, truncated_svd, weight_error
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
-from btcompress.plan import Plan, PlannedMatrix, make_plan
+from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
 from btcompress.results import FitProgress, LeftDense, Sweep
-from btcompress.shapes import Gates
+from btcompress.shapes import Gates, MatrixShape
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
 OnProgress = Callable[[FitProgress], None]
+
+#: Random starts of a fit that came out worse than its plan foresaw.
+_RESTARTS_FOR_A_PLAN = 3
 
 
 def factorize(
@@ -38,6 +41,7 @@ def factorize(
     layers: Sequence[str] = (),
     allow_growth: bool = False,
     container: str | None = None,
+    plan: PricedPlan | None = None,
     options: FitOptions = FitOptions(),
     on_progress: OnProgress | None = None,
 ) -> CompressedCheckpoint:
@@ -60,6 +64,7 @@ def factorize(
             without a bias is taken only where a pattern is its very key: it may be an embedding.
         allow_growth: also factorize a matrix that this makes larger.
         container: where a file holds several state dicts, the path of the one to read.
+        plan: what :func:`plan_for` chose for the same weights; ranks, modes and layers are then its own.
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
 
@@ -81,8 +86,70 @@ def factorize(
         gates,
     )
     checkpoint = open_weights(weights, container)
-    plan = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=allow_growth)
-    return factorize_as_planned(checkpoint, plan, request, options, on_progress)
+    if plan is not None:
+        return factorize_as_planned(checkpoint, plan.plan, plan.wish, options, on_progress)
+    chosen = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=allow_growth)
+    return factorize_as_planned(checkpoint, chosen, request, options, on_progress)
+
+
+def plan_for(
+    weights: Weights,
+    *,
+    target_ratio: float | None = None,
+    max_params: int | None = None,
+    max_error: float | None = None,
+    of: Of = "matrices",
+    in_modes: Sequence[int] | None = None,
+    out_modes: Sequence[int] | None = None,
+    order: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    gates: Gates = "fused",
+    matrices: Sequence[MatrixKind] = ("input",),
+    layers: Sequence[str] = (),
+    container: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    on_progress: OnPricing | None = None,
+) -> PricedPlan:
+    """Choose the form of each matrix that :func:`factorize` would take, so that a wish is met at the least loss.
+
+    Among the forms are plain low rank, sums of Kronecker products and block terms of several modes and ranks,
+    each priced by its parameters and weight error, and leaving the matrix dense.
+
+    Args:
+        weights: a weight file, a state dict, or a module; never changed.
+        target_ratio: parameters before over parameters after, at least.
+        max_params: parameters after, at most; instead of a ratio.
+        max_error: weight error of every matrix, at most; alone, or with one of the two.
+        of: whether ratio and parameters are those of the chosen ``"matrices"`` or of the whole ``"model"``.
+        in_modes: ``(I_1..I_d)`` to keep to, for the matrices whose inputs they multiply to.
+        out_modes: ``(J_1..J_d)``, likewise for rows.
+        order: ``d`` to keep to.
+        input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
+        gates: of forms with a core.
+        matrices: the kinds to take, as for :func:`factorize`.
+        layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty.
+        container: where a file holds several state dicts, the path of the one to read.
+        seed: of every random draw.
+        device: where to compute.
+        on_progress: called now and then while forms are priced.
+
+    Returns:
+        The plan, for :func:`factorize`, with the curve of every matrix.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or hold no LSTM or none that was chosen.
+        ShapeError: modes and sizes do not fit together.
+        BTCompressError: the wish cannot be met, or a matrix is not finite.
+    """
+    wish = Wish(target_ratio, max_params, max_error, of)
+    in_modes, out_modes, input_shape = (
+        None if sizes is None else tuple(sizes) for sizes in (in_modes, out_modes, input_shape)
+    )
+    request = ShapeRequest(1, 1, in_modes, out_modes, order, input_shape, gates)
+    checkpoint = open_weights(weights, container)
+    chosen = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=True)
+    return meet(checkpoint, chosen, wish, request, seed=seed, device=device, on_progress=on_progress)
 
 
 def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
@@ -101,7 +168,7 @@ def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
 def factorize_as_planned(
     checkpoint: Checkpoint,
     plan: Plan,
-    request: ShapeRequest,
+    request: ShapeRequest | Wish | None,
     options: FitOptions = FitOptions(),
     on_progress: OnProgress | None = None,
 ) -> CompressedCheckpoint:
@@ -110,7 +177,7 @@ def factorize_as_planned(
     Args:
         checkpoint: what the plan was made for.
         plan: the shape of each matrix.
-        request: what the plan was made from, for the record.
+        request: what the plan was made from, for the record; None for a plan written by hand.
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
 
@@ -123,6 +190,7 @@ def factorize_as_planned(
     parts: dict[str, tuple[BlockTerm, ...]] = {}
     matrices: dict[str, CompressedMatrix] = {}
     left_dense = list(plan.left_dense)
+    replaced: list[str] = []
     for index, planned in enumerate(plan.matrices):
 
         def on_sweep(sweep: Sweep, name: str = planned.name, index: int = index) -> None:
@@ -130,7 +198,16 @@ def factorize_as_planned(
                 on_progress(FitProgress(name, index, len(plan.matrices), sweep))
 
         matrix = checkpoint.tensors[planned.name]
-        fitted, measured = _fit(planned, matrix, options, on_sweep)
+        fit = _fit(planned, matrix, options, on_sweep)
+        if fit is None:
+            left_dense.append(LeftDense(planned.name, "its block terms came out worse than foreseen"))
+            continue
+        fitted, measured = fit
+        if measured.shape != planned.shape:
+            replaced.append(
+                f"{planned.name}: its block terms came out worse than foreseen, so it is low rank "
+                f"{measured.shape.part.ranks[0]} instead."
+            )
         if all(torch.isfinite(tensor).all() for part in fitted for tensor in part.tensors):
             parts[planned.name], matrices[planned.name] = fitted, measured
         else:
@@ -142,29 +219,42 @@ def factorize_as_planned(
         )
     step = {
         "step": "factorize",
-        "request": asdict(request),
+        "request": None if request is None else asdict(request),
         "matrices": list(plan.kinds),
         # The device changes where, not what.
         "options": {name: value for name, value in asdict(options).items() if name != "device"},
         "left_dense": [asdict(left) for left in left_dense],
     }
     others = tuple(f"{other.name or 'the checkpoint'}: {other.reason}; left as it is." for other in plan.others)
-    return CompressedCheckpoint.of(checkpoint, matrices, parts, [step], (*plan.notices, *others))
+    return CompressedCheckpoint.of(checkpoint, matrices, parts, [step], (*plan.notices, *replaced, *others))
 
 
 def _fit(
     planned: PlannedMatrix, matrix: Tensor, options: FitOptions, on_sweep: Callable[[Sweep], None]
+) -> tuple[tuple[BlockTerm, ...], CompressedMatrix] | None:
+    """The block terms of a matrix and their measure; None where they, and their fallback, leave it dense."""
+    fallback = planned.fallback
+    parts, measured = _fit_shape(planned.name, planned.shape, matrix, options, on_sweep)
+    if fallback is not None and not measured.weight_error <= fallback.max_error:
+        harder = replace(options, restarts=max(options.restarts, _RESTARTS_FOR_A_PLAN))
+        parts, measured = _fit_shape(planned.name, planned.shape, matrix, harder, on_sweep)
+        if not measured.weight_error <= fallback.max_error:
+            if fallback.shape is None:
+                return None
+            parts, measured = _fit_shape(planned.name, fallback.shape, matrix, options, on_sweep)
+    return parts, measured
+
+
+def _fit_shape(
+    name: str, shape: MatrixShape, matrix: Tensor, options: FitOptions, on_sweep: Callable[[Sweep], None]
 ) -> tuple[tuple[BlockTerm, ...], CompressedMatrix]:
     try:
-        fitted = fit_matrix(matrix, planned.shape, options, on_sweep)
+        fitted = fit_matrix(matrix, shape, options, on_sweep)
     except BTCompressError as error:
-        raise type(error)(f"{planned.name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
     yardstick = truncated_svd(matrix, sum(part.n_params for part in parts), options.device)
-    measured = CompressedMatrix(
-        planned.shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error
-    )
-    return parts, measured
+    return parts, CompressedMatrix(shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error)
 
 
 def _nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:

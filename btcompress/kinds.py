@@ -11,13 +11,14 @@ from btcompress.errors import BTCompressError
 #: ``linear``: the weight of a plain linear layer.
 MatrixKind = Literal["input", "recurrent", "linear"]
 
+#: All of them.
+KINDS: tuple[MatrixKind, ...] = get_args(MatrixKind)
+
 #: The kinds that an LSTM itself has.
 LSTM_KINDS: tuple[MatrixKind, ...] = ("input", "recurrent")
 
 
-def check_kinds(
-    kinds: Sequence[MatrixKind], allowed: tuple[MatrixKind, ...] = get_args(MatrixKind)
-) -> tuple[MatrixKind, ...]:
+def check_kinds(kinds: Sequence[MatrixKind], allowed: tuple[MatrixKind, ...] = KINDS) -> tuple[MatrixKind, ...]:
     """The kinds themselves, each once, in the order of :data:`MatrixKind`.
 
     Raises:

@@ -191,7 +191,7 @@ def _candidates(
     if request.in_modes is not None:
         in_choices = [request.in_modes]
     elif request.input_shape is not None:
-        in_choices = list(_cuts_along_axes(request.input_shape, order))
+        in_choices = list(cuts_along_axes(request.input_shape, order))
     else:
         in_choices = [equal_modes(in_size, order), smallest_cover(in_size, order)]
     if request.out_modes is not None:
@@ -238,7 +238,7 @@ def _floor_root(size: int, order: int) -> int:
     return root - 1 if root**order > size else root
 
 
-def _cuts_along_axes(input_shape: Modes, order: int) -> Iterator[Modes]:
+def cuts_along_axes(input_shape: Modes, order: int) -> Iterator[Modes]:
     """Mode sizes that each split an axis evenly, or hold whole axes and at most the last part of one before them.
 
     A boundary is the number of entries behind it. Every boundary and every axis must divide one another,
@@ -246,7 +246,7 @@ def _cuts_along_axes(input_shape: Modes, order: int) -> Iterator[Modes]:
     """
     size = math.prod(input_shape)
     axes = _boundaries(input_shape)
-    allowed = [b for b in _divisors(size) if all(b % axis == 0 or axis % b == 0 for axis in axes)]
+    allowed = [b for b in divisors(size) if all(b % axis == 0 or axis % b == 0 for axis in axes)]
 
     def cut(remaining: int, modes: Modes) -> Iterator[Modes]:
         if len(modes) == order - 1:
@@ -269,7 +269,8 @@ def _axes_kept(modes: Modes, input_shape: Modes) -> int:
     return len(set(_boundaries(modes)) & set(_boundaries(input_shape)))
 
 
-def _divisors(size: int) -> list[int]:
+def divisors(size: int) -> list[int]:
+    """Every divisor of a number, ascending."""
     small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
     return sorted({*small, *(size // n for n in small)})
 

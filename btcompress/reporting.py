@@ -14,6 +14,8 @@ from btcompress.results import CompressionReport, FineTuneReport, LeftDense, Mat
 #: Weight errors from here on leave next to nothing of a matrix, and from the second on half of it.
 _NOTHING_KEPT = 0.9
 _HALF_LOST = 0.5
+#: Errors that differ by a smaller share are as good as equal: a low-rank matrix is rounded when it is stored.
+_NO_DIFFERENCE = 1e-3
 #: From here on blocks cancel one another rather than share the work.
 _CANCELLING = 10.0
 #: Below this share of the model's parameters, the matrices chosen cap what can be gained.
@@ -78,6 +80,7 @@ def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) 
         gates=shape.gates,
         cp_rank=shape.part.n_blocks,
         tucker_ranks=shape.part.ranks,
+        core=shape.part.core,
         params_before=shape.dense_params,
         params_after=sum(part.n_params for part in compressed.parts(name)),
         weight_error=matrix.weight_error,
@@ -112,7 +115,7 @@ def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]
     grown = [row for row in rows if row.params_after >= row.params_before]
     emptied = [row for row in rows if row.weight_error >= _NOTHING_KEPT]
     halved = [row for row in rows if _HALF_LOST <= row.weight_error < _NOTHING_KEPT]
-    outdone = [row for row in rows if row.svd_rank and row.svd_error < row.weight_error]
+    outdone = [row for row in rows if row.svd_rank and row.svd_error < (1 - _NO_DIFFERENCE) * row.weight_error]
     if grown:
         sizes = (f"{row.name} (from {row.params_before:,} to {row.params_after:,} parameters)" for row in grown)
         yield f"What grew: {', '.join(sizes)}. Lower the ranks."

@@ -39,6 +39,23 @@ class FitProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class PricingProgress:
+    """Where the pricing of forms stands, handed to ``on_progress`` callbacks.
+
+    Attributes:
+        name: the matrix being priced.
+        index: matrices done before it.
+        count: matrices in all.
+        share: how much of this one is done, 0 to 1.
+    """
+
+    name: str
+    index: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixReport:
     """One factorized matrix, before and after.
 
@@ -50,6 +67,7 @@ class MatrixReport:
         gates: ``"fused"`` or ``"separate"``.
         cp_rank: ``N``.
         tucker_ranks: ``(R_1..R_d)``.
+        core: ``"full"``, or ``"identity"`` for a form without parameters in its core.
         params_before: entries of the dense matrix.
         params_after: entries of the tensors that replace it, counted on those tensors.
         weight_error: ``||W - W'||_F / ||W||_F``, measured on the tensors as stored.
@@ -64,6 +82,7 @@ class MatrixReport:
     gates: str
     cp_rank: int
     tucker_ranks: tuple[int, ...]
+    core: str
     params_before: int
     params_after: int
     weight_error: float

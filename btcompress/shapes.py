@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from btcompress.errors import ShapeError
 
 Gates = Literal["fused", "separate"]
+
+#: A full core holds ``prod_k R_k`` parameters; an identity core holds none and is not stored.
+Core = Literal["full", "identity"]
 
 #: Gates of an LSTM in PyTorch's row order: input, forget, cell, output.
 GATE_NAMES = ("i", "f", "g", "o")
@@ -45,10 +48,12 @@ class BlockTermShape:
         out_size: rows of the matrix; the product of ``out_modes`` when left at 0.
         n_gates: how many equal row groups the matrix stacks. Row padding is added at the end of
             each group, so the gate index stays the slowest part of ``j_1``.
+        core: ``"full"``, or for one block of order 2 with equal ranks ``"identity"``: a full core could be
+            merged into a factor there, so it is left out.
 
     Raises:
-        ShapeError: lengths differ, a number is below 1, the modes do not cover the matrix, or
-            padded rows do not divide into the gates.
+        ShapeError: lengths differ, a number is below 1, the modes do not cover the matrix, padded rows do
+            not divide into the gates, or there is no such core.
     """
 
     in_modes: tuple[int, ...]
@@ -58,6 +63,12 @@ class BlockTermShape:
     in_size: int = 0
     out_size: int = 0
     n_gates: int = 1
+    core: Core = "full"
+
+    @classmethod
+    def low_rank(cls, out_size: int, in_size: int, rank: int, n_gates: int = 1) -> BlockTermShape:
+        """A plain low-rank matrix: modes ``(I, 1)`` by ``(1, J)`` without a core, ``rank (I + J)`` parameters."""
+        return cls((in_size, 1), (1, out_size), (rank, rank), n_gates=n_gates, core="identity")
 
     def __post_init__(self) -> None:
         for name in ("in_modes", "out_modes", "ranks"):
@@ -95,6 +106,13 @@ class BlockTermShape:
                 f"padded output modes {self.out_modes} must carry the {self.n_gates} gates in the first one. "
                 f"Make the first output mode a multiple of {self.n_gates}."
             )
+        if self.core not in get_args(Core):
+            raise ShapeError(f"core must be one of {', '.join(get_args(Core))}, but {self.core!r} was given.")
+        if self.core == "identity" and (self.order, self.n_blocks, len(set(self.ranks))) != (2, 1, 1):
+            raise ShapeError(
+                f"an identity core is for one block of order 2 with equal Tucker ranks, but there are {self.n_blocks} "
+                f"of order {self.order} with ranks {self.ranks}. Use a full core."
+            )
 
     @property
     def order(self) -> int:
@@ -118,7 +136,7 @@ class BlockTermShape:
 
     @property
     def core_shape(self) -> tuple[int, ...]:
-        """``(N, R_1..R_d)``."""
+        """``(N, R_1..R_d)``, also of a core that is not stored."""
         return (self.n_blocks, *self.ranks)
 
     @property
@@ -128,9 +146,19 @@ class BlockTermShape:
         return tuple((self.n_blocks, i, j, r) for i, j, r in modes)
 
     @property
+    def tensor_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors that hold the parameters: cores unless they are the identity, then the factors."""
+        return self.factor_shapes if self.core == "identity" else (self.core_shape, *self.factor_shapes)
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether this is a plain low-rank matrix, as :meth:`low_rank` makes it."""
+        return self.core == "identity" and (self.in_modes[1], self.out_modes[0]) == (1, 1)
+
+    @property
     def n_params(self) -> int:
-        """``P = N (sum_k I_k J_k R_k + prod_k R_k)``."""
-        return math.prod(self.core_shape) + sum(math.prod(shape) for shape in self.factor_shapes)
+        """``P = N (sum_k I_k J_k R_k + prod_k R_k)``, without the last term for an identity core."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes)
 
     @property
     def dense_params(self) -> int:
@@ -156,11 +184,12 @@ class BlockTermShape:
             "in_size": self.in_size,
             "out_size": self.out_size,
             "n_gates": self.n_gates,
+            "core": self.core,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BlockTermShape:
-        """The inverse of :meth:`to_dict`.
+        """The inverse of :meth:`to_dict`; a core that is not named is full.
 
         Raises:
             ShapeError: a number is missing or is no integer, or the shape is inconsistent.
@@ -172,7 +201,7 @@ class BlockTermShape:
             n_blocks, in_size, out_size, n_gates = (
                 int(data[name]) for name in ("cp_rank", "in_size", "out_size", "n_gates")
             )
-            return cls(in_modes, out_modes, ranks, n_blocks, in_size, out_size, n_gates)
+            return cls(in_modes, out_modes, ranks, n_blocks, in_size, out_size, n_gates, data.get("core", "full"))
         except (KeyError, TypeError, ValueError) as error:
             raise ShapeError(f"not a block-term shape ({type(error).__name__}: {error}): {data!r}") from error
 

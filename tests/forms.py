@@ -12,4 +12,4 @@ def random_form(shape, generator, dtype=torch.float64):
     def draw(size):
         return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
-    return BlockTerm(shape, draw(shape.core_shape), tuple(draw(size) for size in shape.factor_shapes))
+    return BlockTerm.of(shape, [draw(size) for size in shape.tensor_shapes])

@@ -15,6 +15,8 @@ SHAPES = [
     UNEVEN,
     PADDED,
     BlockTermShape((4,), (6,), (1,), 2),
+    BlockTermShape.low_rank(6, 7, 3),
+    BlockTermShape((2, 5), (12, 3), (4, 4), in_size=9, out_size=28, n_gates=4, core="identity"),
     BlockTermShape((5, 2, 1, 3), (2, 1, 3, 2), (2, 1, 3, 2), 2),
 ]
 
@@ -37,7 +39,7 @@ def dense_by_loops(form):
     return dense[kept][:, : shape.in_size]
 
 
-@pytest.mark.parametrize("shape", [BlockTermShape((2, 1, 3), (2, 3, 1), (3, 2, 2), 2), PADDED], ids=["whole", "padded"])
+@pytest.mark.parametrize("shape", [BlockTermShape((2, 1, 3), (2, 3, 1), (3, 2, 2), 2), PADDED, *SHAPES[4:6]], ids=str)
 def test_dense_matrix_is_the_definition(shape, generator):
     form = random_form(shape, generator)
     torch.testing.assert_close(form.to_dense(), dense_by_loops(form))
@@ -59,6 +61,7 @@ def test_product_equals_the_dense_product_in_value_and_gradient(shape, batch, ge
     inputs = torch.randn(*batch, shape.in_size, dtype=torch.float64, generator=generator)
     direction = torch.randn(*batch, shape.out_size, dtype=torch.float64, generator=generator)
     leaves = [tensor.requires_grad_() for tensor in (inputs, *form.tensors)]
+    form = BlockTerm.of(shape, leaves[1:])
 
     def gradients(product):
         return torch.autograd.grad((product * direction).sum(), leaves)
@@ -85,6 +88,15 @@ def test_parameters_are_counted_on_the_tensors(generator):
     assert form.n_params == UNEVEN.n_params == sum(tensor.numel() for tensor in form.tensors)
 
 
+def test_low_rank_is_the_product_of_its_factors_and_costs_no_more(generator):
+    shape = BlockTermShape.low_rank(6, 7, 3)
+    inputs, outputs = (factor.reshape(-1, 3) for factor in random_form(shape, generator).tensors)
+    form = BlockTerm.of(shape, [inputs.reshape(1, 7, 1, 3), outputs.reshape(1, 1, 6, 3)])
+    torch.testing.assert_close(form.to_dense(), outputs @ inputs.T)
+    assert form.n_params == shape.n_params == 3 * (6 + 7)
+    assert shape.is_low_rank
+
+
 def test_tensors_of_another_shape_are_refused(generator):
     form = random_form(UNEVEN, generator)
     with pytest.raises(ShapeError, match="were expected"):
@@ -97,12 +109,17 @@ def test_order_beyond_the_letters_of_einsum_is_refused():
         random_form(shape, torch.Generator()).to_dense()
 
 
-def test_initial_scale_gives_the_dense_matrix_the_variance_asked_for(generator):
-    shape = BlockTermShape((6, 7, 5), (4, 5, 6), (3, 2, 4), n_blocks=2)
+@pytest.mark.parametrize(
+    "shape",
+    [BlockTermShape((6, 7, 5), (4, 5, 6), (3, 2, 4), n_blocks=2), BlockTermShape.low_rank(60, 70, 5)],
+    ids=["full core", "identity core"],
+)
+def test_initial_scale_gives_the_dense_matrix_the_variance_asked_for(shape, generator):
     core_std, factor_std = init_scale(shape, variance=0.25)
     squares = []
     for _ in range(40):
         form = random_form(shape, generator)
-        scaled = BlockTerm(shape, form.cores * core_std, tuple(factor * factor_std for factor in form.factors))
+        stds = [core_std if tensor is form.cores else factor_std for tensor in form.tensors]
+        scaled = BlockTerm.of(shape, [tensor * std for tensor, std in zip(form.tensors, stds, strict=True)])
         squares.append(scaled.to_dense().square().mean())
     assert torch.stack(squares).mean().item() == pytest.approx(0.25, rel=0.15)

@@ -40,6 +40,11 @@ SHAPES = {
         BlockTermShape((3, 2, 2), (8, 2, 1), (2, 3, 1), 2, in_size=10, out_size=12, n_gates=4)
     ),
     "fused, order one": MatrixShape(BlockTermShape((10,), (12,), (4,), n_gates=4)),
+    "low rank": MatrixShape(BlockTermShape.low_rank(12, 10, 3, n_gates=4)),
+    "separate, low rank": MatrixShape(BlockTermShape.low_rank(3, 10, 2), "separate"),
+    "Kronecker products, padded": MatrixShape(
+        BlockTermShape((3, 4), (4, 3), (5, 5), in_size=10, n_gates=4, core="identity")
+    ),
     "separate": MatrixShape(BlockTermShape((5, 2), (1, 3), (2, 3), n_blocks=2), "separate"),
     "separate, padded": MatrixShape(BlockTermShape((3, 4), (2, 2), (3, 2), 2, in_size=10, out_size=3), "separate"),
 }
@@ -52,10 +57,7 @@ def block_terms(shape, seed=0, dtype=torch.float64):
         return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
     part = shape.part
-    return tuple(
-        BlockTerm(part, draw(part.core_shape), tuple(draw(size) for size in part.factor_shapes))
-        for _ in range(shape.n_parts)
-    )
+    return tuple(BlockTerm.of(part, [draw(size) for size in part.tensor_shapes]) for _ in range(shape.n_parts))
 
 
 def dense(dtype=torch.float64):
@@ -476,7 +478,10 @@ FORGED = {
     "deep JSON": (lambda about: "[" * 100_000, "not JSON"),
     "a huge number": (lambda about: '{"version": ' + "9" * 5000 + "}", "not JSON"),
     "no object": (lambda about: "[]", "not a JSON object"),
-    "a later version": (put("version", value=2), "has format version 2.*Update btcompress"),
+    "a later version": (put("version", value=3), "has format version 3.*Update btcompress"),
+    "no such core": (put(*M, "core", value="round"), "core must be"),
+    "a core that is a number": (put(*M, "core", value=3), "core must be"),
+    "an identity core of several blocks": (put(*M, "core", value="identity"), "one block of order 2"),
     "no such version": (put("version", value=0), "Make the file again"),
     "a version in words": (put("version", value="1"), "version is missing"),
     **{f"no {name}": (drop(name), name) for name in ("version", "keys", "matrices", "aliases", "source", "history")},
@@ -526,6 +531,37 @@ def test_forged_descriptions_are_refused(written, case):
 def test_fields_that_are_not_known_are_passed_over(written):
     forge(written, put("more", value={"x": 1}))
     assert_equal(read_compressed(written).dense_state_dict(), compress().dense_state_dict())
+
+
+def version_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["btcompress"])["version"]
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_only_files_with_identity_cores_need_the_second_version(tmp_path, case):
+    write(compress(case), tmp_path / "out")
+    assert version_of(tmp_path / "out") == (2 if SHAPES[case].part.core == "identity" else 1)
+
+
+def test_files_of_the_first_version_name_no_core_and_are_still_read(written):
+    forge(written, drop(*M, "core"))
+    assert_equal(read_compressed(written).dense_state_dict(), compress().dense_state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("version", value=1), "no identity cores"),
+        (put(*M, "tucker_ranks", value=[2**30, 2**30]), "more than its modes can hold"),
+    ],
+    ids=["of the first version", "larger than any matrix needs"],
+)
+def test_forged_identity_cores_are_refused(tmp_path, change, words):
+    write(compress("low rank"), tmp_path / "out")
+    forge(tmp_path / "out", change)
+    with pytest.raises(CheckpointError, match=words):
+        read_compressed(tmp_path / "out")
 
 
 def test_a_missing_tensor_is_refused(written):

@@ -148,6 +148,17 @@ def test_report_against_measures_anew(model, run):
         (["--matrices", "input,hidden"], "input, recurrent, linear, but input, hidden was given"),
         (["--layer", "head"], "head.weight does, but is linear"),
         (["--container", "ema"], "ema"),
+        (["--target-ratio", "0.5"], "above 1"),
+        (["--target-ratio", "1e9"], "What is in reach is"),
+        (["--target-ratio", "9", "--max-params", "5"], "Give one of them"),
+        (["--max-error", "0"], "between 0 and 1"),
+        (["--max-error", "0.5", "--cp-rank", "1"], "leaves the ranks"),
+        (["--max-error", "0.5", "--plan", "plan.yaml"], "leaves the ranks"),
+        (["--of", "model"], "--target-ratio"),
+        (["--plan", "plan.yaml"], "plan.yaml cannot be read"),
+        (["--plan", "model.pt"], "model.pt is"),
+        (["--plan", "plan.yaml", "--tucker-rank", "3"], "--plan says it all"),
+        (["--plan", "plan.yaml", "--layer", "lstm"], "--plan says it all"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -156,6 +167,50 @@ def test_bad_requests_are_one_clear_error_with_exit_code_2_and_write_nothing(mod
     assert words in err
     assert "Traceback" not in err
     assert out == ""
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.pt"]
+
+
+def test_plan_shows_forms_and_curves_and_writes_nothing(model, run):
+    out, err = run("plan", model, "--target-ratio", "4")
+    assert err == ""
+    for words in ("at least 4 for the matrices", "lstm.weight_ih_l0", "128 x 64", "equal size", "1,024x"):
+        assert words in out
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.pt"]
+    value = json.loads(run("plan", model, "--target-ratio", "4", "--json")[0])
+    (matrix,) = value["matrices"]
+    assert value["totals"]["matrices"]["ratio"] >= 4
+    assert value["wish"] == {"target_ratio": 4.0, "max_params": None, "max_error": None, "of": "matrices"}
+    assert matrix["chosen"] in matrix["curve"]
+    assert matrix["chosen"]["weight_error"] <= matrix["svd_error"]
+    assert [point["params"] for point in matrix["curve"]] == sorted(point["params"] for point in matrix["curve"])
+
+
+def test_what_is_planned_is_what_factorize_does_with_the_wish_or_the_plan(model, tmp_path, run):
+    wish, plan = ("--target-ratio", "9", "--of", "matrices"), tmp_path / "plan.yaml"
+    planned = json.loads(run("plan", model, *wish, "--json", "--save-plan", plan)[0])["matrices"][0]["chosen"]
+    direct = json.loads(run("factorize", model, *wish, "--json", "-o", tmp_path / "a")[0])["matrices"][0]
+    from_plan = json.loads(run("factorize", model, "--plan", plan, "--json", "-o", tmp_path / "b")[0])["matrices"][0]
+    assert direct == from_plan
+    assert direct["params_after"] == planned["params"]
+    assert direct["weight_error"] == pytest.approx(planned["weight_error"], rel=0.02)
+    stored = load_file(tmp_path / "a")
+    assert stored.keys() == load_file(tmp_path / "b").keys()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in load_file(tmp_path / "b").items())
+
+
+def test_existing_plans_are_kept_unless_forced(model, run):
+    plan = model.parent / "plan.yaml"
+    plan.write_text("precious")
+    _, err = run("plan", model, "--max-error", "0.5", "--save-plan", plan, code=2)
+    assert "--force" in err
+    assert plan.read_text() == "precious"
+    run("plan", model, "--max-error", "0.5", "--save-plan", plan, "--force")
+    assert "weight_ih_l0" in plan.read_text()
+
+
+def test_dry_run_of_a_wish_shows_its_forms(model, run):
+    out, _ = run("factorize", model, "--max-error", "0.5", "--dry-run")
+    assert "low rank" in out or "without a core" in out
     assert sorted(path.name for path in model.parent.iterdir()) == ["model.pt"]
 
 
@@ -178,7 +233,7 @@ def test_compressed_files_are_told_from_dense_ones(model, run):
 
 
 def test_every_option_in_the_documents_exists(run):
-    helps = " ".join(run(command, "--help")[0] for command in ("factorize", "inspect", "report", "finetune"))
+    helps = " ".join(run(command, "--help")[0] for command in ("factorize", "plan", "inspect", "report", "finetune"))
     root = Path(__file__).parent.parent
     for document in (root / "README.md", *(root / "docs").glob("*.md")):
         for option in re.findall(r"`(?:btcompress \w+ [^`]*)?(--[a-z-]+)", document.read_text()):

@@ -4,8 +4,8 @@ from torch import nn
 
 from btcompress.blockterm import BlockTerm
 from btcompress.finetune.blocks import balance, cancellation, worst_cancellation
-from btcompress.nn import BTLSTM
-from btcompress.shapes import BlockTermShape
+from btcompress.nn import BTLSTM, BTLinear
+from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import UNEVEN, random_form
 
 
@@ -50,3 +50,15 @@ def test_matrices_with_a_frozen_tensor_are_not_balanced():
     before = [parameter.clone() for parameter in lstm.parameters()]
     balance(lstm)
     assert all(torch.equal(old, new) for old, new in zip(before, lstm.parameters(), strict=True))
+
+
+def test_low_rank_matrices_are_balanced_and_never_cancel(generator):
+    linear = BTLinear(9, 14, shape=MatrixShape(BlockTermShape.low_rank(14, 9, 3)), dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.factors.tensors()[0].mul_(1e4)
+    dense = linear.weight.to_dense().detach()
+    assert worst_cancellation(linear) == pytest.approx(1)
+    balance(linear)
+    torch.testing.assert_close(linear.weight.to_dense(), dense)
+    first, second = (tensor.norm() for tensor in linear.weight.factors.tensors())
+    torch.testing.assert_close(first, second)

@@ -11,6 +11,7 @@ from tensorly.decomposition import tucker
 from btcompress.blockterm import BlockTerm
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.fit import FitOptions, balanced, fit, fit_matrix, hosvd, truncated_svd, weight_error
+from btcompress.fit.lowrank import joint_errors, kronecker_errors
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import sweep_until_stable
 from btcompress.shapes import BlockTermShape, MatrixShape
@@ -114,6 +115,49 @@ def test_low_rank_matrices_are_block_terms_with_unpaired_modes(generator):
     shape = BlockTermShape((30, 1), (1, 28), (5, 5))
     fitted = fit(matrix, shape)
     assert fitted.weight_error == pytest.approx(truncated_svd(matrix, 5 * (28 + 30)).error, abs=1e-9)
+
+
+WITHOUT_CORE = {
+    "low rank, tall": BlockTermShape.low_rank(28, 18, 5),
+    "low rank, wide": BlockTermShape.low_rank(18, 28, 5),
+    "Kronecker products": BlockTermShape((2, 9), (7, 4), (5, 5), core="identity"),
+}
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
+@pytest.mark.parametrize("case", WITHOUT_CORE)
+def test_forms_without_a_core_are_the_truncated_svd_of_the_rearranged_matrix(case, small, generator, monkeypatch):
+    if not small:
+        monkeypatch.setattr("btcompress.fit.lowrank._SMALL_ENTRIES", 0)
+    shape = WITHOUT_CORE[case]
+    matrix = torch.randn(shape.out_size, shape.in_size, dtype=torch.float64, generator=generator)
+    values = torch.linalg.svdvals(paired_tensor(matrix, shape))
+    fitted = fit(matrix, shape)
+    assert fitted.weight_error == pytest.approx(float(values[5:].norm() / values.norm()), rel=1e-9)
+    assert weight_error(matrix, (fitted.value,)) == fitted.weight_error
+    assert fitted.norm == pytest.approx(float(matrix.norm()))
+    assert fitted.value.n_params == 5 * sum(shape.mode_sizes)
+    norms = [tensor.norm() for tensor in fitted.value.tensors]
+    torch.testing.assert_close(norms[0], norms[1])
+    errors = kronecker_errors(matrix, shape, torch.device("cpu"))
+    expected = [float(values[rank:].norm() / values.norm()) for rank in range(1, len(values) + 1)]
+    torch.testing.assert_close(errors, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_separate_low_rank_gates_share_their_errors(generator):
+    matrices = (
+        torch.randn(4, 7, 18, dtype=torch.float64, generator=generator) * torch.tensor([1, 2, 3, 9.0])[:, None, None]
+    )
+    errors = joint_errors(matrices, torch.device("cpu"))
+    for rank in (1, 4, 7):
+        fitted = fit_matrix(matrices.reshape(28, 18), MatrixShape(BlockTermShape.low_rank(7, 18, rank), "separate"))
+        assert fitted.weight_error == pytest.approx(float(errors[rank - 1]), abs=1e-9)
+
+
+def test_zero_matrices_without_a_core_stay_zero():
+    fitted = fit(torch.zeros(28, 18), BlockTermShape.low_rank(28, 18, 5))
+    assert fitted.value.n_params == 5 * (28 + 18)
+    assert not fitted.value.to_dense().any()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

@@ -26,8 +26,13 @@ def test_full_rank_changes_nothing(bias, batch, generator):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_low_rank_equals_the_layer_with_the_same_matrix(method, generator):
-    shape = MatrixShape(BlockTermShape((2, 3, 5), (7, 4, 3), (3, 2, 4), 3))
+@pytest.mark.parametrize(
+    "part",
+    [BlockTermShape((2, 3, 5), (7, 4, 3), (3, 2, 4), 3), BlockTermShape((5, 6), (12, 7), (4, 4), core="identity")],
+    ids=["full core", "identity core"],
+)
+def test_low_rank_equals_the_layer_with_the_same_matrix(part, method, generator):
+    shape = MatrixShape(part)
     student = BTLinear(30, 84, shape=shape, dtype=torch.float64, method=method)
     inputs = torch.randn(6, 30, generator=generator, dtype=torch.float64)
     direction = torch.randn(6, 84, generator=generator, dtype=torch.float64)
@@ -48,6 +53,17 @@ def test_names_of_parameters():
         "weight.factors.1",
         "bias",
     }
+
+
+def test_identity_cores_are_no_parameters_and_survive_the_meta_device():
+    shape = MatrixShape(BlockTermShape.low_rank(20, 6, 3))
+    student = BTLinear(6, 20, shape=shape, device="meta").to_empty(device="cpu")
+    assert set(student.state_dict()) == {"weight.factors.0", "weight.factors.1", "bias"}
+    assert sum(parameter.numel() for parameter in student.parameters()) == 3 * 26 + 20
+    student.reset_parameters()
+    first, second = (factor.reshape(-1, 3) for factor in student.weight.factors.tensors())
+    torch.testing.assert_close(student.weight.to_dense(), second @ first.T)
+    assert "core=identity" in repr(student)
 
 
 def test_bias_is_neither_lost_nor_invented():

@@ -36,6 +36,13 @@ def test_count_is_the_count_of_the_tensors_described():
     assert shape.n_params == 3 * (2 * 7 * 3 + 3 * 4 * 2 + 5 * 3 * 4 + 3 * 2 * 4)
 
 
+def test_identity_cores_cost_nothing():
+    shape = BlockTermShape((2, 3), (8, 5), (4, 4), core="identity")
+    assert shape.n_params == 4 * (2 * 8 + 3 * 5) == BlockTermShape((2, 3), (8, 5), (4, 4)).n_params - 16
+    assert BlockTermShape.low_rank(40, 6, 5).n_params == 5 * (40 + 6)
+    assert BlockTermShape.low_rank(40, 6, 9).limited() == BlockTermShape.low_rank(40, 6, 6)
+
+
 def test_separate_gates_count_four_forms():
     part = BlockTermShape((4, 3), (2, 5), (2, 3))
     separate, fused = MatrixShape(part, "separate"), MatrixShape(part)
@@ -62,8 +69,16 @@ def test_ranks_far_above_the_limit_mean_full_rank():
     assert limit_ranks((6, 4, 30), (99, 99, 99)) == (6, 4, 24)
 
 
-def test_shapes_survive_their_json_form():
-    shape = MatrixShape(BlockTermShape((2, 3), (8, 2), (3, 2), 2, in_size=5, out_size=12, n_gates=4))
+@pytest.mark.parametrize(
+    "part",
+    [
+        BlockTermShape((2, 3), (8, 2), (3, 2), 2, in_size=5, out_size=12, n_gates=4),
+        BlockTermShape.low_rank(12, 5, 3, n_gates=4),
+    ],
+    ids=["full core", "identity core"],
+)
+def test_shapes_survive_their_json_form(part):
+    shape = MatrixShape(part)
     assert MatrixShape.from_dict(shape.to_dict()) == shape
 
 
@@ -76,6 +91,10 @@ def test_shapes_survive_their_json_form():
         (((2, 3), (4, 1), (1, 1), 0), "at least 1"),
         (((2, 3), (4, 1), (1, 1), 1, 7), "4 x 7"),
         (((2, 3), (6, 2), (1, 1), 1, 6, 10, 4), "multiple of 4"),
+        (((2, 3), (4, 1), (2, 2), 2, 0, 0, 1, "identity"), "one block of order 2"),
+        (((2, 3), (4, 1), (2, 1), 1, 0, 0, 1, "identity"), "equal Tucker ranks"),
+        (((2, 3, 1), (4, 1, 2), (2, 2, 2), 1, 0, 0, 1, "identity"), "order 2"),
+        (((2, 3), (4, 1), (2, 2), 1, 0, 0, 1, "round"), "core must be one of full, identity"),
     ],
 )
 def test_inconsistent_shapes_are_refused_in_words(arguments, words):

@@ -43,8 +43,8 @@ class CompressedCheckpoint:
 
     Attributes:
         tensors: those that stayed as they were under their own names, and in place of each factorized
-            ``key`` its ``key.cores`` and ``key.factors.<k>``; with separate gates ``key.gate_i.cores``
-            and so on.
+            ``key`` its ``key.cores``, unless they are the identity, and ``key.factors.<k>``; with separate
+            gates ``key.gate_i.cores`` and so on.
         matrices: the factorized matrices by key.
         keys: all keys of the dense checkpoint in its own order.
         source: the dense checkpoint.
@@ -122,7 +122,7 @@ class CompressedCheckpoint:
         """The block terms of a factorized matrix, stacked by rows: one, or one for each gate i, f, g, o."""
         shape = self.matrices[key].shape
         tensors = ([self.tensors[name] for name in names] for names in part_names(key, shape))
-        return tuple(BlockTerm(shape.part, cores, tuple(factors)) for cores, *factors in tensors)
+        return tuple(BlockTerm.of(shape.part, each) for each in tensors)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
         """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype."""
@@ -163,10 +163,12 @@ class CompressedCheckpoint:
 
 
 def part_names(key: str, shape: MatrixShape) -> tuple[tuple[str, ...], ...]:
-    """For each block term of a matrix the names of its cores, then of the factor of each mode."""
+    """For each block term of a matrix the names of its tensors: cores if they are stored, then the factors."""
     prefixes = (f"{key}.{name}" if name else key for name in shape.part_names)
-    modes = range(shape.part.order)
-    return tuple((f"{prefix}.cores", *(f"{prefix}.factors.{k}" for k in modes)) for prefix in prefixes)
+    names = [f"factors.{k}" for k in range(shape.part.order)]
+    if shape.part.core == "full":
+        names.insert(0, "cores")
+    return tuple(tuple(f"{prefix}.{name}" for name in names) for prefix in prefixes)
 
 
 def expected_shapes(keys: Sequence[str], matrices: Mapping[str, CompressedMatrix]) -> dict[str, tuple[int, ...] | None]:
@@ -181,9 +183,9 @@ def expected_shapes(keys: Sequence[str], matrices: Mapping[str, CompressedMatrix
     for key in keys:
         shapes: dict[str, tuple[int, ...] | None] = {key: None}
         if matrix := matrices.get(key):
-            part = (matrix.shape.part.core_shape, *matrix.shape.part.factor_shapes)
+            sizes = matrix.shape.part.tensor_shapes
             names = part_names(key, matrix.shape)
-            shapes = {name: shape for each in names for name, shape in zip(each, part, strict=True)}
+            shapes = {name: size for each in names for name, size in zip(each, sizes, strict=True)}
         if clash := expected.keys() & shapes.keys():
             raise CheckpointError(f"two tensors would be named {min(clash)}. Rename one in the dense checkpoint.")
         expected.update(shapes)

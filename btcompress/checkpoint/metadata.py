@@ -15,7 +15,8 @@ from btcompress.checkpoint.source import Source
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.shapes import MatrixShape
 
-_VERSION = 1
+#: A file is of the first version that can describe it: one without identity cores of version 1.
+_VERSION, _VERSION_WITH_IDENTITY_CORES = 1, 2
 
 #: No tensor has more modes or larger ones; without a bound a forged header could ask for endless arithmetic.
 _MAX_ORDER = 16
@@ -33,7 +34,7 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
     """
     source = compressed.source
     description = {
-        "version": _VERSION,
+        "version": _version_for(compressed),
         "keys": list(compressed.keys),
         "matrices": {key: _encode_matrix(matrix) for key, matrix in compressed.matrices.items()},
         "aliases": dict(aliases),
@@ -68,6 +69,11 @@ def decode(text: str, stored: Mapping[str, Tensor], path: Path) -> CompressedChe
         raise CheckpointError(f"{path} has a description that is not JSON. Make the file again.") from error
 
 
+def _version_for(compressed: CompressedCheckpoint) -> int:
+    has_identity = any(matrix.shape.part.core == "identity" for matrix in compressed.matrices.values())
+    return _VERSION_WITH_IDENTITY_CORES if has_identity else _VERSION
+
+
 def _encode_matrix(matrix: CompressedMatrix) -> dict[str, Any]:
     return {
         **matrix.shape.to_dict(),
@@ -82,14 +88,14 @@ def _decode(description: object, stored: Mapping[str, Tensor], path: Path) -> Co
     if not isinstance(description, dict):
         raise CheckpointError("its description is not a JSON object.")
     version = _field(description, "version", int)
-    if version != _VERSION:
+    if not _VERSION <= version <= _VERSION_WITH_IDENTITY_CORES:
         raise CheckpointError(
-            f"it has format version {version}, and this btcompress reads version {_VERSION}. "
-            f"{'Update btcompress' if version > _VERSION else 'Make the file again'}."
+            f"it has format version {version}, and this btcompress reads versions {_VERSION} to "
+            f"{_VERSION_WITH_IDENTITY_CORES}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
         )
     source = _field(description, "source", dict)
     matrices = _field(description, "matrices", dict)
-    return CompressedCheckpoint(
+    compressed = CompressedCheckpoint(
         _tied(stored, _field(description, "aliases", dict)),
         {key: _decode_matrix(key, matrix) for key, matrix in matrices.items()},
         tuple(_all(_field(description, "keys", list), str, "keys")),
@@ -103,6 +109,9 @@ def _decode(description: object, stored: Mapping[str, Tensor], path: Path) -> Co
         tuple(_all(_field(description, "notices", list), str, "notices")),
         (path.resolve(),),
     )
+    if version < _version_for(compressed):
+        raise CheckpointError(f"it has format version {version}, in which there are no identity cores.")
+    return compressed
 
 
 def _decode_matrix(key: str, data: object) -> CompressedMatrix:
@@ -120,8 +129,12 @@ def _decode_matrix(key: str, data: object) -> CompressedMatrix:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise CheckpointError(f"{key} has dtype {name!r}, which is no floating-point type.")
+    shape = MatrixShape.from_dict(data)
+    # An identity core is made, not read: a larger one than any matrix needs could ask for endless memory.
+    if shape.part.core == "identity" and shape.part != shape.part.limited():
+        raise CheckpointError(f"the Tucker ranks {shape.part.ranks} of {key} are more than its modes can hold.")
     return CompressedMatrix(
-        MatrixShape.from_dict(data),
+        shape,
         dtype,
         _field(data, "weight_error", float),
         _field(data, "svd_rank", int),

@@ -1,16 +1,21 @@
 """Dense matrix to block-term form, and the yardsticks to hold it against."""
 
 from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, balanced, fit, fit_matrix
+from btcompress.fit.curves import Curve, FormsWithCore, Point, price
 from btcompress.fit.yardsticks import SVDYardstick, truncated_svd, weight_error
 
 __all__ = [
+    "Curve",
     "Fit",
     "FitOptions",
+    "FormsWithCore",
     "MatrixFit",
+    "Point",
     "SVDYardstick",
     "balanced",
     "fit",
     "fit_matrix",
+    "price",
     "truncated_svd",
     "weight_error",
 ]

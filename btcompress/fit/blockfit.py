@@ -12,8 +12,10 @@ from torch import Tensor
 from btcompress.blockterm import BlockTerm
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.fit.hosvd import Compression, compress, leading_corner
+from btcompress.fit.lowrank import fit_without_core
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
+from btcompress.fit.yardsticks import frobenius_norm, largest, weight_error
 from btcompress.results import Sweep
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -114,7 +116,8 @@ def fit(
     """Fit one block-term form, minimising ``||W - W'||_F``.
 
     Sequentially truncated HOSVD shrinks the paired-mode tensor; ALS Tucker, block after block, gives
-    the start; joint least-squares sweeps over all blocks finish; the HOSVD bases expand the result.
+    the start; joint least-squares sweeps over all blocks finish; the HOSVD bases expand the result. A form
+    without a core is a truncated SVD instead, which no sweep can better.
 
     Args:
         matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
@@ -127,15 +130,12 @@ def fit(
     """
     shape = shape.limited()
     device = torch.device(options.device)
-    low, high = (float(bound) for bound in torch.aminmax(matrix.detach()))
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise BTCompressError(
-            "the matrix holds values that are not finite (NaN or infinity). "
-            "Repair the checkpoint or leave this matrix out."
-        )
-    scale = max(abs(low), abs(high))
+    scale = check_finite(matrix)
     if scale == 0:
         return Fit(_zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
+    if shape.core == "identity":
+        form = balanced(BlockTerm.of(shape, fit_without_core(matrix, shape, scale, device)))
+        return Fit(form, weight_error(matrix, (form,)), 0, converged=True, norm=frobenius_norm(matrix))
     compression = compress(matrix, shape, scale, device)
     best = _best_sweeps(compression.core, shape, options, on_sweep)
     return Fit(
@@ -147,8 +147,23 @@ def fit(
     )
 
 
+def check_finite(matrix: Tensor) -> float:
+    """The largest magnitude in a matrix.
+
+    Raises:
+        BTCompressError: the matrix is not finite.
+    """
+    scale = largest(matrix)
+    if not math.isfinite(scale):
+        raise BTCompressError(
+            "the matrix holds values that are not finite (NaN or infinity). "
+            "Repair the checkpoint or leave this matrix out."
+        )
+    return scale
+
+
 def balanced(form: BlockTerm) -> BlockTerm:
-    """The same matrix with each block's scale spread evenly over its core and factors.
+    """The same matrix with each block's scale spread evenly over its core, unless that is the identity, and factors.
 
     The product has a scale freedom; equal norms keep every tensor within the range of small dtypes and
     make gradient steps act alike on all of them.
@@ -159,7 +174,7 @@ def balanced(form: BlockTerm) -> BlockTerm:
     logs = torch.where(usable, norms, 1.0).log()
     gains = torch.where(usable, (logs.mean(dim=0) - logs).exp(), 1.0)
     scaled = [tensor * gain.reshape(-1, *[1] * (tensor.ndim - 1)) for tensor, gain in zip(tensors, gains, strict=True)]
-    return BlockTerm(form.shape, scaled[0], tuple(scaled[1:]))
+    return BlockTerm.of(form.shape, scaled)
 
 
 def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sweep: OnSweep | None) -> SweepResult:
@@ -202,7 +217,5 @@ def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> Bl
 
 
 def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
-    def zeros(size: tuple[int, ...]) -> Tensor:
-        return torch.zeros(size, dtype=torch.float64, device=device)
-
-    return BlockTerm(shape, zeros(shape.core_shape), tuple(zeros(size) for size in shape.factor_shapes))
+    sizes = shape.tensor_shapes
+    return BlockTerm.of(shape, [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,13 @@ class Compression:
     norm: float
 
 
-def compress(matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> Compression:
+def compress(
+    matrix: Tensor,
+    shape: BlockTermShape,
+    scale: float,
+    device: torch.device,
+    kept: Sequence[int] | None = None,
+) -> Compression:
     """Compress the paired-mode tensor of a matrix.
 
     Args:
@@ -55,9 +61,10 @@ def compress(matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.
         shape: mode sizes, and ranks that say how many basis vectors to keep.
         scale: the matrix's largest magnitude, above 0.
         device: where to compute.
+        kept: basis vectors to keep of each mode, none more than its size; as many as the ranks need when left out.
     """
     slabs = _Slabs(matrix, shape, scale, device)
-    kept = _basis_sizes(shape)
+    kept = _basis_sizes(shape) if kept is None else kept
     bases = [torch.eye(size, dtype=torch.float64, device=device) for size in kept]
     shrinking = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
     if not shrinking:

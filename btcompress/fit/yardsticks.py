@@ -38,7 +38,7 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...]) -> float:
     Returns:
         The error, 0 when both are zero and infinity when only ``W`` is.
     """
-    scale = _largest(matrix) or 1.0
+    scale = largest(matrix) or 1.0
     missed, total, offset = 0.0, 0.0, 0
     for part in parts:
         form = part.to(torch.float64)
@@ -64,26 +64,57 @@ def truncated_svd(matrix: Tensor, max_params: int, device: torch.device | str = 
         device: where to compute.
     """
     rank = min(max_params // sum(matrix.shape), *matrix.shape)
-    scale = _largest(matrix)
-    if scale == 0:
+    if largest(matrix) == 0:
         return SVDYardstick(rank, 0.0)
     if rank == 0:
         return SVDYardstick(0, 1.0)
+    return SVDYardstick(rank, float(low_rank_errors(matrix, device)[rank - 1]))
+
+
+def low_rank_errors(matrix: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Weight error of the truncated SVD of each rank ``1 .. min(J, I)``, float64; of zeros for a zero matrix.
+
+    Args:
+        matrix: shape ``(J, I)``.
+        device: where to compute.
+    """
+    scale = largest(matrix)
+    if scale == 0:
+        return torch.zeros(min(matrix.shape), dtype=torch.float64)
+    return errors_by_rank(torch.linalg.eigvalsh(small_gram(matrix, scale, device)).flip(0))
+
+
+def errors_by_rank(squares: Tensor) -> Tensor:
+    """Error left by the ``r`` leading of these squared singular values, in falling order, for ``r = 1, 2, ..``."""
+    squares = squares.clamp_min(0).cpu()
+    left = squares.flip(0).cumsum(0).flip(0)
+    return torch.cat([left[1:], left.new_zeros(1)]).div(left[0]).sqrt()
+
+
+def small_gram(matrix: Tensor, scale: float, device: torch.device | str) -> Tensor:
+    """Gram matrix of the smaller side of ``matrix / scale``, float64, summed over chunks."""
     side = min(matrix.shape)
     gram = torch.zeros(side, side, dtype=torch.float64, device=device)
-    for chunk in _chunks_across(matrix):
+    for chunk in chunks_across(matrix):
         part = chunk.to(device, torch.float64) / scale
         gram.addmm_(part.T, part)
-    values = torch.linalg.eigvalsh(gram).clamp_min(0)
-    return SVDYardstick(rank, math.sqrt(float(values[: side - rank].sum() / values.sum())))
+    return gram
 
 
-def _chunks_across(matrix: Tensor) -> Iterator[Tensor]:
-    """Chunks ``(n, smaller side)`` that together are the matrix or its transpose."""
+def chunks_across(matrix: Tensor) -> Iterator[Tensor]:
+    """Chunks of rows, shape ``(n, smaller side)``, that together are the matrix or its transpose."""
     tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
     yield from torch.split(tall, max(1, _CHUNK_ENTRIES // tall.shape[1]))
 
 
-def _largest(matrix: Tensor) -> float:
+def largest(matrix: Tensor) -> float:
+    """The largest magnitude in a matrix."""
     low, high = torch.aminmax(matrix.detach())
     return max(abs(float(low)), abs(float(high)))
+
+
+def frobenius_norm(matrix: Tensor) -> float:
+    """``||W||_F``, summed in float64 over chunks, without overflow."""
+    scale = largest(matrix) or 1.0
+    squares = ((chunk.to(torch.float64) / scale).square().sum() for chunk in chunks_across(matrix))
+    return scale * math.sqrt(sum(map(float, squares)))

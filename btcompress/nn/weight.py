@@ -54,7 +54,8 @@ class BTWeight(nn.Module):
     """A ``(out, in)`` matrix ``W`` in block-term form; see :class:`btcompress.BlockTerm`.
 
     Its parameters are ``cores`` and ``factors.0`` to ``factors.{d-1}``, or those of each gate below
-    ``gate_i``, ``gate_f``, ``gate_g`` and ``gate_o`` where the gates are separate.
+    ``gate_i``, ``gate_f``, ``gate_g`` and ``gate_o`` where the gates are separate. An identity core is no
+    parameter, and there is no ``cores`` then.
 
     They are not set at first: call :meth:`reset_parameters` or :meth:`load`.
 
@@ -70,7 +71,8 @@ class BTWeight(nn.Module):
         super().__init__()
         self.shape = shape
         if shape.gates == "fused":
-            self.cores = nn.Parameter(torch.empty(shape.part.core_shape, device=device, dtype=dtype))
+            if shape.part.core == "full":
+                self.cores = nn.Parameter(torch.empty(shape.part.core_shape, device=device, dtype=dtype))
             self.factors = Factors(torch.empty(size, device=device, dtype=dtype) for size in shape.part.factor_shapes)
         else:
             for name in shape.part_names:
@@ -80,14 +82,17 @@ class BTWeight(nn.Module):
         """Draw cores and factors from normal distributions that give the entries of ``W`` this variance."""
         core_std, factor_std = init_scale(self.shape.part, variance)
         for part in self.parts:
-            for tensor, std in zip(part.tensors, (core_std, *(factor_std for _ in part.factors)), strict=True):
+            for tensor in part.tensors:
+                std = core_std if tensor is part.cores else factor_std
                 init.normal_(tensor, std=std, generator=generator)
 
     @property
     def parts(self) -> tuple[BlockTerm, ...]:
         """The block-term forms of the parameters: one, or one for each gate."""
         if self.shape.gates == "fused":
-            return (BlockTerm(self.shape.part, self.cores, self.factors.tensors()),)
+            # An identity core is made anew each time: a buffer would be lost by to_empty() and on the meta device.
+            cores = (self.cores,) if self.shape.part.core == "full" else ()
+            return (BlockTerm.of(self.shape.part, (*cores, *self.factors.tensors())),)
         return tuple(part for name in self.shape.part_names for part in getattr(self, name).parts)
 
     @property
@@ -139,10 +144,11 @@ class BTWeight(nn.Module):
 
     def __repr__(self) -> str:
         part, shape = self.shape.part, self.shape
+        core = "" if part.core == "full" else f", core={part.core}"
         gates = "" if shape.gates == "fused" else f", gates={shape.gates}"
         return (
             f"BTWeight({shape.out_size}x{shape.in_size}, in_modes={part.in_modes}, out_modes={part.out_modes}, "
-            f"cp_rank={part.n_blocks}, tucker_ranks={part.ranks}{gates}, {shape.n_params} parameters)"
+            f"cp_rank={part.n_blocks}, tucker_ranks={part.ranks}{core}{gates}, {shape.n_params} parameters)"
         )
 
 

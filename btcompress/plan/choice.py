@@ -15,16 +15,31 @@ from btcompress.shapes import GATE_NAMES, MatrixShape
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """What a matrix gets instead where the fit of its own shape comes out worse than foreseen.
+
+    Attributes:
+        max_error: the largest weight error with which its own shape is kept.
+        shape: a shape that is fitted exactly; None leaves the matrix dense.
+    """
+
+    max_error: float
+    shape: MatrixShape | None
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedMatrix:
     """One matrix and the shape chosen for it.
 
     Attributes:
         name: its key in the checkpoint.
         shape: the block-term shape that it gets, or would get if it were not left dense.
+        fallback: what it gets instead where the fit comes out worse than foreseen; None keeps any fit.
     """
 
     name: str
     shape: MatrixShape
+    fallback: Fallback | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +128,21 @@ def make_plan(
     for key, choice in choose_shapes(request, sizes).items():
         shape = choice.shape
         if shape.n_params >= shape.dense_params and not allow_growth:
-            reason = (
-                f"its block-term form would have {shape.n_params:,} parameters, the matrix itself has "
-                f"{shape.dense_params:,}; lower the ranks, or allow growth"
-            )
-            left_dense.append(LeftDense(key, reason))
+            left_dense.append(LeftDense(key, growth(shape)))
             continue
         planned.append(PlannedMatrix(key, shape))
         notices.extend(choice.notices)
     if "linear" in kinds and not layers:
         notices.extend(_passed_over(candidates))
     return Plan(lstms, others, tuple(planned), tuple(left_dense), tuple(notices), kinds)
+
+
+def growth(shape: MatrixShape) -> str:
+    """Why a matrix that its form would make larger stays dense."""
+    return (
+        f"its block-term form would have {shape.n_params:,} parameters, the matrix itself has "
+        f"{shape.dense_params:,}; lower the ranks, or allow growth"
+    )
 
 
 def _candidates(lstms: Sequence[LSTMEntry], linear: Sequence[LinearEntry]) -> Iterator[_Candidate]:

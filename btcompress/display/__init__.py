@@ -1,0 +1,33 @@
+"""Everything that is shown: tables and words on stdout, progress and errors on stderr."""
+
+from btcompress.display.console import show_error, show_interrupted, show_json, show_written
+from btcompress.display.demo import show_demo
+from btcompress.display.inventory import show_inventory, show_inventory_json, show_plan
+from btcompress.display.planning import show_priced_plan, show_priced_plan_json
+from btcompress.display.progress import (
+    demo_progress,
+    finetune_progress,
+    fit_progress,
+    pricing_progress,
+    working,
+)
+from btcompress.display.report import show_report
+
+__all__ = [
+    "demo_progress",
+    "finetune_progress",
+    "fit_progress",
+    "pricing_progress",
+    "show_demo",
+    "show_error",
+    "show_interrupted",
+    "show_inventory",
+    "show_inventory_json",
+    "show_json",
+    "show_plan",
+    "show_priced_plan",
+    "show_priced_plan_json",
+    "show_report",
+    "show_written",
+    "working",
+]

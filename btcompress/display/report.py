@@ -1,0 +1,78 @@
+"""Reports: what a compression gained and lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from btcompress.display.console import (
+    form_text,
+    make_console,
+    make_table,
+    rank_text,
+    ratio_text,
+    show_list,
+    size_text,
+)
+
+if TYPE_CHECKING:
+    from btcompress.results import CompressionReport, FineTuneReport, MatrixReport, ModelReport
+
+
+def show_report(report: CompressionReport) -> None:
+    """Print a report: a row for each matrix, the whole model, then what to know and to do."""
+    console = make_console()
+    if report.matrices:
+        console.print(_matrix_table(report.matrices))
+    _show_model(console, report.model)
+    if report.finetuned:
+        console.print(_training_table(report.finetuned))
+    show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])
+    show_list(console, "Note", report.notices)
+    show_list(console, "Advice", report.advice)
+
+
+def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
+    headers = ["matrix", "N", "R", "before", "after", "ratio", "weight\nerror", "SVD at\nequal size"]
+    table = make_table(headers, left=1)
+    for row in matrices:
+        table.add_row(
+            form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core),
+            str(row.cp_rank),
+            rank_text(row.tucker_ranks),
+            f"{row.params_before:,}",
+            f"{row.params_after:,}",
+            ratio_text(row.weights_ratio),
+            f"{row.weight_error:.3f}",
+            f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small",
+        )
+    return table
+
+
+def _show_model(console: Console, model: ModelReport) -> None:
+    table = make_table(["whole model", "before", "after", "ratio"], left=1)
+    table.add_row("parameters", f"{model.params_before:,}", f"{model.params_after:,}", ratio_text(model.ratio))
+    table.add_row(
+        "bytes",
+        size_text(model.bytes_before),
+        size_text(model.bytes_after),
+        ratio_text(model.bytes_before / max(model.bytes_after, 1)),
+    )
+    console.print(table)
+
+
+def _training_table(trainings: Sequence[FineTuneReport]) -> Table:
+    table = make_table(["on sequences held back", "dense", "before", "fine-tuned", "epochs", "sequences"], left=1)
+    for row in trainings:
+        table.add_row(
+            f"{row.metric} ({'higher' if row.higher_is_better else 'lower'} is better)",
+            "not measured" if row.dense is None else f"{row.dense:.4f}",
+            f"{row.before:.4f}",
+            f"{row.after:.4f}",
+            f"{row.epochs}",
+            f"{row.n_held:,}",
+        )
+    return table

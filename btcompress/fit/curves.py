@@ -1,0 +1,285 @@
+"""What a matrix costs and loses in many block-term forms: parameters against weight error.
+
+Forms without a core are priced exactly, all ranks at once, by the singular values of the rearranged matrix.
+Forms with a core are fitted on the small core of one HOSVD for each choice of modes, with few sweeps, and only
+where they may beat what is known: their error is one that the final fit reaches or falls below, in general.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from btcompress.fit.blockfit import check_finite
+from btcompress.fit.hosvd import compress, leading_corner
+from btcompress.fit.lowrank import joint_errors, kronecker_errors
+from btcompress.fit.start import random_blocks
+from btcompress.fit.sweeps import Blocks, expanded, sweep_until_stable
+from btcompress.fit.yardsticks import frobenius_norm, largest
+from btcompress.shapes import BlockTermShape, MatrixShape
+
+#: Entries of the core that forms with a core are fitted on.
+_CORE_ENTRIES = 2**16
+#: Sweeps of several blocks on the leading corner, before they are tried on the core.
+_CORNER_SWEEPS = 5
+#: A form is promising if its error is at most so many times the known one, and it keeps at least this share of
+#: what that keeps: before any sweep, and after a few.
+_PROMISING_AT_FIRST = (1.3, 0.5)
+_PROMISING_LATER = (1.05, 0.8)
+#: Sweeps on the core, and what is promising enough for the next ones.
+_ROUNDS = ((0, _PROMISING_AT_FIRST), (2, _PROMISING_LATER), (6, _PROMISING_LATER))
+#: A sweep that lowers the error by less than this share of it is the last.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One form that a matrix can take.
+
+    Attributes:
+        shape: the form.
+        error: weight error that it is known to reach, before rounding to the dtype it is stored in.
+    """
+
+    shape: MatrixShape
+    error: float
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of the form."""
+        return self.shape.n_params
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The forms of a matrix that no other form beats in both parameters and weight error.
+
+    Attributes:
+        points: by rising parameters, their errors falling; none has as many parameters as the matrix.
+        low_rank: every plain low-rank form with fewer parameters than the matrix, likewise.
+        dense_params: entries of the matrix.
+        norm: ``||W||_F``.
+    """
+
+    points: tuple[Point, ...]
+    low_rank: tuple[Point, ...]
+    dense_params: int
+    norm: float
+
+    def within(self, n_params: int) -> Point | None:
+        """The most accurate form with at most this many parameters; None if there is none so small."""
+        return _within(self.points, n_params)
+
+    def low_rank_within(self, n_params: int) -> Point | None:
+        """The most accurate low-rank form with at most this many parameters; None if there is none so small."""
+        return _within(self.low_rank, n_params)
+
+
+@dataclass(frozen=True, slots=True)
+class FormsWithCore:
+    """Forms of one choice of modes, fitted on one core.
+
+    Attributes:
+        shape: modes and gates; its CP rank and Tucker ranks do not matter.
+        ranks: each CP rank ``N`` with a Tucker rank ``R`` for all modes, lowered where the modes hold less.
+    """
+
+    shape: MatrixShape
+    ranks: tuple[tuple[int, int], ...]
+
+
+def price(
+    matrix: Tensor,
+    without_core: Sequence[MatrixShape],
+    with_core: Sequence[FormsWithCore],
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """Price the forms of one matrix.
+
+    Args:
+        matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
+        without_core: order-2 forms with an identity core, each priced at all of its ranks; the first is the
+            plain low-rank one.
+        with_core: forms to be fitted.
+        seed: of the random starts of several blocks.
+        device: where to compute.
+        on_step: called with steps done and steps in all, after each choice of modes.
+
+    Raises:
+        BTCompressError: the matrix is not finite.
+    """
+    check_finite(matrix)
+    device = torch.device(device)
+    dense_params = matrix.numel()
+    zero = largest(matrix) == 0
+    n_steps = len(without_core) + len(with_core)
+    low_rank: list[Point] = []
+    front: list[Point] = []
+    for step, shape in enumerate(without_core):
+        points = _price_ranks(matrix, shape, device, zero=zero)
+        low_rank = low_rank if step else points
+        front = _front([*front, *points])
+        if on_step is not None:
+            on_step(step + 1, n_steps)
+    for step, forms in enumerate(with_core, len(without_core)):
+        if not zero:
+            front = _Fitter(matrix, forms, device, seed).improve(front)
+        if on_step is not None:
+            on_step(step + 1, n_steps)
+    return Curve(tuple(front), tuple(low_rank), dense_params, frobenius_norm(matrix))
+
+
+def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, zero: bool) -> list[Point]:
+    """Every rank of a form without a core that has fewer parameters than the matrix."""
+    each = replace(shape, part=replace(shape.part, ranks=(1, 1))).n_params
+    n_ranks = min((matrix.numel() - 1) // each, *shape.part.mode_sizes)
+    if n_ranks < 1:
+        return []
+    if zero:
+        errors = torch.zeros(n_ranks)
+    elif shape.n_parts > 1:
+        errors = joint_errors(matrix.detach().reshape(shape.n_parts, shape.part.out_size, shape.in_size), device)
+    else:
+        errors = kronecker_errors(matrix, shape.part, device)
+    return [
+        Point(replace(shape, part=replace(shape.part, ranks=(rank, rank))), error)
+        for rank, error in enumerate(errors[:n_ranks].tolist(), 1)
+    ]
+
+
+def _front(points: Iterable[Point]) -> list[Point]:
+    """The points that no other beats, by rising parameters; of equal ones the first."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.n_params, point.error)):
+        if not front or point.error < front[-1].error:
+            front.append(point)
+    return front
+
+
+def _within(points: Sequence[Point], n_params: int) -> Point | None:
+    position = bisect_right(points, n_params, key=lambda point: point.n_params)
+    return points[position - 1] if position else None
+
+
+class _Fitter:
+    """Fits the forms of one choice of modes on truncated cores, one for each gate if they are separate."""
+
+    def __init__(self, matrix: Tensor, forms: FormsWithCore, device: torch.device, seed: int) -> None:
+        self._forms = forms
+        self._seed = seed
+        shape, part = forms.shape, forms.shape.part
+        self._cores: list[_Core] = []
+        for rows in matrix.detach().reshape(shape.n_parts, part.out_size, part.in_size):
+            if scale := largest(rows):
+                self._cores.append(_Core(rows, part, scale, device))
+        self._total = math.hypot(*(core.norm for core in self._cores))
+
+    def improve(self, front: list[Point]) -> list[Point]:
+        """The front with each of the forms that beats it."""
+        shape = self._forms.shape
+        dense_params = shape.dense_params
+        for n_blocks, rank in self._forms.ranks:
+            part = replace(shape.part, n_blocks=n_blocks, ranks=(rank,) * shape.part.order).limited()
+            form = replace(shape, part=part)
+            if form.n_params >= dense_params:
+                continue
+            known = _within(front, form.n_params)
+            target = known.error if known else 1.0
+            error = self._error(part, target)
+            if error < target:
+                front = _front([*front, Point(form, error)])
+        return front
+
+    def _error(self, part: BlockTermShape, target: float) -> float:
+        """The weight error reached over all cores; 1 for a form that will not beat the target."""
+        if self._combined([core.least_error(part) for core in self._cores]) >= target:
+            return 1.0
+        if not _promising(
+            self._combined([core.error_unswept(part) for core in self._cores]), target, _PROMISING_AT_FIRST
+        ):
+            return 1.0
+        error = 1.0
+        blocks = [core.start(part, self._seed) for core in self._cores]
+        for n_sweeps, limits in _ROUNDS:
+            swept = [core.swept(each, n_sweeps) for core, each in zip(self._cores, blocks, strict=True)]
+            blocks = [each for each, _ in swept]
+            error = self._combined([error for _, error in swept])
+            if not _promising(error, target, limits):
+                break
+        return error
+
+    def _combined(self, errors: Sequence[float]) -> float:
+        return math.hypot(*(error * core.norm for error, core in zip(errors, self._cores, strict=True))) / self._total
+
+
+def _promising(error: float, target: float, limits: tuple[float, float]) -> bool:
+    most_error, least_kept = limits
+    return error <= most_error * target and 1 - error**2 >= least_kept * (1 - target**2)
+
+
+class _Core:
+    """The truncated core of one matrix, in its HOSVD bases, on which forms are fitted."""
+
+    def __init__(self, rows: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> None:
+        whole = compress(rows, shape, scale, device, _kept(shape.mode_sizes))
+        # Where compressing truncated nothing, this still finds the bases that sort the core by size.
+        self._tensor, _ = leading_corner(whole.core, tuple(whole.core.shape))
+        self._missed = whole.missed
+        self.norm = whole.norm
+        squares = self._tensor.square()
+        axes = range(squares.ndim)
+        self._tails = [1 - squares.sum([a for a in axes if a != k]).cumsum(0) / squares.sum() for k in axes]
+        self._corners = squares / squares.sum()
+        for axis in axes:
+            self._corners = self._corners.cumsum(axis)
+
+    def least_error(self, part: BlockTermShape) -> float:
+        """A bound below: no sum of blocks keeps more of a mode than as many of its leading singular vectors do."""
+        left = 0.0
+        for tail, rank in zip(self._tails, part.ranks, strict=True):
+            left = max(left, float(tail[min(part.n_blocks * rank, len(tail)) - 1]))
+        return self._whole_error(math.sqrt(max(left, 0.0)))
+
+    def error_unswept(self, part: BlockTermShape) -> float:
+        """The error of the leading corner that all blocks together may take up; sweeps do somewhat better."""
+        sizes = zip(part.ranks, self._corners.shape, strict=True)
+        corner = tuple(min(part.n_blocks * rank, size) - 1 for rank, size in sizes)
+        return self._whole_error(math.sqrt(max(0.0, 1 - float(self._corners[corner]))))
+
+    def start(self, part: BlockTermShape, seed: int) -> Blocks:
+        """One block: the leading corner of the core. Several: random ones, swept on a leading corner."""
+        sizes = tuple(part.n_blocks * rank for rank in part.ranks)
+        corner, bases = leading_corner(self._tensor, sizes)
+        if part.n_blocks == 1:
+            return Blocks(corner.unsqueeze(0), tuple(basis.unsqueeze(0) for basis in bases))
+        generator = torch.Generator().manual_seed(seed)
+        ranks = tuple(min(rank, size) for rank, size in zip(part.ranks, corner.shape, strict=True))
+        draw = random_blocks(corner, ranks, part.n_blocks, generator)
+        swept = sweep_until_stable(corner, draw, _CORNER_SWEEPS, _TOLERANCE)
+        return expanded(swept.blocks, bases)
+
+    def swept(self, start: Blocks, n_sweeps: int) -> tuple[Blocks, float]:
+        """The blocks after more sweeps, and their weight error."""
+        result = sweep_until_stable(self._tensor, start, n_sweeps, _TOLERANCE)
+        return result.blocks, self._whole_error(result.error)
+
+    def _whole_error(self, error: float) -> float:
+        return math.sqrt(self._missed + (1 - self._missed) * error**2)
+
+
+def _kept(mode_sizes: tuple[int, ...]) -> list[int]:
+    """Basis vectors of each mode, as many as are left when the core has at most so many entries."""
+    kept: dict[int, int] = {}
+    entries = _CORE_ENTRIES
+    for done, mode in enumerate(sorted(range(len(mode_sizes)), key=lambda k: mode_sizes[k])):
+        kept[mode] = min(mode_sizes[mode], max(1, int(entries ** (1 / (len(mode_sizes) - done)))))
+        entries //= kept[mode]
+    return [kept[k] for k in range(len(mode_sizes))]

@@ -1,0 +1,212 @@
+"""Plan files: YAML that people read, edit and keep."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from btcompress.checkpoint import Checkpoint, replacing
+from btcompress.errors import BTCompressError, ShapeError
+from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
+from btcompress.plan.planner import ChosenForm, PricedPlan
+from btcompress.results import LeftDense
+from btcompress.shapes import GATE_NAMES, MatrixShape
+
+_VERSION = 1
+_HEADER = """\
+# The form of each matrix, as btcompress plan chose it. Edit and keep it, then:
+#     btcompress factorize {name} --plan THIS_FILE
+# predicted: for reading only. otherwise: what is taken where the fit's weight error comes out above; may go.
+# A matrix with "dense: true", or that is not listed, stays as it is.
+"""
+#: A file of this many bytes lists more matrices than any model has.
+_LARGEST_FILE = 2**24
+#: No tensor has more modes or larger ones; without a bound a forged file could ask for endless arithmetic.
+_MAX_ORDER = 16
+_MAX_SIZE = 2**40
+_FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core")
+_OTHER_FIELDS = ("size", "dense", "reason", "predicted", "otherwise")
+
+
+def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) -> None:
+    """Write a plan whole or not at all.
+
+    Args:
+        priced: the plan.
+        path: the file; one that exists is replaced.
+        name: of the checkpoint.
+        sha256: digest of the checkpoint.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    fallbacks = {planned.name: planned.fallback for planned in priced.plan.matrices}
+    value = {
+        "version": _VERSION,
+        "checkpoint": {"name": name, "sha256": sha256},
+        "wish": str(priced.wish),
+        "matrices": {form.name: _entry(form, fallbacks.get(form.name)) for form in priced.forms},
+    }
+    text = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    with replacing(path) as temporary:
+        temporary.write_text(_HEADER.format(name=name) + text, encoding="utf-8")
+
+
+def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth: bool = False) -> Plan:
+    """Read a plan file for a checkpoint; nothing in it is trusted.
+
+    Args:
+        path: the file.
+        checkpoint: what is to be factorized.
+        chosen: every matrix that can be, as :func:`make_plan` finds them; its shapes do not matter.
+        allow_growth: also factorize a matrix that this makes larger.
+
+    Raises:
+        BTCompressError: it cannot be read, is no plan, or does not fit the checkpoint.
+    """
+    value = _load(path)
+    known = {target.name: target.shape for target in chosen.matrices}
+    matrices: list[PlannedMatrix] = []
+    left_dense = list(chosen.left_dense)
+    notices: list[str] = []
+    for name, entry in _mapping(value.get("matrices"), f"{path}: matrices").items():
+        if name not in known:
+            raise BTCompressError(
+                f"{path}: {name!r} is no matrix of {checkpoint.source.name} that can be factorized. It has "
+                f"{', '.join(known) or 'none'}."
+            )
+        where = f"{path}: {name}"
+        fields = _entry_fields(entry, where)
+        if fields.get("dense"):
+            left_dense.append(LeftDense(name, str(fields.get("reason") or "the plan says so")))
+            continue
+        asked = _shape(fields, known[name], where)
+        shape = asked.limited()
+        if shape != asked:
+            ranks = ",".join(map(str, shape.part.ranks))
+            notices.append(f"{name}: Tucker ranks lowered to {ranks}, the most that its modes can hold.")
+        if shape.n_params >= shape.dense_params and not allow_growth:
+            left_dense.append(LeftDense(name, growth(shape)))
+        else:
+            matrices.append(PlannedMatrix(name, shape, _fallback(fields, known[name], where)))
+    notices += _differences(value, checkpoint, path)
+    return replace(chosen, matrices=tuple(matrices), left_dense=tuple(left_dense), notices=tuple(notices))
+
+
+def _entry(form: ChosenForm, fallback: Fallback | None) -> dict[str, Any]:
+    size = {"size": list(form.size)}
+    if form.point is None:
+        return {**size, "dense": True, "reason": form.reason}
+    data = form.point.shape.to_dict()
+    entry = {**size, **{name: data[name] for name in _FIELDS}}
+    entry["predicted"] = {"params": form.point.n_params, "weight_error": form.point.error}
+    if form.low_rank is not None:
+        entry["predicted"] |= {"svd_rank": form.low_rank.shape.part.ranks[0], "svd_error": form.low_rank.error}
+    if fallback is not None:
+        shape = fallback.shape
+        instead = {"dense": True} if shape is None else {"low_rank": shape.part.ranks[0], "gates": shape.gates}
+        entry["otherwise"] = {"above_error": fallback.max_error, **instead}
+    return entry
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise BTCompressError(f"{path} is too large for a plan. Give a file that btcompress plan wrote.")
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BTCompressError(f"{path} cannot be read ({error.strerror}). Give the path of a plan.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise BTCompressError(f"{path} is not YAML ({reason}). Mend it, or make the plan again.") from error
+    if not isinstance(value, dict) or value.get("version") != _VERSION or "matrices" not in value:
+        raise BTCompressError(
+            f"{path} is no plan of version {_VERSION}. Give a file that btcompress plan --save-plan wrote."
+        )
+    return value
+
+
+def _entry_fields(entry: object, where: str) -> dict[str, Any]:
+    fields = _mapping(entry, where)
+    unknown = sorted(fields.keys() - {*_FIELDS, *_OTHER_FIELDS})
+    if unknown:
+        raise BTCompressError(f"{where}: there is no field {unknown[0]}. There are {', '.join(_FIELDS)} and dense.")
+    if not isinstance(fields.get("dense", False), bool):
+        raise BTCompressError(f"{where}: dense must be true or false, but {fields['dense']!r} was given.")
+    return fields
+
+
+def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixShape:
+    """The form that an entry describes, for the matrix that it is for."""
+    numbers = {
+        name: _numbers(fields.get(name), f"{where}: {name}") for name in ("in_modes", "out_modes", "tucker_ranks")
+    }
+    (cp_rank,) = _numbers([fields.get("cp_rank", 1)], f"{where}: cp_rank")
+    gates, core = fields.get("gates", "fused"), fields.get("core", "full")
+    n_gates = known.n_parts * known.part.n_gates
+    if gates == "separate" and n_gates != len(GATE_NAMES):
+        raise BTCompressError(f"{where}: the matrix has no gates to separate. Set gates to fused.")
+    n_parts = n_gates if gates == "separate" else 1
+    data = {
+        **numbers,
+        "cp_rank": cp_rank,
+        "gates": gates,
+        "core": core,
+        "in_size": known.in_size,
+        "out_size": known.out_size // n_parts,
+        "n_gates": n_gates // n_parts,
+    }
+    try:
+        return MatrixShape.from_dict(data)
+    except ShapeError as error:
+        raise ShapeError(f"{where}: {error}") from error
+
+
+def _fallback(fields: Mapping[str, Any], known: MatrixShape, where: str) -> Fallback | None:
+    if fields.get("otherwise") is None:
+        return None
+    where = f"{where}: otherwise"
+    otherwise = _mapping(fields["otherwise"], where)
+    limit = otherwise.get("above_error")
+    if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 <= limit <= 1:
+        raise BTCompressError(f"{where}: above_error must be a number from 0 to 1, but {_shown(limit)} was given.")
+    if otherwise.get("dense") is True:
+        return Fallback(float(limit), None)
+    (rank,) = _numbers([otherwise.get("low_rank")], f"{where}: low_rank")
+    gates = otherwise.get("gates", "fused")
+    rows = known.out_size // (len(GATE_NAMES) if gates == "separate" else 1)
+    low_rank = {"in_modes": [known.in_size, 1], "out_modes": [1, rows], "tucker_ranks": [rank, rank]}
+    shape = _shape({**low_rank, "core": "identity", "gates": gates}, known, where)
+    return Fallback(float(limit), shape.limited())
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise BTCompressError(f"{where} must be a mapping of names to values, but {_shown(value)} was given.")
+    return value
+
+
+def _numbers(value: object, where: str) -> list[int]:
+    numbers = value if isinstance(value, list) else []
+    if not 1 <= len(numbers) <= _MAX_ORDER or not all(
+        isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _MAX_SIZE for number in numbers
+    ):
+        raise BTCompressError(f"{where} must be whole numbers of at least 1, but {_shown(value)} was given.")
+    return numbers
+
+
+def _shown(value: object) -> str:
+    # Aliases can make a small file stand for a value without end; this looks at the beginning only.
+    return reprlib.repr(value)
+
+
+def _differences(value: Mapping[str, Any], checkpoint: Checkpoint, path: Path) -> Iterator[str]:
+    about = value.get("checkpoint")
+    ours, theirs = (about.get("sha256") if isinstance(about, dict) else None), checkpoint.source.sha256
+    if None not in (ours, theirs) and ours != theirs:
+        yield f"{path.name} was made for another file than {checkpoint.source.name}: their digests differ."

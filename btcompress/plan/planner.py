@@ -1,0 +1,225 @@
+"""From a wish to a plan: price the forms of every matrix, and choose among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from btcompress.checkpoint import Checkpoint
+from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.fit import Curve, Point, price
+from btcompress.modes import ShapeRequest
+from btcompress.plan.budget import allocate
+from btcompress.plan.candidates import candidates
+from btcompress.plan.choice import Fallback, Plan, PlannedMatrix
+from btcompress.plan.wish import Wish
+from btcompress.results import LeftDense, PricingProgress
+
+OnPricing = Callable[[PricingProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenForm:
+    """What a planner chose for one matrix, and among what.
+
+    Attributes:
+        name: the matrix's key in the checkpoint.
+        size: its rows and columns.
+        point: the form chosen; None leaves the matrix dense.
+        low_rank: the best low-rank form with no more parameters; None if there is none so small.
+        reason: why the matrix stays dense; empty where it does not.
+        curve: the forms there were; errors include rounding to the matrix's dtype.
+    """
+
+    name: str
+    size: tuple[int, int]
+    point: Point | None
+    low_rank: Point | None
+    reason: str
+    curve: Curve
+
+    @property
+    def n_params(self) -> int:
+        """Parameters after."""
+        return self.curve.dense_params if self.point is None else self.point.n_params
+
+
+@dataclass(frozen=True, slots=True)
+class PricedPlan:
+    """A plan that meets a wish, and how it came about.
+
+    Attributes:
+        plan: what to do, as :func:`btcompress.factorize` takes it.
+        wish: what was wished for.
+        forms: one entry for each matrix that was chosen.
+        params_of_model: entries of all tensors before.
+    """
+
+    plan: Plan
+    wish: Wish
+    forms: tuple[ChosenForm, ...]
+    params_of_model: int
+
+    @property
+    def params_before(self) -> int:
+        """Entries of the chosen matrices."""
+        return sum(form.curve.dense_params for form in self.forms)
+
+    @property
+    def params_after(self) -> int:
+        """Parameters of the forms chosen for them."""
+        return sum(form.n_params for form in self.forms)
+
+
+def meet(
+    checkpoint: Checkpoint,
+    chosen: Plan,
+    wish: Wish,
+    request: ShapeRequest = ShapeRequest(),
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_progress: OnPricing | None = None,
+) -> PricedPlan:
+    """Choose forms for the matrices of a plan so that a wish is met at the least loss.
+
+    With a budget of parameters, the sum over the matrices of the squared weight error is least; without
+    one, each matrix gets the smallest form within the error wished for.
+
+    Args:
+        checkpoint: what the plan was made for.
+        chosen: which matrices there are, those it would factorize; its shapes do not matter.
+        wish: what to meet.
+        request: modes and gates to keep to, where they fit; its ranks do not matter.
+        seed: of the random starts of fits.
+        device: where to compute.
+        on_progress: called after each choice of modes of each matrix.
+
+    Raises:
+        CheckpointError: there is no matrix.
+        BTCompressError: the wish cannot be met, or a matrix is not finite.
+    """
+    targets = chosen.matrices
+    if not targets:
+        raise CheckpointError(
+            f"{checkpoint.source.name}: there is no matrix to plan for. Give a checkpoint with an LSTM, or loosen "
+            "the layer patterns."
+        )
+    curves: list[Curve] = []
+    for index, target in enumerate(targets):
+
+        def on_step(done: int, count: int, name: str = target.name, index: int = index) -> None:
+            if on_progress is not None:
+                on_progress(PricingProgress(name, index, len(targets), done / count))
+
+        curves.append(_priced(checkpoint, target, request, seed, device, on_step))
+    budget = wish.budget(sum(curve.dense_params for curve in curves), checkpoint.source.n_params)
+    points = [_acceptable(curve, wish) for curve in curves]
+    if budget is None:
+        picked = [each[0] if each else None for each in points]
+    else:
+        picked = _spend(points, curves, budget, wish, checkpoint.source.n_params)
+    forms = tuple(
+        _form(target, curve, point, wish) for target, curve, point in zip(targets, curves, picked, strict=True)
+    )
+    planned = tuple(
+        PlannedMatrix(form.name, form.point.shape, _fallback(form, wish)) for form in forms if form.point is not None
+    )
+    left_dense = tuple(LeftDense(form.name, form.reason) for form in forms if form.point is None)
+    plan = replace(chosen, matrices=planned, left_dense=(*chosen.left_dense, *left_dense), notices=())
+    return PricedPlan(plan, wish, forms, checkpoint.source.n_params)
+
+
+def _priced(
+    checkpoint: Checkpoint,
+    target: PlannedMatrix,
+    request: ShapeRequest,
+    seed: int,
+    device: torch.device | str,
+    on_step: Callable[[int, int], None],
+) -> Curve:
+    shape, matrix = target.shape, checkpoint.tensors[target.name]
+    n_gates = shape.n_parts * shape.part.n_gates
+    tried = candidates(target.name, shape.out_size, shape.in_size, n_gates, request)
+    try:
+        curve = price(matrix, tried.without_core, tried.with_core, seed=seed, device=device, on_step=on_step)
+    except BTCompressError as error:
+        raise type(error)(f"{target.name}: {error}") from error
+    rounding = torch.finfo(matrix.dtype).eps / 2
+
+    def rounded(points: Sequence[Point]) -> tuple[Point, ...]:
+        # Each tensor of a form is off by about this share once it is stored.
+        return tuple(
+            replace(point, error=math.hypot(point.error, rounding * len(point.shape.part.tensor_shapes) ** 0.5))
+            for point in points
+        )
+
+    return replace(curve, points=rounded(curve.points), low_rank=rounded(curve.low_rank))
+
+
+def _acceptable(curve: Curve, wish: Wish) -> list[Point]:
+    """The forms within the error wished for, the smallest first."""
+    return [point for point in curve.points if wish.max_error is None or point.error <= wish.max_error]
+
+
+def _spend(
+    points: Sequence[Sequence[Point]], curves: Sequence[Curve], budget: int, wish: Wish, params_of_model: int
+) -> list[Point | None]:
+    """One form for each matrix, or None to leave it dense, with the least sum of squared errors in the budget."""
+    choices = [[*each, None] for each in points]
+    options = [
+        [(curve.dense_params, 0.0) if point is None else (point.n_params, point.error**2) for point in each]
+        for each, curve in zip(choices, curves, strict=True)
+    ]
+    chosen = allocate(options, budget)
+    if chosen is None:
+        least = sum(min(n_params for n_params, _ in each) for each in options)
+        raise BTCompressError(_out_of_reach(wish, budget, least, curves, params_of_model))
+    return [each[n] for each, n in zip(choices, chosen, strict=True)]
+
+
+def _out_of_reach(wish: Wish, budget: int, least: int, curves: Sequence[Curve], params_of_model: int) -> str:
+    before = sum(curve.dense_params for curve in curves)
+    others = params_of_model - before if wish.of == "model" else 0
+    room = f"{max(budget, 0):,} parameters" if budget > 0 else "no parameters"
+    within = f" with a weight error of at most {wish.max_error:g}" if wish.max_error is not None else ""
+    beside = f", beside {others:,} of other tensors" if others else ""
+    reach = (before + others) / (least + others)
+    return (
+        f"{wish} leaves {room} to the matrices chosen ({len(curves)}){beside}, but the smallest forms{within} have "
+        f"{least:,}. What is in reach is {least + others:,} parameters, a ratio of {math.floor(reach * 100) / 100:g}: "
+        "wish for that, allow a larger error, or choose more matrices."
+    )
+
+
+def _form(target: PlannedMatrix, curve: Curve, point: Point | None, wish: Wish) -> ChosenForm:
+    size = (target.shape.out_size, target.shape.in_size)
+    low_rank = curve.low_rank_within(curve.dense_params if point is None else point.n_params)
+    reason = "" if point is not None else _why_dense(curve, wish)
+    return ChosenForm(target.name, size, point, low_rank, reason, curve)
+
+
+def _why_dense(curve: Curve, wish: Wish) -> str:
+    if not curve.points:
+        return f"no form has fewer parameters than its {curve.dense_params:,}"
+    most_accurate = curve.points[-1]
+    if wish.max_error is not None and most_accurate.error > wish.max_error:
+        return (
+            f"no smaller form keeps its weight error within {wish.max_error:g}; the closest reaches "
+            f"{most_accurate.error:.3g} with {most_accurate.n_params:,} of {curve.dense_params:,} parameters"
+        )
+    return "the budget has room for it as it is"
+
+
+def _fallback(form: ChosenForm, wish: Wish) -> Fallback | None:
+    """What is fitted exactly, for a form whose fit may come out worse than foreseen."""
+    if form.point is None or form.point.shape.part.core == "identity":
+        return None
+    at_equal_size = math.inf if form.low_rank is None else form.low_rank.error
+    if wish.max_error is not None and wish.max_error < at_equal_size:
+        within = (point.shape for point in form.curve.low_rank if point.error <= wish.max_error)
+        return Fallback(wish.max_error, next(within, None))
+    return None if form.low_rank is None else Fallback(at_equal_size, form.low_rank.shape)

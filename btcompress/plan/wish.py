@@ -1,0 +1,77 @@
+"""What a user may wish for instead of giving ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from btcompress.errors import BTCompressError
+
+#: What a ratio or a number of parameters is about: the chosen matrices, or all tensors of the checkpoint.
+Of = Literal["matrices", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How small the result is to be, or how accurate, or both.
+
+    Attributes:
+        target_ratio: parameters before over parameters after, at least; above 1.
+        max_params: parameters after, at most.
+        max_error: weight error of every matrix, at most; between 0 and 1.
+        of: what the ratio and the parameters are those of.
+
+    Raises:
+        BTCompressError: nothing is wished for, a size is given in two ways, or a number is out of range.
+    """
+
+    target_ratio: float | None = None
+    max_params: int | None = None
+    max_error: float | None = None
+    of: Of = "matrices"
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(Of):
+            raise BTCompressError(f"of must be one of {', '.join(get_args(Of))}, but {self.of!r} was given.")
+        if self.target_ratio is None and self.max_params is None and self.max_error is None:
+            raise BTCompressError("nothing is wished for. Give a target ratio, a number of parameters or an error.")
+        if self.target_ratio is not None and self.max_params is not None:
+            raise BTCompressError("a target ratio and a number of parameters were both given. Give one of them.")
+        if self.target_ratio is not None and not (self.target_ratio > 1 and math.isfinite(self.target_ratio)):
+            raise BTCompressError(
+                f"the target ratio must be above 1, but {self.target_ratio:g} was given. 20 asks for a twentieth."
+            )
+        if self.max_params is not None and self.max_params < 1:
+            raise BTCompressError(f"the most parameters must be at least 1, but {self.max_params} was given.")
+        if self.max_error is not None and not 0 < self.max_error < 1:
+            raise BTCompressError(
+                f"the largest weight error must be between 0 and 1, but {self.max_error:g} was given. At 0 nothing "
+                "may change, and at 1 nothing need be kept."
+            )
+
+    def budget(self, params_of_matrices: int, params_of_model: int) -> int | None:
+        """Parameters that the matrices may have after, below 0 if none may be left; None for no limit.
+
+        Args:
+            params_of_matrices: entries of the matrices.
+            params_of_model: entries of all tensors.
+        """
+        others = params_of_model - params_of_matrices if self.of == "model" else 0
+        if self.max_params is not None:
+            return self.max_params - others
+        if self.target_ratio is not None:
+            # A hair more, so that a ratio which is met exactly is not missed by rounding.
+            return math.floor((params_of_matrices + others) / self.target_ratio * (1 + 1e-12)) - others
+        return None
+
+    def __str__(self) -> str:
+        whose = "the matrices" if self.of == "matrices" else "the model"
+        parts = []
+        if self.target_ratio is not None:
+            parts.append(f"a ratio of at least {self.target_ratio:g} for {whose}")
+        if self.max_params is not None:
+            parts.append(f"at most {self.max_params:,} parameters for {whose}")
+        if self.max_error is not None:
+            parts.append(f"a weight error of at most {self.max_error:g} for every matrix")
+        return " and ".join(parts)

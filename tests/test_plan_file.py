@@ -1,0 +1,234 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import btcompress
+from btcompress.checkpoint import from_state_dict, read
+from btcompress.errors import BTCompressError
+from btcompress.factorization import factorize_as_planned
+from btcompress.modes import ShapeRequest
+from btcompress.plan import Fallback, Wish, make_plan, meet, read_plan, save_plan
+from btcompress.shapes import BlockTermShape, MatrixShape
+
+KEYS = ("weight_ih_l0", "weight_ih_l1")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    state = nn.LSTM(18, 8, num_layers=2).state_dict()
+    for tensor in state.values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    torch.save(state, tmp_path / "model.pt")
+    return read(tmp_path / "model.pt")
+
+
+@pytest.fixture
+def every(checkpoint):
+    return make_plan(checkpoint, ShapeRequest(1, 1), allow_growth=True)
+
+
+@pytest.fixture
+def priced(checkpoint, every):
+    return meet(checkpoint, every, Wish(target_ratio=8))
+
+
+@pytest.fixture
+def path(checkpoint, priced, tmp_path):
+    path = tmp_path / "plan.yaml"
+    save_plan(priced, path, name="model.pt", sha256=checkpoint.source.sha256)
+    return path
+
+
+def edit(path, change):
+    value = yaml.safe_load(path.read_text())
+    change(value)
+    path.write_text(yaml.safe_dump(value))
+
+
+def put(*place, value):
+    def change(about):
+        for step in place[:-1]:
+            about = about[step]
+        about[place[-1]] = value
+
+    return change
+
+
+def test_a_plan_read_again_is_the_plan(path, priced, checkpoint, every):
+    assert read_plan(path, checkpoint, every) == priced.plan
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        (MatrixShape(BlockTermShape.low_rank(32, 18, 2, 4)), None),
+        (None, MatrixShape(BlockTermShape.low_rank(8, 8, 1), "separate")),
+    ],
+    ids=["fused, dense", "dense, separate"],
+)
+def test_what_a_form_may_give_way_to_is_read_again(shapes, tmp_path, priced, checkpoint, every):
+    matrices = tuple(
+        replace(planned, fallback=Fallback(0.25, shape))
+        for planned, shape in zip(priced.plan.matrices, shapes, strict=True)
+    )
+    priced = replace(priced, plan=replace(priced.plan, matrices=matrices))
+    save_plan(priced, tmp_path / "with.yaml", name="model.pt", sha256=None)
+    assert read_plan(tmp_path / "with.yaml", checkpoint, every) == priced.plan
+
+
+def test_matrices_left_dense_are_read_again_with_their_reason(tmp_path, checkpoint, every):
+    priced = meet(checkpoint, every, Wish(max_params=500))
+    assert len(priced.plan.left_dense) == 1
+    save_plan(priced, tmp_path / "dense.yaml", name="model.pt", sha256=None)
+    assert read_plan(tmp_path / "dense.yaml", checkpoint, every) == priced.plan
+
+
+def test_a_plan_and_its_file_give_the_same_tensors(path, priced, checkpoint, every):
+    direct = factorize_as_planned(checkpoint, priced.plan, priced.wish)
+    from_file = factorize_as_planned(checkpoint, read_plan(path, checkpoint, every), None)
+    assert direct.tensors.keys() == from_file.tensors.keys()
+    assert all(torch.equal(tensor, from_file.tensors[name]) for name, tensor in direct.tensors.items())
+
+
+def test_files_say_what_was_predicted_in_plain_yaml(path, priced):
+    value = yaml.safe_load(path.read_text())
+    assert list(value["matrices"]) == list(KEYS)
+    for form in priced.forms:
+        entry = value["matrices"][form.name]
+        assert entry["size"] == list(form.size)
+        assert entry["predicted"]["params"] == form.n_params
+        assert entry["predicted"]["weight_error"] == form.point.error
+    assert "!!" not in path.read_text()
+
+
+def test_hand_edits_are_done_and_what_is_not_listed_stays_dense(path, checkpoint, every):
+    def change(value):
+        del value["matrices"][KEYS[1]]
+        value["matrices"][KEYS[0]] = {
+            "in_modes": [3, 6],
+            "out_modes": [8, 4],
+            "tucker_ranks": [2, 2],
+            "cp_rank": 3,
+        }
+
+    edit(path, change)
+    (planned,) = read_plan(path, checkpoint, every).matrices
+    assert planned.name == KEYS[0]
+    assert planned.shape == MatrixShape(BlockTermShape((3, 6), (8, 4), (2, 2), 3, n_gates=4))
+    assert planned.fallback is None
+
+
+def test_separate_gates_and_padding_by_hand(path, checkpoint, every):
+    entry = {"in_modes": [4, 5], "out_modes": [4, 2], "tucker_ranks": [1, 1], "gates": "separate", "core": "identity"}
+    edit(path, put("matrices", value={KEYS[0]: entry}))
+    (planned,) = read_plan(path, checkpoint, every).matrices
+    assert planned.shape == MatrixShape(BlockTermShape((4, 5), (4, 2), (1, 1), in_size=18, core="identity"), "separate")
+
+
+def test_ranks_beyond_the_modes_are_lowered_and_growth_needs_leave(path, checkpoint, every):
+    entry = {"in_modes": [3, 6], "out_modes": [8, 4], "tucker_ranks": [99, 99]}
+    edit(path, put("matrices", value={KEYS[0]: entry}))
+    plan = read_plan(path, checkpoint, every)
+    assert plan.matrices == ()
+    assert "allow growth" in plan.left_dense[0].reason
+    (planned,) = read_plan(path, checkpoint, every, allow_growth=True).matrices
+    assert planned.shape.part.ranks == (24, 24)
+    assert any("lowered to 24,24" in notice for notice in plan.notices)
+
+
+def test_plans_for_another_file_are_done_but_noticed(path, checkpoint, every):
+    edit(path, put("checkpoint", "sha256", value="0" * 64))
+    assert any("digests differ" in notice for notice in read_plan(path, checkpoint, every).notices)
+
+
+FIRST = ("matrices", KEYS[0])
+BAD = {
+    "no version": (put("version", value=None), "no plan of version 1"),
+    "a later version": (put("version", value=2), "no plan of version 1"),
+    "a list of matrices": (put("matrices", value=[1]), "must be a mapping"),
+    "a matrix that is not there": (put("matrices", "head.weight", value={}), "'head.weight' is no matrix"),
+    "a matrix by number": (put("matrices", 3, value={}), "must be a mapping"),
+    "an entry that is a number": (put(*FIRST, value=3), "must be a mapping"),
+    "an unknown field": (put(*FIRST, "rank", value=3), "there is no field rank"),
+    "no modes": (put(*FIRST, "in_modes", value=None), "in_modes must be whole numbers"),
+    "modes in words": (put(*FIRST, "in_modes", value=["a", "b"]), "in_modes must be whole numbers"),
+    "modes of truth": (put(*FIRST, "in_modes", value=[True, 18]), "in_modes must be whole numbers"),
+    "fractional modes": (put(*FIRST, "in_modes", value=[4.5, 4]), "in_modes must be whole numbers"),
+    "a thousand modes": (put(*FIRST, "in_modes", value=[2] * 1000), "in_modes must be whole numbers"),
+    "huge ranks": (put(*FIRST, "tucker_ranks", value=[10**30] * 2), "tucker_ranks must be whole numbers"),
+    "modes that do not cover": (
+        put(*FIRST, value={"in_modes": [2, 2], "out_modes": [8, 4], "tucker_ranks": [1, 1]}),
+        "cover",
+    ),
+    "another order": (put(*FIRST, "tucker_ranks", value=[2]), "same length"),
+    "CP rank 0": (put(*FIRST, "cp_rank", value=0), "cp_rank must be whole numbers"),
+    "other gates": (put(*FIRST, "gates", value="both"), "gates must be"),
+    "another core": (put(*FIRST, "core", value=["x"]), "core must be"),
+    "dense by number": (put(*FIRST, "dense", value=1), "true or false"),
+    "a fallback of words": (put(*FIRST, "otherwise", value={"low_rank": 1, "above_error": "x"}), "above_error"),
+    "a fallback of rank 0": (put(*FIRST, "otherwise", value={"low_rank": 0, "above_error": 1}), "low_rank must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damaged_plans_are_refused_with_file_and_matrix_named(path, checkpoint, every, case):
+    change, words = BAD[case]
+    edit(path, change)
+    with pytest.raises(BTCompressError, match=re.escape(words)) as caught:
+        read_plan(path, checkpoint, every)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version: [1",
+        "version: 1\nmatrices: !!python/object/apply:os.system ['true']",
+        "\x00",
+        "- 1",
+        "",
+        "version: 1",
+        "[" * 100_000,
+    ],
+    ids=["cut off", "code", "not text", "a list", "nothing", "no matrices", "endless depth"],
+)
+def test_what_is_no_plan_is_refused_and_nothing_in_it_runs(path, checkpoint, every, text):
+    path.write_text(text)
+    with pytest.raises(BTCompressError, match=r"plan\.yaml"):
+        read_plan(path, checkpoint, every)
+
+
+def test_values_that_stand_for_endless_ones_are_refused_at_once(path, checkpoint, every):
+    lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))]
+    entry = f"matrices: {{{KEYS[0]}: {{in_modes: *a39}}}}"
+    path.write_text("\n".join(["version: 1", *lines, entry]))
+    with pytest.raises(BTCompressError, match="in_modes must be whole numbers"):
+        read_plan(path, checkpoint, every)
+
+
+def test_a_plan_that_cannot_be_read_is_an_error(tmp_path, checkpoint, every):
+    for target in (tmp_path / "nowhere.yaml", tmp_path):
+        with pytest.raises(BTCompressError, match="cannot be read"):
+            read_plan(target, checkpoint, every)
+
+
+def test_gates_that_are_not_there_cannot_be_separate(path):
+    checkpoint = from_state_dict(nn.LSTM(18, 8).state_dict())
+    base = make_plan(checkpoint, ShapeRequest(1, 1), allow_growth=True)
+    plain = MatrixShape(BlockTermShape.low_rank(32, 18, 1))
+    every = type(base)((), (), (type(base.matrices[0])(KEYS[0], plain),), (), ())
+    entry = {"in_modes": [18, 1], "out_modes": [1, 8], "tucker_ranks": [1, 1], "gates": "separate"}
+    edit(path, put("matrices", value={KEYS[0]: entry}))
+    with pytest.raises(BTCompressError, match="no gates to separate"):
+        read_plan(path, checkpoint, every)
+
+
+def test_result_of_a_plan_is_reported_as_any_other(path, checkpoint, every):
+    report = btcompress.report(factorize_as_planned(checkpoint, read_plan(path, checkpoint, every), None))
+    assert {row.core for row in report.matrices} <= {"full", "identity"}
+    assert not any("A low-rank matrix of equal size fits better" in line for line in report.advice)
