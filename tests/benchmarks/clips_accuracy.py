@@ -13,6 +13,7 @@ import copy
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,9 +51,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the demonstration and of the trainings")
     parser.add_argument("--small", action="store_true", help="the demonstration was run without --full")
     parser.add_argument("--ranks", default="1,1 1,2 1,4 2,1 2,2 2,4", help="pairs of CP rank and Tucker rank")
+    parser.add_argument("--lr", type=float, help="learning rate in place of the demonstration's")
+    parser.add_argument("--epochs", type=int, help="epochs in place of the demonstration's")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=["factorized", "from scratch"])
     args = parser.parse_args()
     size, files = SMALL if args.small else FULL, DemoFiles(args.folder)
+    config = size.tuning_config(args.seed)
+    config = replace(config, learning_rate=args.lr or config.learning_rate, epochs=args.epochs or config.epochs)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         test = draw_clips(Path(folder) / "again.npz", size, args.seed)
         (Path(folder) / "again.npz").unlink()
@@ -68,11 +73,12 @@ def main() -> None:
                     path, str(files.data), tuned, files.dense, held_fraction=size.held_fraction, scale=SCALE
                 )
                 epochs = []
-                result = finetune(request, size.tuning_config(args.seed), force=True, on_epoch=epochs.append)
+                result = finetune(request, config, force=True, on_epoch=epochs.append)
                 told = report(result.compressed)
                 row = {
                     "seed": args.seed,
                     "start": start,
+                    "learning_rate": config.learning_rate,
                     "cp_rank": n,
                     "tucker_rank": r,
                     "params": told.matrices[0].params_after,
