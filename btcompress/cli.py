@@ -15,6 +15,8 @@ from btcompress.kinds import KINDS, MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
 
 if TYPE_CHECKING:
+    from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
+    from btcompress.fit import FitOptions
     from btcompress.plan import Wish
 
 #: Exit code after Ctrl-C, as shells give it.
@@ -129,6 +131,7 @@ Layers = Annotated[
         help="Matrices to take, by key or layer name; * and ? match, a leading ! leaves out. Repeatable. Default: all.",
     ),
 ]
+Scale = Annotated[str, typer.Option(help="What to multiply inputs by: a number, or a fraction like 1/255.")]
 AllowGrowth = Annotated[bool, typer.Option("--allow-growth", help="Also factorize a matrix that this makes larger.")]
 Container = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which state dict to read where the file holds several.")
@@ -158,6 +161,21 @@ def factorize(
     layer: Layers = None,
     allow_growth: AllowGrowth = False,
     container: Container = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|MODULE:FACTORY",
+            help="Sequences of an LSTM's inputs, without labels: its block terms are then trained to give the dense "
+            "LSTM's hidden states on them.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_epochs: Annotated[int, typer.Option(help="Passes over these sequences at most.")] = 10,
+    lstm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The LSTM that they are inputs of, where there are several."),
+    ] = None,
+    scale: Scale = "1",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -210,6 +228,8 @@ def factorize(
     asked = None if plan_file is not None else wish or request
     with display.fit_progress() as on_progress:
         compressed = factorization.factorize_as_planned(checkpoint, planned, asked, options, on_progress)
+    if calibration is not None:
+        compressed = _calibrated(compressed, checkpoint, calibration, calibration_epochs, lstm, scale, options)
     write(compressed, target, force=force)
     result = reporting.report(compressed, bytes_after=target.stat().st_size)
     if json:
@@ -346,7 +366,7 @@ def finetune(
         str | None, typer.Option(metavar="FILE|MODULE:FACTORY", help="Sequences to measure on.", show_default=False)
     ] = None,
     val_fraction: Annotated[float, typer.Option(help="Without --val: share of the sequences to hold back.")] = 0.1,
-    scale: Annotated[str, typer.Option(help="What to multiply inputs by: a number, or a fraction like 1/255.")] = "1",
+    scale: Scale = "1",
     epochs: Annotated[int, typer.Option(help="Passes over the sequences at most.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Sequences in a step, of all processes together.")] = 32,
     lr: Annotated[
@@ -519,6 +539,24 @@ def _refuse(reason: str, *options: object) -> None:
             f"{reason}, but options that say otherwise were given as well. Give one of: a wish (--target-ratio, "
             "--max-params, --max-error), --plan, or ranks and what goes with them."
         )
+
+
+def _calibrated(
+    compressed: CompressedCheckpoint,
+    dense: Checkpoint,
+    data: str,
+    epochs: int,
+    lstm: str | None,
+    scale: str,
+    options: FitOptions,
+) -> CompressedCheckpoint:
+    from btcompress import display
+    from btcompress.calibration import CalibrationRequest, calibrate
+    from btcompress.finetune import TrainConfig
+
+    config = TrainConfig(epochs=epochs, seed=options.seed, cpu=options.device == "cpu")
+    with display.calibration_progress() as on_epoch:
+        return calibrate(compressed, dense, CalibrationRequest(data, _factor(scale), lstm=lstm), config, on_epoch)
 
 
 def _beside(model: Path, name: str) -> Path:

@@ -9,7 +9,14 @@ from typing import Any
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
 from btcompress.errors import CheckpointError
 from btcompress.fit import truncated_svd, weight_error
-from btcompress.results import CompressionReport, FineTuneReport, LeftDense, MatrixReport, ModelReport
+from btcompress.results import (
+    CalibrationReport,
+    CompressionReport,
+    FineTuneReport,
+    LeftDense,
+    MatrixReport,
+    ModelReport,
+)
 
 #: Weight errors from here on leave next to nothing of a matrix, and from the second on half of it.
 _NOTHING_KEPT = 0.9
@@ -51,27 +58,41 @@ def report(
         size if bytes_after is None else bytes_after,
     )
     finetuned = tuple(_training(step) for step in compressed.history if step.get("step") == "finetune")
-    advice = (*_advice(rows, model), *_training_advice(finetuned[-1:]))
-    return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned)
+    calibrated = tuple(_calibration(step) for step in compressed.history if step.get("step") == "calibrate")
+    about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if finetuned or calibrated else _fit_advice(rows)
+    advice = (*about_fit, *_size_advice(rows, model))
+    return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned, calibrated)
 
 
 def _training(step: dict[str, Any]) -> FineTuneReport:
     return FineTuneReport(**{field.name: step[field.name] for field in fields(FineTuneReport)})
 
 
-def _training_advice(latest: tuple[FineTuneReport, ...]) -> Iterator[str]:
-    for training in latest:
+def _calibration(step: dict[str, Any]) -> CalibrationReport:
+    return CalibrationReport(**{field.name: step[field.name] for field in fields(CalibrationReport)})
+
+
+def _training_advice(tuned: tuple[FineTuneReport, ...], calibrated: tuple[CalibrationReport, ...]) -> Iterator[str]:
+    for training in tuned:
         if not training.best_epoch:
             yield "Fine-tuning made nothing better, so the tensors are those it began with. Try another --lr."
-        if training.cancellation > _CANCELLING:
+    for calibration in () if tuned else calibrated:
+        if calibration.hidden_state_error_after >= _HALF_LOST:
             yield (
-                f"Blocks cancel one another: their squared norms add up to {training.cancellation:,.0f} times that of "
+                f"The hidden states are off by {calibration.hidden_state_error_after:.3f} of their size after "
+                "calibrating. Raise the ranks, give more sequences, or fine-tune on labels."
+            )
+    for latest in tuned or calibrated:
+        if latest.cancellation > _CANCELLING:
+            yield (
+                f"Blocks cancel one another: their squared norms add up to {latest.cancellation:,.0f} times that of "
                 "their sum, which costs digits and slows training. Lower the CP rank, or train with a lower --lr."
             )
 
 
 def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) -> MatrixReport:
     shape = matrix.shape
+    latest = compressed.history[-1] if compressed.history else {}
     return MatrixReport(
         name=name,
         shape=(shape.out_size, shape.in_size),
@@ -86,6 +107,7 @@ def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) 
         weight_error=matrix.weight_error,
         svd_rank=matrix.svd_rank,
         svd_error=matrix.svd_error,
+        activation_error=latest.get("activation_errors", {}).get(name),
     )
 
 
@@ -111,18 +133,15 @@ def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Itera
         yield f"{theirs.name} is not the file that this result was made from ({ours.name}): their digests differ."
 
 
-def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]:
-    grown = [row for row in rows if row.params_after >= row.params_before]
+def _fit_advice(rows: tuple[MatrixReport, ...]) -> Iterator[str]:
+    """From the weight errors, which say nothing any more once the tensors are trained."""
     emptied = [row for row in rows if row.weight_error >= _NOTHING_KEPT]
     halved = [row for row in rows if _HALF_LOST <= row.weight_error < _NOTHING_KEPT]
     outdone = [row for row in rows if row.svd_rank and row.svd_error < (1 - _NO_DIFFERENCE) * row.weight_error]
-    if grown:
-        sizes = (f"{row.name} (from {row.params_before:,} to {row.params_after:,} parameters)" for row in grown)
-        yield f"What grew: {', '.join(sizes)}. Lower the ranks."
     if emptied:
         yield (
-            f"Next to nothing is kept of {_with_errors(emptied)}. Raise the CP rank or the Tucker rank, or expect to "
-            "retrain the model before it is of use."
+            f"Next to nothing is kept of {_with_errors(emptied)}. Raise the CP rank or the Tucker rank, calibrate on "
+            "sample inputs, or expect to retrain the model before it is of use."
         )
     if halved:
         yield (
@@ -137,6 +156,13 @@ def _advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]
             f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Where "
             "inputs are flattened data, mode sizes along the data's own axes may change that."
         )
+
+
+def _size_advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]:
+    grown = [row for row in rows if row.params_after >= row.params_before]
+    if grown:
+        sizes = (f"{row.name} (from {row.params_before:,} to {row.params_after:,} parameters)" for row in grown)
+        yield f"What grew: {', '.join(sizes)}. Lower the ranks."
     chosen = sum(row.params_before for row in rows)
     if chosen < _SMALL_SHARE * model.params_before:
         best = model.params_before / (model.params_before - chosen)

@@ -73,6 +73,8 @@ class MatrixReport:
         weight_error: ``||W - W'||_F / ||W||_F``, measured on the tensors as stored.
         svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
         svd_error: weight error of that truncated SVD.
+        activation_error: ``||(W - W') X|| / ||W X||`` on sequences held back, where the last thing done was to
+            calibrate; else None.
     """
 
     name: str
@@ -88,6 +90,7 @@ class MatrixReport:
     weight_error: float
     svd_rank: int
     svd_error: float
+    activation_error: float | None = None
 
     @property
     def weights_ratio(self) -> float:
@@ -168,6 +171,29 @@ class FineTuneReport:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """What calibrating an LSTM brought, on sequences held back.
+
+    Attributes:
+        lstm: its name.
+        hidden_state_error_before: ``||h - h'|| / ||h||`` of the block terms as fitted to the weights.
+        hidden_state_error_after: of the result.
+        epochs: trained, of all stages together.
+        n_train: sequences trained on.
+        n_held: sequences measured on.
+        cancellation: as for fine-tuning.
+    """
+
+    lstm: str
+    hidden_state_error_before: float
+    hidden_state_error_after: float
+    epochs: int
+    n_train: int
+    n_held: int
+    cancellation: float
+
+
+@dataclass(frozen=True, slots=True)
 class CompressionReport:
     """What a compression gained and lost.
 
@@ -178,6 +204,7 @@ class CompressionReport:
         notices: how sizes and ranks came about, tensors left out, and the like.
         advice: where the result is not worth it, and what to do next.
         finetuned: one entry for each time that the result was trained on, oldest first.
+        calibrated: one entry for each time that an LSTM was calibrated, oldest first.
     """
 
     matrices: tuple[MatrixReport, ...]
@@ -186,6 +213,7 @@ class CompressionReport:
     notices: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     finetuned: tuple[FineTuneReport, ...] = ()
+    calibrated: tuple[CalibrationReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -196,4 +224,5 @@ class CompressionReport:
             "notices": list(self.notices),
             "advice": list(self.advice),
             "finetuned": [asdict(training) for training in self.finetuned],
+            "calibrated": [asdict(calibration) for calibration in self.calibrated],
         }

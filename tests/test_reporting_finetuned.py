@@ -16,6 +16,17 @@ STEP = {
     "n_held": 10,
     "cancellation": 1.5,
 }
+CALIBRATION = {
+    "step": "calibrate",
+    "lstm": "",
+    "hidden_state_error_before": 0.75,
+    "hidden_state_error_after": 0.25,
+    "activation_errors": {"weight_ih_l0": 0.375},
+    "epochs": 4,
+    "n_train": 90,
+    "n_held": 10,
+    "cancellation": 1.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +39,28 @@ def test_every_training_in_the_history_is_reported_in_order(compressed):
     report = btcompress.report(trained)
     assert [training.after for training in report.finetuned] == [0.75, 0.875]
     assert report.to_dict()["finetuned"][0] == {name: value for name, value in STEP.items() if name != "step"}
-    assert report.advice == btcompress.report(compressed).advice
+
+
+def test_weight_errors_give_no_advice_once_the_tensors_are_trained(compressed):
+    assert any("Next to nothing is kept" in text for text in btcompress.report(compressed).advice)
+    for step in (STEP, CALIBRATION):
+        assert not btcompress.report(compressed.with_step(step)).advice
+
+
+def test_every_calibration_is_reported_with_the_activation_errors_of_the_last_step(compressed):
+    calibrated = compressed.with_step(CALIBRATION)
+    report = btcompress.report(calibrated)
+    assert [each.hidden_state_error_after for each in report.calibrated] == [0.25]
+    assert report.to_dict()["calibrated"][0]["n_held"] == 10
+    assert report.matrices[0].activation_error == 0.375
+    assert btcompress.report(calibrated.with_step(STEP)).matrices[0].activation_error is None
+    assert btcompress.report(compressed).matrices[0].activation_error is None
+
+
+def test_calibration_that_leaves_half_is_called_so(compressed):
+    bad = {**CALIBRATION, "hidden_state_error_after": 0.5}
+    assert any("off by 0.500" in text for text in btcompress.report(compressed.with_step(bad)).advice)
+    assert not btcompress.report(compressed.with_step(bad).with_step(STEP)).advice
 
 
 @pytest.mark.parametrize(

@@ -121,11 +121,10 @@ def calibrate(
     step = {
         "step": "calibrate",
         "lstm": entry.name,
-        "hidden_state_error": {"before": before, "after": trainer.measure(student)},
-        "activation_errors": {
-            "before": activation_errors(compressed, dense, entry, held),
-            "after": activation_errors(calibrated, dense, entry, held),
-        },
+        "hidden_state_error_before": before,
+        "hidden_state_error_after": trainer.measure(student),
+        "activation_errors_before": activation_errors(compressed, dense, entry, held),
+        "activation_errors": activation_errors(calibrated, dense, entry, held),
         "epochs": n_epochs,
         "n_train": len(train),
         "n_held": len(held),

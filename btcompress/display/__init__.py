@@ -5,6 +5,7 @@ from btcompress.display.demo import show_demo
 from btcompress.display.inventory import show_inventory, show_inventory_json, show_plan
 from btcompress.display.planning import show_priced_plan, show_priced_plan_json
 from btcompress.display.progress import (
+    calibration_progress,
     demo_progress,
     finetune_progress,
     fit_progress,
@@ -14,6 +15,7 @@ from btcompress.display.progress import (
 from btcompress.display.report import show_report
 
 __all__ = [
+    "calibration_progress",
     "demo_progress",
     "finetune_progress",
     "fit_progress",

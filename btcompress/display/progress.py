@@ -89,6 +89,13 @@ def finetune_progress() -> Iterator[Callable[[Epoch], None]]:
         yield lambda epoch: update("fine-tuning", epoch.epoch, epoch.epochs, _training_state(epoch))
 
 
+@contextmanager
+def calibration_progress() -> Iterator[Callable[[str, Epoch], None]]:
+    """A bar on stderr over the epochs of each stage of a calibration."""
+    with _patient_bar() as update:
+        yield lambda what, epoch: update(f"calibrating {what}", epoch.epoch, epoch.epochs, _training_state(epoch))
+
+
 def _training_state(epoch: Epoch) -> str:
     left = round(epoch.seconds * (epoch.epochs - epoch.epoch))
     return (

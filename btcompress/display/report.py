@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from btcompress.display.console import (
     form_text,
@@ -19,7 +20,7 @@ from btcompress.display.console import (
 )
 
 if TYPE_CHECKING:
-    from btcompress.results import CompressionReport, FineTuneReport, MatrixReport, ModelReport
+    from btcompress.results import CalibrationReport, CompressionReport, FineTuneReport, MatrixReport, ModelReport
 
 
 def show_report(report: CompressionReport) -> None:
@@ -28,6 +29,8 @@ def show_report(report: CompressionReport) -> None:
     if report.matrices:
         console.print(_matrix_table(report.matrices))
     _show_model(console, report.model)
+    if report.calibrated:
+        console.print(_calibration_table(report.calibrated))
     if report.finetuned:
         console.print(_training_table(report.finetuned))
     show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])
@@ -36,9 +39,11 @@ def show_report(report: CompressionReport) -> None:
 
 
 def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
+    calibrated = any(row.activation_error is not None for row in matrices)
     headers = ["matrix", "N", "R", "before", "after", "ratio", "weight\nerror", "SVD at\nequal size"]
-    table = make_table(headers, left=1)
+    table = make_table([*headers, *["activation\nerror"] * calibrated], left=1)
     for row in matrices:
+        activation = "not measured" if row.activation_error is None else f"{row.activation_error:.3f}"
         table.add_row(
             form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core),
             str(row.cp_rank),
@@ -48,6 +53,7 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
             ratio_text(row.weights_ratio),
             f"{row.weight_error:.3f}",
             f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small",
+            *[activation] * calibrated,
         )
     return table
 
@@ -72,6 +78,19 @@ def _training_table(trainings: Sequence[FineTuneReport]) -> Table:
             "not measured" if row.dense is None else f"{row.dense:.4f}",
             f"{row.before:.4f}",
             f"{row.after:.4f}",
+            f"{row.epochs}",
+            f"{row.n_held:,}",
+        )
+    return table
+
+
+def _calibration_table(calibrations: Sequence[CalibrationReport]) -> Table:
+    table = make_table(["on sequences held back", "as fitted", "calibrated", "epochs", "sequences"], left=1)
+    for row in calibrations:
+        table.add_row(
+            Text(f"hidden-state error{f' of {row.lstm}' if row.lstm else ''}"),
+            f"{row.hidden_state_error_before:.4f}",
+            f"{row.hidden_state_error_after:.4f}",
             f"{row.epochs}",
             f"{row.n_held:,}",
         )

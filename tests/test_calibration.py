@@ -1,0 +1,112 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import btcompress
+from btcompress.calibration import CalibrationRequest, calibrate
+from btcompress.errors import BTCompressError, ShapeError
+from btcompress.factorization import open_weights
+from btcompress.finetune import TrainConfig
+from tuning import draw
+
+CONFIG = TrainConfig(epochs=4, batch_size=8, seed=1, cpu=True)
+
+
+def calibrated(folder, model, *, config=CONFIG, x=None, on_epoch=None, request=None, **arguments):
+    """The dense checkpoint, its factorized form, and that calibrated."""
+    np.savez(folder / "x.npz", x=draw(240, 6, 24) if x is None else x)
+    dense = open_weights(model)
+    options = {"cp_rank": 2, "tucker_rank": 2, "allow_growth": True, **arguments}
+    compressed = btcompress.factorize(model, **options)
+    request = request or CalibrationRequest(str(folder / "x.npz"))
+    return dense, compressed, calibrate(compressed, dense, request, config, on_epoch)
+
+
+def hidden_state_error(model, compressed, x):
+    wanted = model(x)[0]
+    given = btcompress.apply(copy.deepcopy(model), compressed)(x)[0]
+    return float((given - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True}],
+    ids=["one layer", "three layers", "two directions"],
+)
+@pytest.mark.parametrize("matrices", [("input",), ("input", "recurrent")], ids=",".join)
+def test_hidden_states_come_nearer_to_the_dense_ones_on_sequences_never_seen(arguments, matrices, tmp_path):
+    torch.manual_seed(0)
+    model = nn.LSTM(24, 6, batch_first=True, **arguments)
+    _, before, after = calibrated(tmp_path, model, matrices=matrices)
+    fresh = torch.from_numpy(draw(50, 6, 24, seed=7))
+    with torch.no_grad():
+        assert hidden_state_error(model, after, fresh) < 0.9 * hidden_state_error(model, before, fresh)
+
+
+def test_what_is_reported_is_what_the_result_does(tmp_path):
+    torch.manual_seed(0)
+    model = nn.LSTM(24, 6, num_layers=2, batch_first=True).double()
+    x = draw(60, 6, 24).astype(np.float64)
+    dense, before, after = calibrated(tmp_path, model, x=x)
+    step = after.history[-1]
+    assert (step["n_train"], step["n_held"]) == (48, 12)
+    held = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:12]
+    inputs = torch.from_numpy(x[held])
+    with torch.no_grad():
+        for name, compressed in (("before", before), ("after", after)):
+            assert step[f"hidden_state_error_{name}"] == pytest.approx(hidden_state_error(model, compressed, inputs))
+        weight = model.weight_ih_l0
+        difference = (weight - btcompress.to_dense(after)["weight_ih_l0"]) @ inputs.reshape(-1, 24).T
+        error = float(difference.norm() / (weight @ inputs.reshape(-1, 24).T).norm())
+    report = btcompress.report(after)
+    assert report.matrices[0].activation_error == pytest.approx(error)
+    for row in report.matrices:
+        wanted, given = dense.tensors[row.name], btcompress.to_dense(after)[row.name]
+        assert row.weight_error == pytest.approx(float((wanted - given).norm() / wanted.norm()))
+
+
+def test_layers_are_trained_in_order_and_then_together(tmp_path):
+    seen = []
+    calibrated(
+        tmp_path, nn.LSTM(24, 6, num_layers=2), on_epoch=lambda what, epoch: seen.append((what, epoch.epoch))
+    )
+    assert seen == [
+        *(("layer 0", number) for number in (1, 2)),
+        *(("layer 1", number) for number in (1, 2)),
+        *(("all layers", number) for number in (1, 2, 3, 4)),
+    ]
+
+
+def test_result_is_never_worse_than_the_fit_on_the_sequences_held_back(tmp_path):
+    torch.manual_seed(0)
+    _, _, after = calibrated(tmp_path, nn.LSTM(24, 6), config=replace(CONFIG, learning_rate=50.0, epochs=1))
+    step = after.history[-1]
+    assert step["hidden_state_error_after"] <= step["hidden_state_error_before"]
+
+
+def test_frozen_tensors_stay_and_others_change(tmp_path):
+    _, before, after = calibrated(tmp_path, nn.LSTM(24, 6), config=replace(CONFIG, freeze=("weight_hh_*", "bias_*")))
+    changed = {name for name in before.tensors if not torch.equal(before.tensors[name], after.tensors[name])}
+    assert changed == {name for name in before.tensors if name.startswith("weight_ih_l0.")}
+
+
+def test_same_seed_gives_the_same_tensors(tmp_path):
+    model = nn.LSTM(24, 6)
+    first, again = (calibrated(tmp_path, model)[2] for _ in range(2))
+    assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in first.tensors)
+
+
+def test_what_does_not_fit_is_refused_in_words(tmp_path):
+    with pytest.raises(ShapeError, match="24 inputs at each step"):
+        calibrated(tmp_path, nn.LSTM(24, 6), x=draw(30, 5, 23))
+    two = nn.ModuleDict({"a": nn.LSTM(24, 6), "b": nn.LSTM(24, 6)})
+    with pytest.raises(BTCompressError, match=r"a \(24 inputs\), b"):
+        calibrated(tmp_path, two)
+    _, _, after = calibrated(tmp_path, two, request=CalibrationRequest(str(tmp_path / "x.npz"), lstm="b"))
+    assert after.history[-1]["lstm"] == "b"
+    with pytest.raises(BTCompressError, match="no LSTM named 'c'"):
+        calibrated(tmp_path, two, request=CalibrationRequest(str(tmp_path / "x.npz"), lstm="c"))
