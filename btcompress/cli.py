@@ -15,8 +15,6 @@ from btcompress.kinds import KINDS, MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
 
 if TYPE_CHECKING:
-    from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
-    from btcompress.fit import FitOptions
     from btcompress.plan import Wish
 
 #: Exit code after Ctrl-C, as shells give it.
@@ -170,7 +168,11 @@ def factorize(
             show_default=False,
         ),
     ] = None,
-    calibration_epochs: Annotated[int, typer.Option(help="Passes over these sequences at most.")] = 10,
+    calibration_epochs: Annotated[
+        int,
+        typer.Option(min=0, help="Passes over these sequences at most; 0 only fits low-rank matrices to the inputs."),
+    ] = 10,
+    calibration_lr: Annotated[float, typer.Option(help="Learning rate at its peak while calibrating.")] = 3e-3,
     lstm: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The LSTM that they are inputs of, where there are several."),
@@ -229,7 +231,15 @@ def factorize(
     with display.fit_progress() as on_progress:
         compressed = factorization.factorize_as_planned(checkpoint, planned, asked, options, on_progress)
     if calibration is not None:
-        compressed = _calibrated(compressed, checkpoint, calibration, calibration_epochs, lstm, scale, options)
+        from btcompress.calibration import CalibrationRequest, calibrate
+        from btcompress.finetune import TrainConfig
+
+        wanted = CalibrationRequest(calibration, _factor(scale), lstm=lstm, train=calibration_epochs > 0)
+        training = TrainConfig(
+            epochs=max(calibration_epochs, 1), learning_rate=calibration_lr, seed=seed, cpu=options.device == "cpu"
+        )
+        with display.calibration_progress() as on_epoch:
+            compressed = calibrate(compressed, checkpoint, wanted, training, on_epoch)
     write(compressed, target, force=force)
     result = reporting.report(compressed, bytes_after=target.stat().st_size)
     if json:
@@ -539,24 +549,6 @@ def _refuse(reason: str, *options: object) -> None:
             f"{reason}, but options that say otherwise were given as well. Give one of: a wish (--target-ratio, "
             "--max-params, --max-error), --plan, or ranks and what goes with them."
         )
-
-
-def _calibrated(
-    compressed: CompressedCheckpoint,
-    dense: Checkpoint,
-    data: str,
-    epochs: int,
-    lstm: str | None,
-    scale: str,
-    options: FitOptions,
-) -> CompressedCheckpoint:
-    from btcompress import display
-    from btcompress.calibration import CalibrationRequest, calibrate
-    from btcompress.finetune import TrainConfig
-
-    config = TrainConfig(epochs=epochs, seed=options.seed, cpu=options.device == "cpu")
-    with display.calibration_progress() as on_epoch:
-        return calibrate(compressed, dense, CalibrationRequest(data, _factor(scale), lstm=lstm), config, on_epoch)
 
 
 def _beside(model: Path, name: str) -> Path:

@@ -7,10 +7,16 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress.calibration import CalibrationRequest, calibrate
+from btcompress.calibration import CalibrationRequest, activation_errors, calibrate
+from btcompress.calibration.refit import refit
+from btcompress.checkpoint import find_recurrent
 from btcompress.errors import BTCompressError, ShapeError
-from btcompress.factorization import open_weights
+from btcompress.factorization import factorize_as_planned, open_weights
 from btcompress.finetune import TrainConfig
+from btcompress.finetune.data import open_data
+from btcompress.modes import ShapeRequest
+from btcompress.plan import make_plan
+from btcompress.shapes import BlockTermShape, MatrixShape
 from tuning import draw
 
 CONFIG = TrainConfig(epochs=4, batch_size=8, seed=1, cpu=True)
@@ -24,6 +30,19 @@ def calibrated(folder, model, *, config=CONFIG, x=None, on_epoch=None, request=N
     compressed = btcompress.factorize(model, **options)
     request = request or CalibrationRequest(str(folder / "x.npz"))
     return dense, compressed, calibrate(compressed, dense, request, config, on_epoch)
+
+
+def low_rank(model, gates, rank):
+    """Every W and U of an LSTM as a plain low-rank matrix, or four."""
+    checkpoint = open_weights(model)
+    plan = make_plan(checkpoint, ShapeRequest(), matrices=("input", "recurrent"), allow_growth=True)
+    forms = []
+    for planned in plan.matrices:
+        rows, columns = checkpoint.tensors[planned.name].shape
+        n_parts = 4 if gates == "separate" else 1
+        part = BlockTermShape.low_rank(rows // n_parts, columns, rank, n_gates=4 // n_parts)
+        forms.append(replace(planned, shape=MatrixShape(part, gates)))
+    return factorize_as_planned(checkpoint, replace(plan, matrices=tuple(forms)), None)
 
 
 def hidden_state_error(model, compressed, x):
@@ -71,9 +90,7 @@ def test_what_is_reported_is_what_the_result_does(tmp_path):
 
 def test_layers_are_trained_in_order_and_then_together(tmp_path):
     seen = []
-    calibrated(
-        tmp_path, nn.LSTM(24, 6, num_layers=2), on_epoch=lambda what, epoch: seen.append((what, epoch.epoch))
-    )
+    calibrated(tmp_path, nn.LSTM(24, 6, num_layers=2), on_epoch=lambda what, epoch: seen.append((what, epoch.epoch)))
     assert seen == [
         *(("layer 0", number) for number in (1, 2)),
         *(("layer 1", number) for number in (1, 2)),
@@ -86,6 +103,48 @@ def test_result_is_never_worse_than_the_fit_on_the_sequences_held_back(tmp_path)
     _, _, after = calibrated(tmp_path, nn.LSTM(24, 6), config=replace(CONFIG, learning_rate=50.0, epochs=1))
     step = after.history[-1]
     assert step["hidden_state_error_after"] <= step["hidden_state_error_before"]
+
+
+@pytest.mark.parametrize("gates", ["fused", "separate"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "two directions"])
+def test_refit_low_rank_has_the_least_activation_error_of_its_rank(gates, bidirectional, tmp_path):
+    torch.manual_seed(0)
+    model = nn.LSTM(12, 5, num_layers=2, batch_first=True, bidirectional=bidirectional).double()
+    x = (draw(40, 6, 12) @ draw(12, 12, seed=5)).astype(np.float64)
+    np.savez(tmp_path / "x.npz", x=x)
+    compressed = low_rank(model, gates, rank=2)
+    entry = find_recurrent(compressed.outline())[0]
+    data = open_data(str(tmp_path / "x.npz"))
+    after = refit(compressed, open_weights(model), entry, data, batch_size=7)
+    inputs = torch.from_numpy(x)
+    for suffix in entry.suffixes[:2] if bidirectional else ("_l0",):
+        weight = model.get_parameter(f"weight_ih{suffix}").detach()
+        products = (inputs.reshape(-1, 12) @ weight.T).unflatten(1, (4 if gates == "separate" else 1, -1))
+        least = sum(float(torch.linalg.svdvals(part)[2:].square().sum()) for part in products.unbind(1))
+        given = btcompress.to_dense(after)[f"weight_ih{suffix}"]
+        error = float((inputs.reshape(-1, 12) @ (weight - given).T).square().sum())
+        assert error == pytest.approx(least)
+    before, now = (activation_errors(form, open_weights(model), entry, data) for form in (compressed, after))
+    assert len(before) == 4 * (1 + bidirectional)
+    assert all(now[key] < before[key] for key in before)
+
+
+def test_without_training_only_low_rank_matrices_change(tmp_path):
+    torch.manual_seed(0)
+    model = nn.LSTM(12, 5, batch_first=True)
+    compressed = low_rank(model, "fused", rank=2)
+    request = CalibrationRequest(str(tmp_path / "x.npz"), train=False)
+    np.savez(tmp_path / "x.npz", x=draw(40, 6, 12))
+    unlucky = calibrate(compressed, open_weights(model), request, CONFIG)
+    assert unlucky.history[-1]["hidden_state_error_after"] <= unlucky.history[-1]["hidden_state_error_before"]
+    np.savez(tmp_path / "x.npz", x=draw(40, 6, 3) @ draw(3, 12, seed=5))
+    after = calibrate(compressed, open_weights(model), request, CONFIG)
+    changed = {name for name in after.tensors if not torch.equal(compressed.tensors[name], after.tensors[name])}
+    assert changed == {f"weight_{kind}_l0.factors.{k}" for kind in ("ih", "hh") for k in (0, 1)}
+    step = after.history[-1]
+    assert step["epochs"] == 0
+    assert step["activation_errors"] == step["activation_errors_refitted"]
+    assert step["hidden_state_error_after"] < step["hidden_state_error_before"]
 
 
 def test_frozen_tensors_stay_and_others_change(tmp_path):

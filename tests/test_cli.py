@@ -319,3 +319,25 @@ def test_demo_tells_its_story(size, options, tmp_path, run, monkeypatch):
     assert "accuracy on clips held back, %" in out
     again, _ = run("demo", *options, "--output", tmp_path / "again")
     assert again.splitlines()[-4:] == out.splitlines()[-4:]
+
+
+def test_calibration_brings_the_hidden_states_nearer_and_says_so(model, sequences, run):
+    wish = ("--target-ratio", "2", "--matrices", "input,recurrent")
+    how = ("--calibration", sequences, "--scale", "1/40", "--calibration-epochs", "2")
+    out, err = run("factorize", "model.pt", *wish, *how, "-o", "calibrated.safetensors", cwd=model.parent)
+    assert err == ""
+    assert "hidden-state error" in out
+    assert "activation" in out
+    shown, _ = run("report", "calibrated.safetensors", "--json", cwd=model.parent)
+    (calibration,) = json.loads(shown)["calibrated"]
+    assert calibration["hidden_state_error_after"] < calibration["hidden_state_error_before"]
+    assert all(row["activation_error"] > 0 for row in json.loads(shown)["matrices"])
+
+
+def test_bad_calibration_is_one_clear_error_and_writes_nothing(model, run):
+    np.save(model.parent / "x.npy", np.zeros((30, 5, 63), np.float32))
+    before = sorted(path.name for path in model.parent.iterdir())
+    for data, words in (("x.npy", "64 inputs at each step"), ("none.npy", "is not a file")):
+        _, err = run("factorize", "model.pt", "--calibration", data, code=2, cwd=model.parent)
+        assert words in err
+        assert sorted(path.name for path in model.parent.iterdir()) == before

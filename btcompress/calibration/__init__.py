@@ -1,6 +1,6 @@
 """Fit block terms to what a model computes on sample inputs, without labels."""
 
-from btcompress.calibration.calibrating import CalibrationRequest, calibrate
+from btcompress.calibration.calibrating import DEFAULT, CalibrationRequest, calibrate
 from btcompress.calibration.errors import activation_errors
 
-__all__ = ["CalibrationRequest", "activation_errors", "calibrate"]
+__all__ = ["DEFAULT", "CalibrationRequest", "activation_errors", "calibrate"]

@@ -3,7 +3,7 @@
 The weights of a trained matrix count as much as the inputs that meet them, and its errors as much as the recurrence
 lets them grow; only the hidden states say both. So the block terms, and with them all else that the LSTM has, are
 trained for a short while to give the dense LSTM's hidden states: layer by layer, each on what the layers below it
-really give, and then all layers together.
+really give, and then all layers together. Low-rank matrices are fitted to their inputs first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from functools import partial
 import torch
 
 from btcompress.calibration.errors import activation_errors
+from btcompress.calibration.refit import refit
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch, TrainConfig
@@ -36,6 +37,9 @@ from btcompress.fit import weight_error
 
 OnEpoch = Callable[[str, Epoch], None]
 
+#: A lower learning rate than fine-tuning's: low-rank matrices begin near where they end.
+DEFAULT = TrainConfig(epochs=10, learning_rate=3e-3)
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRequest:
@@ -46,12 +50,14 @@ class CalibrationRequest:
         scale: what to multiply the inputs of files by.
         held_fraction: share of the sequences that is held back, to stop on and to measure on.
         lstm: name of the LSTM that they are inputs of; may be left out where there is one.
+        train: whether to train after low-rank matrices are fitted to the inputs.
     """
 
     data: str
     scale: float = 1.0
     held_fraction: float = 0.2
     lstm: str | None = None
+    train: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ def calibrate(
     compressed: CompressedCheckpoint,
     dense: Checkpoint,
     request: CalibrationRequest,
-    config: TrainConfig = TrainConfig(epochs=10),
+    config: TrainConfig = DEFAULT,
     on_epoch: OnEpoch | None = None,
 ) -> CompressedCheckpoint:
     """Train an LSTM with block terms to give the hidden states of the dense one, without labels.
@@ -87,7 +93,8 @@ def calibrate(
         compressed: a factorized checkpoint.
         dense: what it was factorized from.
         request: on what.
-        config: how; ``epochs`` are those over all layers together, and each layer on its own has half as many.
+        config: how to train; ``epochs`` are those over all layers together, and each layer on its own has half as
+            many.
         on_epoch: called after each epoch with what is trained.
 
     Returns:
@@ -111,19 +118,25 @@ def calibrate(
     student, trainer = _prepared(stages[-1], compressed, dense, train, held)
     before = trainer.measure(student)
 
-    calibrated, n_epochs = compressed, 0
-    for stage in stages:
+    calibrated, n_epochs = refit(compressed, dense, entry, train), 0
+    refitted = activation_errors(calibrated, dense, entry, held)
+    student, trainer = _prepared(stages[-1], calibrated, dense, train, held)
+    if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
+        calibrated = compressed
+    for stage in stages if request.train else ():
         student, trainer = _prepared(stage, calibrated, dense, train, held)
         _, best = trainer.run(on_epoch=on_epoch and partial(on_epoch, stage.what))
         student.load_state_dict(best.tensors)
         calibrated = replace(calibrated, tensors={**calibrated.tensors, **stored_tensors(student, calibrated)})
         n_epochs += len(trainer.rows)
+    student, trainer = _prepared(stages[-1], calibrated, dense, train, held)
     step = {
         "step": "calibrate",
         "lstm": entry.name,
         "hidden_state_error_before": before,
         "hidden_state_error_after": trainer.measure(student),
         "activation_errors_before": activation_errors(compressed, dense, entry, held),
+        "activation_errors_refitted": refitted,
         "activation_errors": activation_errors(calibrated, dense, entry, held),
         "epochs": n_epochs,
         "n_train": len(train),

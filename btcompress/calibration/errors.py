@@ -38,13 +38,13 @@ def activation_errors(
         BTCompressError: an input is not finite.
     """
     keys = [key for key in (*entry.input_keys, *entry.recurrent_keys) if key in compressed.matrices]
-    layers = [teacher_of(dense, compressed, replace(entry, num_layers=n + 1)) for n in range(entry.num_layers)]
+    layers = layers_of(entry, compressed, dense)
     dtype = next(layers[0].parameters()).dtype
     parts = {key: [part.to(dtype) for part in compressed.parts(key)] for key in keys}
     sums = {key: [0.0, 0.0] for key in keys}
     for rows in torch.arange(len(data)).split(batch_size):
         batch = data.batch(rows).to(torch.device("cpu"), dtype)
-        for key, inputs in _inputs(entry, layers, batch):
+        for key, inputs in inputs_of(entry, layers, batch):
             if key in sums:
                 wanted = inputs @ dense.tensors[key].to(dtype).T
                 given = torch.cat([part.matmul(inputs) for part in parts[key]], dim=-1)
@@ -53,8 +53,13 @@ def activation_errors(
     return {key: math.sqrt(error / size) for key, (error, size) in sums.items() if size}
 
 
-def _inputs(entry: LSTMEntry, layers: list[Recurrent], batch: Batch) -> Iterator[tuple[str, Tensor]]:
-    """The inputs of each matrix at all steps that count, shape ``(n, inputs)``."""
+def layers_of(entry: LSTMEntry, compressed: CompressedCheckpoint, dense: Checkpoint) -> list[Recurrent]:
+    """The dense LSTM cut off after each of its layers, for :func:`inputs_of`."""
+    return [teacher_of(dense, compressed, replace(entry, num_layers=n + 1)) for n in range(entry.num_layers)]
+
+
+def inputs_of(entry: LSTMEntry, layers: list[Recurrent], batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """The inputs that each ``W`` and ``U`` has in the dense LSTM at all steps that count, shape ``(n, inputs)``."""
     steps = torch.arange(batch.x.shape[1])
     counts = steps < (batch.lengths[:, None] if batch.lengths is not None else batch.x.shape[1])
     counts = counts.expand(batch.x.shape[:2])
