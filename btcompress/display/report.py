@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from btcompress.display.console import (
     form_text,
@@ -19,7 +20,7 @@ from btcompress.display.console import (
 )
 
 if TYPE_CHECKING:
-    from btcompress.results import CompressionReport, FineTuneReport, MatrixReport, ModelReport
+    from btcompress.results import CompressionReport, FineTuneReport, MatrixReport, ModelReport, YardstickReport
 
 
 def show_report(report: CompressionReport) -> None:
@@ -27,6 +28,8 @@ def show_report(report: CompressionReport) -> None:
     console = make_console()
     if report.matrices:
         console.print(_matrix_table(report.matrices))
+    if any(row.yardsticks or row.activation_error is not None for row in report.matrices):
+        console.print(_yardstick_table(report.matrices))
     _show_model(console, report.model)
     if report.finetuned:
         console.print(_training_table(report.finetuned))
@@ -50,6 +53,29 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
             f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small",
         )
     return table
+
+
+def _yardstick_table(matrices: Sequence[MatrixReport]) -> Table:
+    """A row of weight errors for each matrix, and one of activation errors where they were measured."""
+    table = make_table(["at equal size", "block\nterms", "low rank", "tensor train", "greedy\ndeflation"], left=1)
+    for row in matrices:
+        others = {other.form: other for other in row.yardsticks}
+        in_order = [others.get(form) for form in ("low_rank", "tensor_train", "greedy")]
+        cells = [_error_text(other, None if other is None else other.weight_error) for other in in_order]
+        table.add_row(
+            Text(f"{row.name}\n  weight error"), *(f"\n{cell}" for cell in (f"{row.weight_error:.3f}", *cells))
+        )
+        if row.activation_error is not None:
+            cells = [_error_text(other, None if other is None else other.activation_error) for other in in_order]
+            table.add_row(Text("  activation error"), f"{row.activation_error:.3f}", *cells)
+    return table
+
+
+def _error_text(other: YardstickReport | None, error: float | None) -> str:
+    """An error, with the rank where the form has one of its own; a dash where there is none."""
+    if other is None or error is None:
+        return "-"
+    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {max(other.ranks)})"
 
 
 def _show_model(console: Console, model: ModelReport) -> None:
