@@ -252,7 +252,9 @@ def _is_better(error: float | None, than: float | None) -> bool:
 
 
 def _error_at(error: float | None, other: YardstickReport) -> str:
-    return f"{error:.3f} at rank {max(other.ranks)}" if other.form != "greedy" else f"{error:.3f}"
+    """An error, with the rank where the form has one of its own, or all ranks where they differ."""
+    ranks = ",".join(map(str, other.ranks if len(set(other.ranks)) > 1 else other.ranks[:1]))
+    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} at rank {ranks}"
 
 
 def _with_errors(rows: list[MatrixReport]) -> str:

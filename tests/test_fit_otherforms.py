@@ -47,14 +47,27 @@ def error_of(form, matrix):
 @pytest.mark.parametrize("mode_sizes", [(14, 12, 15), (3, 40), (2, 9, 2, 11), (7,), (1, 6, 5)])
 @pytest.mark.parametrize("max_params", [1, 60, 333, 10_000])
 def test_tensor_train_ranks_are_the_largest_that_fit(mode_sizes, max_params):
-    ranks = tensor_train_ranks(mode_sizes, max_params)
     limits = [min(math.prod(mode_sizes[:k]), math.prod(mode_sizes[k:])) for k in range(1, len(mode_sizes))]
-    fitting = [
-        tuple(min(rank, limit) for limit in limits)
-        for rank in range(1, 200)
-        if rank == 1 or tensor_train_params(mode_sizes, tuple(min(rank, limit) for limit in limits)) <= max_params
-    ]
-    assert ranks == fitting[-1]
+
+    def equal(rank):
+        return tuple(min(rank, limit) for limit in limits)
+
+    fitting = [rank for rank in range(2, 200) if tensor_train_params(mode_sizes, equal(rank)) <= max_params]
+    least = equal(max(fitting, default=1))
+    ranks = tensor_train_ranks(mode_sizes, max_params)
+    raises = [rank - below for rank, below in zip(ranks, least, strict=True)]
+    assert set(raises) <= {0, 1}
+    assert ranks == least or tensor_train_params(mode_sizes, ranks) <= max_params
+    for k, raised in enumerate(raises):
+        larger = (*ranks[:k], ranks[k] + 1, *ranks[k + 1 :])
+        assert raised or ranks[k] == limits[k] or tensor_train_params(mode_sizes, larger) > max_params
+
+
+def test_parameters_left_raise_the_first_ranks_first():
+    assert tensor_train_params((100, 36, 50), (5, 4)) == 1420
+    assert tensor_train_ranks((100, 36, 50), 1419) == (4, 5)
+    assert tensor_train_ranks((100, 36, 50), 1420) == (5, 4)
+    assert tensor_train_ranks((100, 36, 50), 1650) == (5, 5)
 
 
 def test_tensor_train_is_the_one_tensorly_finds_on_the_paired_modes(generator):
@@ -77,7 +90,7 @@ def test_matrix_that_is_a_tensor_train_is_found_exactly(free, generator, monkeyp
     monkeypatch.setattr(hosvd, "_FREE_ENTRIES", free)
     shape = BlockTermShape((2, 3, 5), (7, 4, 3), (2, 2, 2), n_blocks=3)
     ranks = tensor_train_ranks(shape.mode_sizes, shape.n_params)
-    assert ranks == (3, 3)
+    assert ranks == (4, 3)
     first, second, third = (
         torch.randn(size, generator=generator, dtype=torch.float64) for size in ((14, 3), (3, 12, 3), (3, 15))
     )

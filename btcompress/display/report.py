@@ -75,7 +75,7 @@ def _error_text(other: YardstickReport | None, error: float | None) -> str:
     """An error, with the rank where the form has one of its own; a dash where there is none."""
     if other is None or error is None:
         return "-"
-    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {max(other.ranks)})"
+    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {rank_text(other.ranks)})"
 
 
 def _show_model(console: Console, model: ModelReport) -> None:

@@ -89,7 +89,7 @@ def _tensor_train(matrix: Tensor, shape: MatrixShape) -> OtherForm:
     ranks = tensor_train_ranks(part.mode_sizes, part.n_params)
     kept = basis_sizes(part.mode_sizes, [r * s for r, s in zip((1, *ranks), (*ranks, 1), strict=True)])
     if math.prod(kept) > _LARGEST_CORE:
-        reason = f"at rank {max(ranks)} it would take a core of {math.prod(kept):,} entries to find one"
+        reason = f"at ranks {','.join(map(str, ranks))} it would take a core of {math.prod(kept):,} entries to find one"
         return OtherForm("tensor_train", skipped=reason)
 
     def fitted(rows: Tensor, scale: float) -> BlockTerm:
@@ -133,20 +133,28 @@ def tensor_train_params(mode_sizes: tuple[int, ...], ranks: tuple[int, ...]) -> 
 
 
 def tensor_train_ranks(mode_sizes: tuple[int, ...], max_params: int) -> tuple[int, ...]:
-    """The ranks between neighbouring modes: the largest number that fits, lowered where the modes hold less.
+    """The ranks between neighbouring modes: the largest number that fits, each lowered to what the modes hold.
+
+    What parameters are left raise single ranks by one, the first ones first.
 
     Args:
         mode_sizes: ``I_k J_k``.
         max_params: parameters to spend; rank 1 is given however few they are.
     """
     limits = [min(math.prod(mode_sizes[:k]), math.prod(mode_sizes[k:])) for k in range(1, len(mode_sizes))]
+
+    def fits(ranks: tuple[int, ...]) -> bool:
+        return tensor_train_params(mode_sizes, ranks) <= max_params
+
     rank = 1
-    while rank < max(limits, default=1):
-        larger = tuple(min(rank + 1, limit) for limit in limits)
-        if tensor_train_params(mode_sizes, larger) > max_params:
-            break
+    while rank < max(limits, default=1) and fits(tuple(min(rank + 1, limit) for limit in limits)):
         rank += 1
-    return tuple(min(rank, limit) for limit in limits)
+    ranks = tuple(min(rank, limit) for limit in limits)
+    for k, limit in enumerate(limits):
+        larger = (*ranks[:k], ranks[k] + 1, *ranks[k + 1 :])
+        if ranks[k] < limit and fits(larger):
+            ranks = larger
+    return ranks
 
 
 def _as_tensor_train(core: Tensor, ranks: tuple[int, ...]) -> Tensor:
