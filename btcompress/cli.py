@@ -324,6 +324,25 @@ def report(
         Path | None,
         typer.Option(metavar="MODEL", help="The dense checkpoint, to measure all errors anew.", show_default=False),
     ] = None,
+    yardsticks: Annotated[
+        bool,
+        typer.Option("--yardsticks", help="With --against: compare with other forms of equal size."),
+    ] = False,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|MODULE:FACTORY",
+            help="With --against: sequences of an LSTM's inputs, as finetune takes them, to measure activation errors.",
+            show_default=False,
+        ),
+    ] = None,
+    scale: Annotated[str, typer.Option(help="What to multiply inputs by: a number, or a fraction like 1/255.")] = "1",
+    lstm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The LSTM that the inputs are for, if there are several.", show_default=False
+        ),
+    ] = None,
     container: Container = None,
     json: JSON = False,
 ) -> None:
@@ -331,10 +350,26 @@ def report(
     from btcompress import display, models, reporting
     from btcompress.checkpoint import read
 
+    if against is None and (yardsticks or inputs is not None):
+        option = "--yardsticks compares" if yardsticks else "--inputs measures"
+        raise BTCompressError(f"{option} with the dense matrices. Give the dense checkpoint with --against MODEL.")
+    if inputs is None and (lstm is not None or scale != "1"):
+        raise BTCompressError("--scale and --lstm say how to take inputs, but there are none. Give --inputs FILE.")
     with display.working(f"measuring {compressed}"):
         opened = models.load(compressed)
         dense = None if against is None else read(against, container)
-        result = reporting.report(opened, against=dense, bytes_after=compressed.stat().st_size)
+        measure = None
+        if dense is not None and inputs is not None:
+            from btcompress.calibration import on_inputs
+
+            measure = on_inputs(opened, dense, inputs, _factor(scale), lstm)
+        result = reporting.report(
+            opened,
+            against=dense,
+            bytes_after=compressed.stat().st_size,
+            yardsticks=yardsticks,
+            on_inputs=measure,
+        )
     if json:
         display.show_json(result.to_dict())
     else:

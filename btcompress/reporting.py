@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
-from btcompress.errors import CheckpointError
-from btcompress.fit import truncated_svd, weight_error
+from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.fit import OtherForm, SVDYardstick, low_rank_form, structured_forms, truncated_svd, weight_error
 from btcompress.results import (
     CalibrationReport,
     CompressionReport,
@@ -16,7 +17,18 @@ from btcompress.results import (
     LeftDense,
     MatrixReport,
     ModelReport,
+    YardstickReport,
 )
+
+#: Measures several forms of each matrix, by its key, on inputs; each form is block terms whose rows are stacked.
+OnInputs = Callable[[Mapping[str, Sequence[tuple[BlockTerm, ...]]]], Mapping[str, tuple[float, ...]]]
+
+#: What each form of equal size is called in advice.
+_FORM_WORDS = {
+    "low_rank": "A low-rank matrix of equal size",
+    "tensor_train": "A tensor train of equal size",
+    "greedy": "Greedy deflation, the same blocks fitted one after another,",
+}
 
 #: Weight errors from here on leave next to nothing of a matrix, and from the second on half of it.
 _NOTHING_KEPT = 0.9
@@ -30,7 +42,12 @@ _SMALL_SHARE = 0.5
 
 
 def report(
-    compressed: CompressedCheckpoint, *, against: Checkpoint | None = None, bytes_after: int | None = None
+    compressed: CompressedCheckpoint,
+    *,
+    against: Checkpoint | None = None,
+    bytes_after: int | None = None,
+    yardsticks: bool = False,
+    on_inputs: OnInputs | None = None,
 ) -> CompressionReport:
     """Sum up a compressed checkpoint; parameters are counted on the tensors it holds.
 
@@ -39,8 +56,11 @@ def report(
         against: the dense checkpoint, to measure all errors anew on the tensors as they are now;
             without it they are those recorded at factorization.
         bytes_after: size of the result's file; the size of its tensors when left out.
+        yardsticks: compare each matrix with other forms of equal size; takes seconds for a large one.
+        on_inputs: measures activation errors on inputs, as :func:`btcompress.calibration.on_inputs` makes it.
 
     Raises:
+        BTCompressError: yardsticks or activation errors are asked for without ``against``.
         CheckpointError: ``against`` lacks a matrix, or holds it in another shape.
     """
     notices = list(compressed.notices)
@@ -49,6 +69,14 @@ def report(
         notices += _differences(compressed, against)
         matrices = {name: _measured_anew(compressed, name, against) for name in matrices}
     rows = tuple(_row(compressed, name, matrices[name]) for name in compressed.keys if name in matrices)
+    if yardsticks or on_inputs is not None:
+        if against is None:
+            raise BTCompressError(
+                "other forms and activation errors are measured on the dense matrices, but only the result is given. "
+                "Give the dense checkpoint as well (--against MODEL)."
+            )
+        rows = _compared(compressed, rows, against, on_inputs, yardsticks=yardsticks)
+        notices += _skipped(rows)
     left_dense = tuple(LeftDense(**left) for step in compressed.history for left in step.get("left_dense", ()))
     size = sum(tensor.nbytes for tensor in compressed.tensors.values())
     model = ModelReport(
@@ -59,8 +87,9 @@ def report(
     )
     finetuned = tuple(_training(step) for step in compressed.history if step.get("step") == "finetune")
     calibrated = tuple(_calibration(step) for step in compressed.history if step.get("step") == "calibrate")
-    about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if finetuned or calibrated else _fit_advice(rows)
-    advice = (*about_fit, *_size_advice(rows, model))
+    trained = any(step.get("step") != "factorize" for step in compressed.history)
+    about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if trained else _fit_advice(rows)
+    advice = (*about_fit, *_other_forms_advice(rows, trained=trained), *_size_advice(rows, model))
     return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned, calibrated)
 
 
@@ -127,6 +156,49 @@ def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpo
     return replace(matrix, weight_error=error, svd_rank=yardstick.rank, svd_error=yardstick.error)
 
 
+def _compared(
+    compressed: CompressedCheckpoint,
+    rows: tuple[MatrixReport, ...],
+    against: Checkpoint,
+    on_inputs: OnInputs | None,
+    *,
+    yardsticks: bool,
+) -> tuple[MatrixReport, ...]:
+    """The rows with the other forms of each matrix, and with what was measured on inputs."""
+    others = {row.name: _others(compressed, row, against) if yardsticks else () for row in rows}
+    measured: Mapping[str, tuple[float, ...]] = {}
+    if on_inputs is not None:
+        given = {name: [other.parts for other in forms if other.parts] for name, forms in others.items()}
+        measured = on_inputs({name: [compressed.parts(name), *parts] for name, parts in given.items()})
+    compared = []
+    for row in rows:
+        errors = iter(measured.get(row.name, ()))
+        own = next(errors, row.activation_error)
+        reports = tuple(
+            YardstickReport(other.kind, other.ranks, other.params, other.weight_error, next(errors, None))
+            if other.parts
+            else YardstickReport(other.kind, (), 0, None, skipped=other.skipped)
+            for other in others[row.name]
+        )
+        compared.append(replace(row, activation_error=own, yardsticks=reports))
+    return tuple(compared)
+
+
+def _others(compressed: CompressedCheckpoint, row: MatrixReport, against: Checkpoint) -> tuple[OtherForm, ...]:
+    matrix = against.tensors[row.name]
+    if not matrix.any():
+        return ()
+    low_rank = low_rank_form(matrix, SVDYardstick(row.svd_rank, row.svd_error))
+    return low_rank, *structured_forms(matrix, compressed.matrices[row.name].shape)
+
+
+def _skipped(rows: tuple[MatrixReport, ...]) -> Iterator[str]:
+    for row in rows:
+        for other in row.yardsticks:
+            if other.skipped is not None:
+                yield f"{row.name} has no yardstick {other.form.replace('_', ' ')}: {other.skipped}."
+
+
 def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Iterator[str]:
     ours, theirs = compressed.source, against.source
     if None not in (ours.sha256, theirs.sha256) and ours.sha256 != theirs.sha256:
@@ -170,6 +242,39 @@ def _size_advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator
             f"The factorized matrices are {chosen / model.params_before:.0%} of the model's parameters: however small "
             f"they get, the model ratio cannot pass {best:.2f}."
         )
+
+
+def _other_forms_advice(rows: tuple[MatrixReport, ...], *, trained: bool) -> Iterator[str]:
+    """Where another form fits better: the weights of what was not trained since, and the outputs on the inputs."""
+    for form, words in _FORM_WORDS.items():
+        pairs = [(row, other) for row in rows for other in row.yardsticks if other.form == form]
+        # Low rank has its advice without being asked for; training gives up weights for what they do.
+        if form == "tensor_train" or (form == "greedy" and not trained):
+            fitting = [
+                f"{row.name} ({_error_at(other.weight_error, other)} against {row.weight_error:.3f})"
+                for row, other in pairs
+                if _is_better(other.weight_error, row.weight_error)
+            ]
+            if fitting:
+                more = " Factorize anew with more --restarts." if form == "greedy" else ""
+                yield f"{words} fits better than block terms for {', '.join(fitting)}.{more}"
+        closer = [
+            f"{row.name} ({_error_at(other.activation_error, other)} against {row.activation_error:.3f})"
+            for row, other in pairs
+            if _is_better(other.activation_error, row.activation_error)
+        ]
+        if closer:
+            yield f"{words} is closer than block terms on the inputs given for {', '.join(closer)}."
+
+
+def _is_better(error: float | None, than: float | None) -> bool:
+    return error is not None and than is not None and error < (1 - _NO_DIFFERENCE) * than
+
+
+def _error_at(error: float | None, other: YardstickReport) -> str:
+    """An error, with the rank where the form has one of its own, or all ranks where they differ."""
+    ranks = ",".join(map(str, other.ranks if len(set(other.ranks)) > 1 else other.ranks[:1]))
+    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} at rank {ranks}"
 
 
 def _with_errors(rows: list[MatrixReport]) -> str:

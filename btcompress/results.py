@@ -56,6 +56,27 @@ class PricingProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class YardstickReport:
+    """A matrix in another form than block terms, with at most as many parameters.
+
+    Attributes:
+        form: ``"low_rank"``, ``"tensor_train"`` or ``"greedy"``, blocks fitted one after another.
+        ranks: the rank of the truncated SVD, the ``d - 1`` ranks of the tensor train, or the Tucker ranks.
+        params: parameters of this form; 0 where it was skipped.
+        weight_error: ``||W - W'||_F / ||W||_F``; None where it was skipped.
+        activation_error: ``||(W - W') X||_F / ||W X||_F`` on the inputs given; None where it was not measured.
+        skipped: why there is no such form, in words; None where there is.
+    """
+
+    form: str
+    ranks: tuple[int, ...]
+    params: int
+    weight_error: float | None
+    activation_error: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixReport:
     """One factorized matrix, before and after.
 
@@ -73,8 +94,9 @@ class MatrixReport:
         weight_error: ``||W - W'||_F / ||W||_F``, measured on the tensors as stored.
         svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
         svd_error: weight error of that truncated SVD.
-        activation_error: ``||(W - W') X|| / ||W X||`` on sequences held back, where the last thing done was to
-            calibrate; else None.
+        activation_error: ``||(W - W') X||_F / ||W X||_F`` on the inputs given, or, where the last thing done was to
+            calibrate, on the sequences held back then; None where it was not measured.
+        yardsticks: other forms of equal size, where they were asked for.
     """
 
     name: str
@@ -91,6 +113,7 @@ class MatrixReport:
     svd_rank: int
     svd_error: float
     activation_error: float | None = None
+    yardsticks: tuple[YardstickReport, ...] = ()
 
     @property
     def weights_ratio(self) -> float:

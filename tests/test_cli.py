@@ -277,6 +277,45 @@ def test_finetune_wins_back_what_was_lost_and_report_says_so(model, sequences, r
     ]
 
 
+def test_report_compares_with_other_forms_on_weights_and_on_inputs(model, sequences, run):
+    command = ("report", model.parent / "model.bt.safetensors", "--against", model)
+    options = ("--yardsticks", "--inputs", sequences, "--scale", "1/40", "--lstm", "lstm")
+    row = json.loads(run(*command, *options, "--json")[0])["matrices"][0]
+    out, err = run(*command, *options)
+    assert err == ""
+    assert [other["form"] for other in row["yardsticks"]] == ["low_rank", "tensor_train", "greedy"]
+    for form in (row, *row["yardsticks"]):
+        # On independent inputs of equal size, the two errors estimate the same.
+        assert form["activation_error"] == pytest.approx(form["weight_error"], rel=0.05)
+        assert f"{form['activation_error']:.3f}" in out
+    unscaled = json.loads(run(*command, "--inputs", sequences, "--json")[0])["matrices"][0]
+    assert unscaled["activation_error"] == pytest.approx(row["activation_error"], rel=1e-5)
+    assert unscaled["yardsticks"] == []
+    assert "tensor train" in run(*command, "--yardsticks")[0]
+    assert "activation" in run(*command, "--inputs", sequences)[0]
+    assert "tensor train" not in run(*command)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--yardsticks"], "--against MODEL"),
+        (["--inputs", "data.npz"], "--against MODEL"),
+        (["--against", "model.pt", "--scale", "1/255"], "--inputs FILE"),
+        (["--against", "model.pt", "--lstm", "lstm"], "--inputs FILE"),
+        (["--against", "model.pt", "--inputs", "data.npz", "--scale", "0"], "1/255"),
+        (["--against", "model.pt", "--inputs", "data.npz", "--lstm", "decoder"], "Name one with --lstm"),
+        (["--against", "model.pt", "--inputs", "nowhere.npz"], "nowhere.npz"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_comparisons_are_one_clear_error(model, sequences, arguments, words, run):
+    out, err = run("report", "model.bt.safetensors", *arguments, code=2, cwd=model.parent)
+    assert words in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

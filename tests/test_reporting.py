@@ -6,7 +6,7 @@ from torch import nn
 
 import btcompress
 from btcompress.checkpoint import from_state_dict
-from btcompress.errors import CheckpointError
+from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.nn import BTLSTM
 
 
@@ -105,3 +105,114 @@ def test_middling_error_asks_for_a_measurement():
     report = btcompress.report(btcompress.factorize(nn.LSTM(64, 16), tucker_rank=16))
     assert 0.5 <= report.matrices[0].weight_error < 0.9
     assert any("Half or more is lost of weight_ih_l0" in line for line in report.advice)
+
+
+def tensor_train_lstm():
+    """An LSTM whose input weights are a tensor train of ranks 3 over modes (4, 4, 4) by (8, 4, 4), and its form."""
+    lstm = nn.LSTM(64, 32)
+    carriages = [torch.randn(1, 4, 8, 3), torch.randn(3, 4, 4, 3), torch.randn(3, 4, 4, 1)]
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(torch.einsum("zaxr,rbys,sctz->xytabc", *carriages).reshape(128, 64))
+    options = {"cp_rank": 4, "tucker_rank": 2, "in_modes": (4, 4, 4), "out_modes": (8, 4, 4)}
+    return lstm, btcompress.factorize(lstm, **options)
+
+
+def test_yardsticks_are_measured_at_equal_size_and_a_better_form_is_named():
+    lstm, compressed = tensor_train_lstm()
+    report = btcompress.report(compressed, against=from_state_dict(lstm.state_dict()), yardsticks=True)
+    row = report.matrices[0]
+    low_rank, train, greedy = row.yardsticks
+    assert [other.form for other in row.yardsticks] == ["low_rank", "tensor_train", "greedy"]
+    assert (low_rank.ranks, low_rank.weight_error) == ((row.svd_rank,), row.svd_error)
+    assert train.weight_error < 1e-5 < row.weight_error < greedy.weight_error
+    assert all(0 < other.params <= row.params_after for other in row.yardsticks)
+    assert all(other.activation_error is None for other in row.yardsticks)
+    line = next(line for line in report.advice if "A tensor train of equal size fits better" in line)
+    assert f"weight_ih_l0 (0.000 at rank {','.join(map(str, train.ranks))} against {row.weight_error:.3f})" in line
+    assert not any("Greedy" in line or "on the inputs given" in line for line in report.advice)
+
+
+def test_blocks_that_greedy_deflation_beats_are_said_unless_they_were_trained():
+    lstm, compressed = tensor_train_lstm()
+    cores = "weight_ih_l0.cores"
+    worse = {cores: compressed.tensors[cores] * 0.1}
+    dense = from_state_dict(lstm.state_dict())
+    untrained = btcompress.report(compressed.with_step({"step": "factorize"}, worse), against=dense, yardsticks=True)
+    assert any("fits better than block terms" in line and "--restarts" in line for line in untrained.advice)
+    trained = btcompress.report(compressed.with_step({"step": "test"}, worse), against=dense, yardsticks=True)
+    assert not any("--restarts" in line for line in trained.advice)
+
+
+def test_activation_errors_go_to_the_forms_they_were_measured_on():
+    lstm, compressed = tensor_train_lstm()
+    dense = from_state_dict(lstm.state_dict())
+    inputs = torch.randn(50, 64, dtype=torch.float64)
+
+    def on_inputs(forms):
+        wanted = inputs @ lstm.weight_ih_l0.detach().double().T
+        given = [torch.cat([part.to(torch.float64).matmul(inputs) for part in parts], -1) for parts in forms[key]]
+        return {key: tuple(float((wanted - product).norm() / wanted.norm()) for product in given)}
+
+    key = "weight_ih_l0"
+    row = btcompress.report(compressed, against=dense, yardsticks=True, on_inputs=on_inputs).matrices[0]
+    for form in (row, *row.yardsticks):
+        assert form.activation_error == pytest.approx(form.weight_error, rel=0.2, abs=1e-6)
+    assert len({form.activation_error for form in (row, *row.yardsticks)}) == 4
+    alone = btcompress.report(compressed, against=dense, on_inputs=on_inputs).matrices[0]
+    assert (alone.activation_error, alone.yardsticks) == (row.activation_error, ())
+
+
+def test_form_that_is_closer_on_the_inputs_is_named_by_its_activation_error():
+    lstm, compressed = tensor_train_lstm()
+
+    def on_inputs(forms):
+        return {"weight_ih_l0": (0.5, 0.25, 0.5 * (1 - 1e-4), 0.75)}
+
+    dense = from_state_dict(lstm.state_dict())
+    report = btcompress.report(compressed, against=dense, yardsticks=True, on_inputs=on_inputs)
+    rank = report.matrices[0].svd_rank
+    closer = [line for line in report.advice if "on the inputs given" in line]
+    assert closer == [
+        "A low-rank matrix of equal size is closer than block terms on the inputs given for weight_ih_l0 "
+        f"(0.250 at rank {rank} against 0.500)."
+    ]
+
+
+def test_forms_that_were_skipped_are_said_and_have_no_errors():
+    lstm = nn.LSTM(64, 32)
+    compressed = btcompress.factorize(lstm, cp_rank=1, tucker_rank=1, in_modes=(4, 4, 4), out_modes=(8, 4, 4))
+    measured = []
+    report = btcompress.report(
+        compressed,
+        against=from_state_dict(lstm.state_dict()),
+        yardsticks=True,
+        on_inputs=lambda forms: measured.append(len(forms["weight_ih_l0"])) or {"weight_ih_l0": (0.5, 0.6, 0.7)},
+    )
+    low_rank, train, greedy = report.matrices[0].yardsticks
+    assert (low_rank.ranks, low_rank.weight_error, low_rank.activation_error) == ((), None, None)
+    assert (train.activation_error, greedy.activation_error) == (0.6, 0.7)
+    assert measured == [3]
+    assert any("no yardstick low rank: even rank 1 has more parameters" in line for line in report.notices)
+
+
+def test_matrix_of_zeros_has_no_yardsticks():
+    lstm, compressed = tensor_train_lstm()
+    zeros = from_state_dict({key: torch.zeros_like(tensor) for key, tensor in lstm.state_dict().items()})
+    assert btcompress.report(compressed, against=zeros, yardsticks=True).matrices[0].yardsticks == ()
+
+
+@pytest.mark.parametrize("asked", [{"yardsticks": True}, {"on_inputs": lambda forms: {}}], ids=["forms", "inputs"])
+def test_comparing_without_the_dense_checkpoint_is_refused(asked):
+    _, compressed = tensor_train_lstm()
+    with pytest.raises(BTCompressError, match="--against MODEL"):
+        btcompress.report(compressed, **asked)
+
+
+def test_json_form_of_yardsticks_has_the_documented_keys_and_is_plain():
+    lstm, compressed = tensor_train_lstm()
+    report = btcompress.report(compressed, against=from_state_dict(lstm.state_dict()), yardsticks=True)
+    value = json.loads(json.dumps(report.to_dict()))["matrices"][0]
+    assert value["activation_error"] is None
+    keys = {"form", "ranks", "params", "weight_error", "activation_error", "skipped"}
+    assert [other.keys() for other in value["yardsticks"]] == [keys] * 3
+    assert btcompress.report(compressed).to_dict()["matrices"][0]["yardsticks"] == ()

@@ -20,7 +20,14 @@ from btcompress.display.console import (
 )
 
 if TYPE_CHECKING:
-    from btcompress.results import CalibrationReport, CompressionReport, FineTuneReport, MatrixReport, ModelReport
+    from btcompress.results import (
+        CalibrationReport,
+        CompressionReport,
+        FineTuneReport,
+        MatrixReport,
+        ModelReport,
+        YardstickReport,
+    )
 
 
 def show_report(report: CompressionReport) -> None:
@@ -28,6 +35,8 @@ def show_report(report: CompressionReport) -> None:
     console = make_console()
     if report.matrices:
         console.print(_matrix_table(report.matrices))
+    if any(row.yardsticks for row in report.matrices):
+        console.print(_yardstick_table(report.matrices))
     _show_model(console, report.model)
     if report.calibrated:
         console.print(_calibration_table(report.calibrated))
@@ -39,9 +48,9 @@ def show_report(report: CompressionReport) -> None:
 
 
 def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
-    calibrated = any(row.activation_error is not None for row in matrices)
+    measured = any(row.activation_error is not None for row in matrices)
     headers = ["matrix", "N", "R", "before", "after", "ratio", "weight\nerror", "SVD at\nequal size"]
-    table = make_table([*headers, *["activation\nerror"] * calibrated], left=1)
+    table = make_table([*headers, *["activation\nerror"] * measured], left=1)
     for row in matrices:
         activation = "not measured" if row.activation_error is None else f"{row.activation_error:.3f}"
         table.add_row(
@@ -53,9 +62,32 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
             ratio_text(row.weights_ratio),
             f"{row.weight_error:.3f}",
             f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small",
-            *[activation] * calibrated,
+            *[activation] * measured,
         )
     return table
+
+
+def _yardstick_table(matrices: Sequence[MatrixReport]) -> Table:
+    """A row of weight errors for each matrix, and one of activation errors where they were measured."""
+    table = make_table(["at equal size", "block\nterms", "low rank", "tensor train", "greedy\ndeflation"], left=1)
+    for row in matrices:
+        others = {other.form: other for other in row.yardsticks}
+        in_order = [others.get(form) for form in ("low_rank", "tensor_train", "greedy")]
+        cells = [_error_text(other, None if other is None else other.weight_error) for other in in_order]
+        table.add_row(
+            Text(f"{row.name}\n  weight error"), *(f"\n{cell}" for cell in (f"{row.weight_error:.3f}", *cells))
+        )
+        if row.activation_error is not None:
+            cells = [_error_text(other, None if other is None else other.activation_error) for other in in_order]
+            table.add_row(Text("  activation error"), f"{row.activation_error:.3f}", *cells)
+    return table
+
+
+def _error_text(other: YardstickReport | None, error: float | None) -> str:
+    """An error, with the rank where the form has one of its own; a dash where there is none."""
+    if other is None or error is None:
+        return "-"
+    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {rank_text(other.ranks)})"
 
 
 def _show_model(console: Console, model: ModelReport) -> None:

@@ -217,13 +217,18 @@ def stored_tensors(network: Network, compressed: CompressedCheckpoint) -> dict[s
     return stored
 
 
-def choose_lstm(compressed: CompressedCheckpoint, name: str | None) -> LSTMEntry:
+def choose_lstm(
+    compressed: CompressedCheckpoint,
+    name: str | None,
+    way_out: str = "Name one with --layer, or give the whole model with --model.",
+) -> LSTMEntry:
     """The LSTM that the sequences are inputs of.
 
     Args:
         compressed: the file.
         name: the LSTM's name; may be left out where only one has block-term matrices, or where none has and the
             file holds only one.
+        way_out: what to do where it is not clear, for the message.
 
     Raises:
         BTCompressError: no such LSTM, or several and none named.
@@ -237,10 +242,7 @@ def choose_lstm(compressed: CompressedCheckpoint, name: str | None) -> LSTMEntry
         return chosen[0]
     names = ", ".join(f"{entry.name or '(top)'} ({entry.input_size} inputs)" for entry in entries) or "none"
     wanted = "it is not clear which LSTM the sequences are for" if name is None else f"there is no LSTM named {name!r}"
-    raise BTCompressError(
-        f"{wanted}: those with block-term matrices are {names}. Name one with --layer, or give the whole model with "
-        "--model."
-    )
+    raise BTCompressError(f"{wanted}: those with block-term matrices are {names}. {way_out}")
 
 
 def is_factorized(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:

@@ -2,6 +2,7 @@
 
 from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, balanced, fit, fit_matrix
 from btcompress.fit.curves import Curve, FormsWithCore, Point, price
+from btcompress.fit.otherforms import OtherForm, low_rank_form, structured_forms
 from btcompress.fit.yardsticks import SVDYardstick, truncated_svd, weight_error
 
 __all__ = [
@@ -10,12 +11,15 @@ __all__ = [
     "FitOptions",
     "FormsWithCore",
     "MatrixFit",
+    "OtherForm",
     "Point",
     "SVDYardstick",
     "balanced",
     "fit",
     "fit_matrix",
+    "low_rank_form",
     "price",
+    "structured_forms",
     "truncated_svd",
     "weight_error",
 ]

@@ -132,7 +132,7 @@ def fit(
     device = torch.device(options.device)
     scale = check_finite(matrix)
     if scale == 0:
-        return Fit(_zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
+        return Fit(zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
     if shape.core == "identity":
         form = balanced(BlockTerm.of(shape, fit_without_core(matrix, shape, scale, device)))
         return Fit(form, weight_error(matrix, (form,)), 0, converged=True, norm=frobenius_norm(matrix))
@@ -216,6 +216,7 @@ def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> Bl
     return BlockTerm(shape, whole.cores * compression.scale, tuple(factors))
 
 
-def _zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
+def zero_form(shape: BlockTermShape, device: torch.device) -> BlockTerm:
+    """A form whose tensors are all zero."""
     sizes = shape.tensor_shapes
     return BlockTerm.of(shape, [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes])

@@ -64,7 +64,8 @@ def compress(
         kept: basis vectors to keep of each mode, none more than its size; as many as the ranks need when left out.
     """
     slabs = _Slabs(matrix, shape, scale, device)
-    kept = _basis_sizes(shape) if kept is None else kept
+    if kept is None:
+        kept = basis_sizes(shape.mode_sizes, [_OVERSAMPLING * shape.n_blocks * rank for rank in shape.ranks])
     bases = [torch.eye(size, dtype=torch.float64, device=device) for size in kept]
     shrinking = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
     if not shrinking:
@@ -96,14 +97,18 @@ def leading_corner(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, tupl
     return tensor.contiguous(), tuple(bases)
 
 
-def _basis_sizes(shape: BlockTermShape) -> list[int]:
-    """``c_k``: enough for the fit, more where the core stays small, never more than can matter."""
-    needed = [_OVERSAMPLING * shape.n_blocks * rank for rank in shape.ranks]
-    growth = (_FREE_ENTRIES / math.prod(needed)) ** (1 / shape.order)
+def basis_sizes(mode_sizes: Sequence[int], needed: Sequence[int]) -> list[int]:
+    """``c_k``: as many as needed, more where the core stays small, never more than can matter.
+
+    Args:
+        mode_sizes: ``I_k J_k``.
+        needed: basis vectors of each mode.
+    """
+    growth = (_FREE_ENTRIES / math.prod(needed)) ** (1 / len(needed))
     wanted = [max(count, int(count * growth)) for count in needed]
-    if math.prod(shape.mode_sizes) <= _FREE_ENTRIES:
-        wanted = list(shape.mode_sizes)
-    kept = [min(count, size) for count, size in zip(wanted, shape.mode_sizes, strict=True)]
+    if math.prod(mode_sizes) <= _FREE_ENTRIES:
+        wanted = list(mode_sizes)
+    kept = [min(count, size) for count, size in zip(wanted, mode_sizes, strict=True)]
     # An unfolding of the tensor has no more independent rows than columns.
     return [min(count, math.prod(kept[:k] + kept[k + 1 :])) for k, count in enumerate(kept)]
 

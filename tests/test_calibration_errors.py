@@ -1,0 +1,179 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import btcompress
+from btcompress.calibration import activation_errors, on_inputs
+from btcompress.calibration import errors as room
+from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
+from btcompress.errors import BTCompressError, CheckpointError, ShapeError
+from btcompress.finetune.data import Arrays
+from btcompress.fit import FitOptions
+
+QUICK = FitOptions(max_sweeps=2)
+
+
+def pair(module, matrices=("input", "recurrent")):
+    """A module's checkpoint, dense and compressed."""
+    dense = from_state_dict(module.state_dict())
+    options = {"cp_rank": 2, "tucker_rank": 2, "allow_growth": True, "options": QUICK}
+    return dense, btcompress.factorize(module, matrices=matrices, **options)
+
+
+def entry_of(dense, name=""):
+    return next(entry for entry in find_recurrent(dense.tensors) if isinstance(entry, LSTMEntry) and entry.name == name)
+
+
+def sequences(n, steps, inputs, lengths=None, seed=0):
+    x = np.random.default_rng(seed).normal(size=(n, steps, inputs))
+    return Arrays("made up", x, None, None if lengths is None else np.array(lengths), 1.0)
+
+
+def steps_of(entry, tensors, suffix, sequence):
+    """The inputs of ``W`` and ``U`` at each step of one sequence, and the hidden states, by the LSTM's equations."""
+    w, u = (tensors[f"{entry.prefix}weight_{part}{suffix}"] for part in ("ih", "hh"))
+    project = tensors.get(f"{entry.prefix}weight_hr{suffix}")
+    bias = sum(tensors[f"{entry.prefix}bias_{part}{suffix}"] for part in ("ih", "hh")) if entry.bias else 0
+    h, c = w.new_zeros(u.shape[1]), w.new_zeros(len(w) // 4)
+    before, hidden = [], []
+    for x in sequence:
+        before.append(h)
+        i, f, g, o = (w @ x + u @ h + bias).chunk(4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        h = h if project is None else project @ h
+        hidden.append(h)
+    return before, hidden
+
+
+def step_by_step(entry, dense, compressed, data):
+    """What activation_errors should give: one sequence, one step and one matrix after another."""
+    approximate, sums = compressed.dense_state_dict(), {}
+    for n, x in enumerate(torch.from_numpy(data.x)):
+        sequence = list(x[: data.lengths[n]] if data.lengths is not None else x)
+        directions = 1 + entry.bidirectional
+        for layer in range(entry.num_layers):
+            outputs = []
+            for suffix in entry.suffixes[layer * directions : (layer + 1) * directions]:
+                turn = -1 if suffix.endswith("_reverse") else 1
+                before, hidden = steps_of(entry, dense.tensors, suffix, sequence[::turn])
+                for part, inputs in (("ih", sequence), ("hh", before)):
+                    key = f"{entry.prefix}weight_{part}{suffix}"
+                    for value in inputs if key in compressed.matrices else ():
+                        sum_of = sums.setdefault(key, [0.0, 0.0])
+                        wanted = dense.tensors[key] @ value
+                        sum_of[0] += float((wanted - approximate[key] @ value).square().sum())
+                        sum_of[1] += float(wanted.square().sum())
+                outputs.append(hidden[::turn])
+            sequence = [torch.cat(states) for states in zip(*outputs, strict=True)]
+    return {key: math.sqrt(missed / size) for key, (missed, size) in sums.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "lengths"),
+    [
+        (lambda: nn.LSTM(12, 5), None),
+        (lambda: nn.LSTM(12, 5), [3, 7, 1, 6]),
+        (lambda: nn.LSTM(12, 5, num_layers=3, bias=False), [7, 2, 5, 5]),
+        (lambda: nn.LSTM(12, 5, num_layers=2, bidirectional=True), None),
+        (lambda: nn.LSTM(12, 5, num_layers=2, bidirectional=True), [4, 1, 7, 2]),
+        (lambda: nn.LSTM(12, 6, num_layers=2, bidirectional=True, proj_size=5), [4, 1, 6, 2]),
+        (lambda: nn.LSTMCell(12, 5), [7, 3, 2, 1]),
+    ],
+    ids=["plain", "lengths", "deep", "both directions", "both directions, lengths", "projected", "cell"],
+)
+def test_activation_errors_are_those_of_a_computation_step_by_step(make, lengths):
+    dense, compressed = pair(make().double())
+    entry, data = entry_of(dense), sequences(4, 7, 12, lengths)
+    wanted = step_by_step(entry, dense, compressed, data)
+    given = activation_errors(compressed, dense, entry, data, batch_size=3)
+    assert given.keys() == wanted.keys() == {*entry.input_keys, *entry.recurrent_keys}
+    for key, error in wanted.items():
+        assert error > 0.1
+        assert given[key] == pytest.approx(error, rel=1e-12), key
+
+
+def test_numbers_beyond_the_end_of_a_sequence_do_not_count():
+    dense, compressed = pair(nn.LSTM(12, 5, bidirectional=True).double())
+    data = sequences(3, 6, 12, [2, 6, 3])
+    errors = activation_errors(compressed, dense, entry_of(dense), data)
+    data.x[0, 2:], data.x[2, 3:] = 1000.0, -1000.0
+    assert activation_errors(compressed, dense, entry_of(dense), data) == errors
+
+
+def test_projections_and_matrices_that_stayed_dense_are_left_out():
+    lstm = nn.LSTM(12, 6, proj_size=5).double()
+    dense, compressed = pair(lstm, matrices=("recurrent",))
+    assert {"weight_hh_l0", "weight_hr_l0"} <= compressed.matrices.keys()
+    assert activation_errors(compressed, dense, entry_of(dense), sequences(2, 3, 12)).keys() == {"weight_hh_l0"}
+
+
+def test_matrices_whose_products_are_all_zero_have_no_error():
+    dense, compressed = pair(nn.LSTM(12, 5).double())
+    silent = Arrays("zeros", np.zeros((2, 3, 12)), None, None, 1.0)
+    assert activation_errors(compressed, dense, entry_of(dense), silent).keys() == {"weight_hh_l0"}
+
+
+def test_forms_are_measured_on_the_same_inputs_in_the_order_given():
+    dense, compressed = pair(nn.LSTM(12, 5).double())
+    key = "weight_ih_l0"
+    own = compressed.parts(key)
+    zeros = tuple(type(part)(part.shape, part.cores * 0, part.factors) for part in own)
+    forms = {key: [zeros, own], "strange": [own], "weight_hh_l0": []}
+    entry, data = entry_of(dense), sequences(4, 7, 12)
+    errors = room.errors_of_forms(forms, compressed, dense, entry, data)
+    assert errors == {
+        key: (pytest.approx(1), activation_errors(compressed, dense, entry, data)[key]),
+        "weight_hh_l0": (),
+    }
+
+
+def test_forming_a_matrix_changes_its_error_by_rounding_only(monkeypatch):
+    dense, compressed = pair(nn.LSTM(12, 5).double())
+    entry, data = entry_of(dense), sequences(4, 7, 12)
+    formed = activation_errors(compressed, dense, entry, data)
+    counted = []
+    product = btcompress.BlockTerm.matmul
+    monkeypatch.setattr(btcompress.BlockTerm, "matmul", lambda *given: counted.append(1) or product(*given))
+    assert activation_errors(compressed, dense, entry, data) == formed
+    assert not counted
+    monkeypatch.setattr(room, "_FORMED_ENTRIES", 0)
+    factored = activation_errors(compressed, dense, entry, data)
+    assert counted
+    assert factored == {key: pytest.approx(error, rel=1e-12) for key, error in formed.items()}
+
+
+def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(tmp_path):
+    module = nn.ModuleDict({"a": nn.LSTM(12, 5), "b": nn.LSTM(12, 5), "c": nn.LSTM(12, 5, num_layers=2)})
+    dense = from_state_dict(module.state_dict())
+    compressed = btcompress.factorize(module, layers=["a.*", "b.*"], allow_growth=True, options=QUICK)
+    right, wrong = str(tmp_path / "right.npy"), str(tmp_path / "wrong.npy")
+    np.save(right, sequences(2, 3, 12).x)
+    np.save(wrong, sequences(2, 3, 13).x)
+    with pytest.raises(BTCompressError, match=r"a \(12 inputs\), b \(12 inputs\)\. Name one with --lstm\.$"):
+        on_inputs(compressed, dense, right)
+    with pytest.raises(BTCompressError, match="no LSTM named 'c'"):
+        on_inputs(compressed, dense, right, lstm="c")
+    with pytest.raises(ShapeError, match="12 inputs at each step"):
+        on_inputs(compressed, dense, wrong, lstm="a")
+    with pytest.raises(CheckpointError, match="b"):
+        on_inputs(compressed, from_state_dict({"a": torch.ones(2)}), right, lstm="b")
+    only_head = nn.ModuleDict({"lstm": nn.LSTM(12, 5), "head": nn.Linear(40, 30)})
+    unchanged = btcompress.factorize(only_head, matrices=("linear",), allow_growth=True, options=QUICK)
+    with pytest.raises(BTCompressError, match="no block-term matrices to measure"):
+        on_inputs(unchanged, from_state_dict(only_head.state_dict()), right)
+
+
+def test_inputs_are_scaled_and_only_the_lstm_named_is_measured(tmp_path):
+    module = nn.ModuleDict({"a": nn.LSTM(12, 5), "b": nn.LSTM(12, 5)}).double()
+    dense, compressed = pair(module)
+    data = sequences(2, 3, 12)
+    np.save(tmp_path / "x.npy", data.x / 4)
+    measure = on_inputs(compressed, dense, str(tmp_path / "x.npy"), 4.0, "b")
+    given = measure({key: [compressed.parts(key)] for key in compressed.matrices})
+    wanted = activation_errors(compressed, dense, entry_of(dense, "b"), data)
+    assert given == {key: (pytest.approx(error, rel=1e-12),) for key, error in wanted.items()}
+    assert all(key.startswith("b.") for key in given)
