@@ -24,6 +24,7 @@ from btcompress.demo import CLASS_NAMES, FULL, SMALL
 from btcompress.demo.dense import SCALE, ClipClassifier, accuracy
 from btcompress.demo.story import DemoFiles, draw_clips
 from btcompress.finetune import FineTuneRequest, finetune
+from btcompress.nn import BTWeight
 
 STARTS = ("factorized", "random block terms", "from scratch")
 
@@ -36,12 +37,18 @@ def fresh(compressed: CompressedCheckpoint, model: ClipClassifier, start: str, s
     drawn = apply(copy.deepcopy(model), compressed)
     drawn.lstm.reset_parameters()
     # The spread that the dense model begins with, see ClipClassifier.
-    drawn.lstm.weight_ih_l0.reset_parameters(1 / model.lstm.input_size)
+    if isinstance(drawn.lstm.weight_ih_l0, BTWeight):
+        drawn.lstm.weight_ih_l0.reset_parameters(1 / model.lstm.input_size)
     drawn.head.reset_parameters()
     tensors = {name: tensor.clone() for name, tensor in drawn.state_dict().items()}
     if start == "random block terms":
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.weight_ih_l0.")}
     return compressed.with_step({"step": "random start"}, tensors)
+
+
+def lstm_params(model: ClipClassifier) -> int:
+    """Parameters of the LSTM with all its matrices and biases."""
+    return sum(parameter.numel() for parameter in model.lstm.parameters())
 
 
 def main() -> None:
@@ -51,6 +58,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the demonstration and of the trainings")
     parser.add_argument("--small", action="store_true", help="the demonstration was run without --full")
     parser.add_argument("--ranks", default="1,1 1,2 1,4 2,1 2,2 2,4", help="pairs of CP rank and Tucker rank")
+    parser.add_argument("--matrices", default="input", help="kinds of matrices to factorize")
+    parser.add_argument("--order", type=int, help="number of modes, where it is not to be chosen")
     parser.add_argument("--lr", type=float, help="learning rate in place of the demonstration's")
     parser.add_argument("--epochs", type=int, help="epochs in place of the demonstration's")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=["factorized", "from scratch"])
@@ -65,7 +74,14 @@ def main() -> None:
         model.load_state_dict(torch.load(files.dense, weights_only=True))
         print(json.dumps({"seed": args.seed, "start": "dense", "test": accuracy(model, test)}), flush=True)
         for n, r in (map(int, pair.split(",")) for pair in args.ranks.split()):
-            compressed = factorize(files.dense, cp_rank=n, tucker_rank=r, input_shape=test.frame_shape)
+            compressed = factorize(
+                files.dense,
+                cp_rank=n,
+                tucker_rank=r,
+                order=args.order,
+                input_shape=test.frame_shape,
+                matrices=args.matrices.split(","),
+            )
             for start in args.starts:
                 path, tuned = Path(folder) / "start.safetensors", Path(folder) / "tuned.safetensors"
                 save(fresh(compressed, model, start, args.seed), path, force=True)
@@ -81,8 +97,9 @@ def main() -> None:
                     "learning_rate": config.learning_rate,
                     "cp_rank": n,
                     "tucker_rank": r,
-                    "params": told.matrices[0].params_after,
-                    "weights_ratio": told.matrices[0].weights_ratio,
+                    "params": {row.name: row.params_after for row in told.matrices},
+                    "weights_ratios": {row.name: row.weights_ratio for row in told.matrices},
+                    "lstm_ratio": lstm_params(model) / lstm_params(apply(copy.deepcopy(model), result.compressed)),
                     "model_ratio": told.model.ratio,
                     "held": [told.finetuned[-1].before, *(epoch.metric for epoch in epochs)],
                     "test": accuracy(apply(copy.deepcopy(model), result.compressed), test),
