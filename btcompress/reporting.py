@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -10,6 +11,7 @@ from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import OtherForm, SVDYardstick, low_rank_form, structured_forms, truncated_svd, weight_error
+from btcompress.fit.yardsticks import largest
 from btcompress.results import (
     CalibrationReport,
     CompressionReport,
@@ -61,7 +63,7 @@ def report(
 
     Raises:
         BTCompressError: yardsticks or activation errors are asked for without ``against``.
-        CheckpointError: ``against`` lacks a matrix, or holds it in another shape.
+        CheckpointError: ``against`` lacks a matrix, or holds it in another shape or with values that are not finite.
     """
     notices = list(compressed.notices)
     matrices = compressed.matrices
@@ -149,6 +151,11 @@ def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpo
         raise CheckpointError(
             f"{name} was factorized from a {expected[0]} x {expected[1]} matrix, but {against.source.name} {given}. "
             f"Give the checkpoint that the result was made from, {compressed.source.name}."
+        )
+    if not math.isfinite(largest(dense)):
+        raise CheckpointError(
+            f"{name} of {against.source.name} holds values that are not finite (NaN or infinity), so nothing can be "
+            "measured against it. Give the checkpoint that the result was made from."
         )
     parts = compressed.parts(name)
     yardstick = truncated_svd(dense, sum(part.n_params for part in parts))

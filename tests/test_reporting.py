@@ -69,6 +69,17 @@ def test_report_against_another_checkpoint_is_refused_or_said():
         btcompress.report(compressed, against=from_state_dict({"weight": torch.ones(2)}))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("yardsticks", [False, True])
+def test_report_against_a_matrix_that_is_not_finite_is_refused(value, yardsticks):
+    lstm = nn.LSTM(64, 32)
+    compressed = btcompress.factorize(lstm)
+    tensors = {key: tensor.clone() for key, tensor in lstm.state_dict().items()}
+    tensors["weight_ih_l0"][3, 5] = value
+    with pytest.raises(CheckpointError, match=r"weight_ih_l0 .* not finite"):
+        btcompress.report(compressed, against=from_state_dict(tensors), yardsticks=yardsticks)
+
+
 def test_report_against_a_file_with_another_digest_says_so(tmp_path):
     for name in ("a.pt", "b.pt"):
         torch.save(nn.LSTM(64, 32).state_dict(), tmp_path / name)
