@@ -102,7 +102,7 @@ def test_result_is_never_worse_than_the_fit_on_the_sequences_held_back(tmp_path)
     torch.manual_seed(0)
     _, _, after = calibrated(tmp_path, nn.LSTM(24, 6), config=replace(CONFIG, learning_rate=50.0, epochs=1))
     step = after.history[-1]
-    assert step["hidden_state_error_after"] <= step["hidden_state_error_before"]
+    assert step["hidden_state_error_after"] <= (1 + 1e-6) * step["hidden_state_error_before"]
 
 
 @pytest.mark.parametrize("gates", ["fused", "separate"])
@@ -136,7 +136,8 @@ def test_without_training_only_low_rank_matrices_change(tmp_path):
     request = CalibrationRequest(str(tmp_path / "x.npz"), train=False)
     np.savez(tmp_path / "x.npz", x=draw(40, 6, 12))
     unlucky = calibrate(compressed, open_weights(model), request, CONFIG)
-    assert unlucky.history[-1]["hidden_state_error_after"] <= unlucky.history[-1]["hidden_state_error_before"]
+    step = unlucky.history[-1]  # up to rounding, as the scale is spread evenly once more
+    assert step["hidden_state_error_after"] <= (1 + 1e-6) * step["hidden_state_error_before"]
     np.savez(tmp_path / "x.npz", x=draw(40, 6, 3) @ draw(3, 12, seed=5))
     after = calibrate(compressed, open_weights(model), request, CONFIG)
     changed = {name for name in after.tensors if not torch.equal(compressed.tensors[name], after.tensors[name])}

@@ -21,7 +21,7 @@ from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch, TrainConfig
 from btcompress.finetune.blocks import balance, worst_cancellation
-from btcompress.finetune.data import Data, open_data, split
+from btcompress.finetune.data import open_data, split
 from btcompress.finetune.loop import Trainer
 from btcompress.finetune.networks import (
     Recurrent,
@@ -115,27 +115,36 @@ def calibrate(
     train, held = split(data, request.held_fraction, config.seed)
     config = config.of_way("hidden states")
     stages = list(_stages(entry, config))
-    student, trainer = _prepared(stages[-1], compressed, dense, train, held)
-    before = trainer.measure(student)
+    teachers = {
+        n: teacher_of(dense, compressed, replace(entry, num_layers=n)) for n in {s.entry.num_layers for s in stages}
+    }
+    tasks = {n: HiddenStates(teacher, keep=True) for n, teacher in teachers.items()}
 
-    calibrated, n_epochs = refit(compressed, dense, entry, train), 0
-    refitted = activation_errors(calibrated, dense, entry, held)
-    student, trainer = _prepared(stages[-1], calibrated, dense, train, held)
-    if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
-        calibrated = compressed
+    def prepared(stage: _Stage, start: CompressedCheckpoint) -> tuple[Recurrent, Trainer]:
+        student = _student(stage, start)
+        return student, Trainer(student, tasks[stage.entry], train, held, stage.config)
+
+    student, trainer = prepared(stages[-1], compressed)
+    before, errors_before = trainer.measure(student), activation_errors(compressed, dense, entry, held)
+    calibrated, refitted, n_epochs = refit(compressed, dense, entry, train), errors_before, 0
+    if calibrated is not compressed:
+        refitted = activation_errors(calibrated, dense, entry, held)
+        student, trainer = prepared(stages[-1], calibrated)
+        if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
+            calibrated = compressed
     for stage in stages if request.train else ():
-        student, trainer = _prepared(stage, calibrated, dense, train, held)
+        student, trainer = prepared(stage, calibrated)
         _, best = trainer.run(on_epoch=on_epoch and partial(on_epoch, stage.what))
         student.load_state_dict(best.tensors)
         calibrated = replace(calibrated, tensors={**calibrated.tensors, **stored_tensors(student, calibrated)})
         n_epochs += len(trainer.rows)
-    student, trainer = _prepared(stages[-1], calibrated, dense, train, held)
+    student, trainer = prepared(stages[-1], calibrated)
     step = {
         "step": "calibrate",
         "lstm": entry.name,
         "hidden_state_error_before": before,
         "hidden_state_error_after": trainer.measure(student),
-        "activation_errors_before": activation_errors(compressed, dense, entry, held),
+        "activation_errors_before": errors_before,
         "activation_errors_refitted": refitted,
         "activation_errors": activation_errors(calibrated, dense, entry, held),
         "epochs": n_epochs,
@@ -157,18 +166,15 @@ def _stages(entry: LSTMEntry, config: TrainConfig) -> Iterator[_Stage]:
     yield _Stage("all layers" if entry.num_layers > 1 else "the LSTM", entry, (), config)
 
 
-def _prepared(
-    stage: _Stage, compressed: CompressedCheckpoint, dense: Checkpoint, train: Data, held: Data
-) -> tuple[Recurrent, Trainer]:
-    """The LSTM of a stage, and what trains it."""
+def _student(stage: _Stage, compressed: CompressedCheckpoint) -> Recurrent:
+    """The LSTM of a stage, what stays as it is frozen."""
     student = student_of(compressed, stage.entry)
     for name, tensor in student.file_tensors().items():
         fixed = any(name == key or name.startswith(f"{key}.") for key in stage.fixed)
         if fixed or any(fnmatchcase(name, pattern) for pattern in stage.config.freeze):
             tensor.requires_grad_(False)
     balance(student)
-    task = HiddenStates(teacher_of(dense, compressed, stage.entry))
-    return student, Trainer(student, task, train, held, stage.config)
+    return student
 
 
 def _weighed_anew(compressed: CompressedCheckpoint, dense: Checkpoint) -> CompressedCheckpoint:

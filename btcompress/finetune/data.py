@@ -29,11 +29,13 @@ class Batch:
         x: inputs, shape ``(B, T, I)``; for a user's model any shape that begins with ``B``.
         y: labels or targets, beginning with ``B``; None without labels.
         lengths: steps of each sequence, shape ``(B,)``, on the CPU; None where all have ``T``.
+        names: of the sequences, if the same name always means the same sequence; None for what a user's code makes.
     """
 
     x: Tensor
     y: Tensor | None = None
     lengths: Tensor | None = None
+    names: tuple[tuple[str, int], ...] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same on a device, floating-point numbers in this dtype; lengths stay, as packing wants them."""
@@ -110,6 +112,7 @@ class Arrays:
             wide.mul_(self.scale),
             None if self.y is None else _labels(self.y[index]),
             None if self.lengths is None else torch.from_numpy(self.lengths[index].astype(np.int64)),
+            tuple((self.name, row) for row in rows.tolist()),
         )
 
 
