@@ -115,10 +115,7 @@ def calibrate(
     train, held = split(data, request.held_fraction, config.seed)
     config = config.of_way("hidden states")
     stages = list(_stages(entry, config))
-    teachers = {
-        n: teacher_of(dense, compressed, replace(entry, num_layers=n)) for n in {s.entry.num_layers for s in stages}
-    }
-    tasks = {n: HiddenStates(teacher, keep=True) for n, teacher in teachers.items()}
+    tasks = {s.entry: HiddenStates(teacher_of(dense, compressed, s.entry), keep=True) for s in stages}
 
     def prepared(stage: _Stage, start: CompressedCheckpoint) -> tuple[Recurrent, Trainer]:
         student = _student(stage, start)
