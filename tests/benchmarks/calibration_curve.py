@@ -56,6 +56,7 @@ def main() -> None:
         axes.plot(args.ratios, [row[name] for row in rows], marker=".", label=label)
     axes.set(xscale="log", xlabel="ratio of all LSTM matrices", ylabel="hidden-state error", ylim=(0, None))
     axes.set_xticks(args.ratios, [f"{ratio:g}" for ratio in args.ratios])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(args.png, dpi=120, metadata={"Software": None})

@@ -34,7 +34,7 @@ def draw(matrices: list[dict], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(matrices), figsize=(5 * len(matrices), 4), squeeze=False, sharey=True)
     for matrix, axis in zip(matrices, axes[0], strict=True):
-        for name, style in (("low_rank", "--"), ("curve", "-")):
+        for name, style in (("low_rank", "-"), ("curve", ".")):
             points = matrix[name]
             axis.plot(
                 [matrix["params"] / point["params"] for point in points],
