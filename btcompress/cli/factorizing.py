@@ -1,0 +1,160 @@
+"""The command that factorizes a checkpoint, and calibrates the result if asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from btcompress.cli.options import (
+    JSON,
+    AllowGrowth,
+    Container,
+    GatesOption,
+    GivenCPRank,
+    GivenTuckerRank,
+    InModes,
+    InputShape,
+    Layers,
+    Matrices,
+    MaxError,
+    MaxParams,
+    Model,
+    OfOption,
+    Order,
+    OutModes,
+    Scale,
+    TargetRatio,
+    make_wish,
+    refuse,
+    scale_of,
+    shape_request,
+    usable,
+)
+from btcompress.cli.planning import opened, planned_as_asked, planned_from_file
+from btcompress.cli.reports import show_result
+
+if TYPE_CHECKING:
+    from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
+    from btcompress.fit import FitOptions
+
+
+def factorize(
+    model: Model,
+    cp_rank: GivenCPRank = None,
+    tucker_rank: GivenTuckerRank = None,
+    target_ratio: TargetRatio = None,
+    max_params: MaxParams = None,
+    max_error: MaxError = None,
+    of: OfOption = "matrices",
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Do as this plan says, which btcompress plan --save-plan wrote."),
+    ] = None,
+    in_modes: InModes = None,
+    out_modes: OutModes = None,
+    order: Order = None,
+    input_shape: InputShape = None,
+    gates: GatesOption = "fused",
+    matrices: Matrices = "input",
+    layer: Layers = None,
+    allow_growth: AllowGrowth = False,
+    container: Container = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|MODULE:FACTORY",
+            help="Sequences of an LSTM's inputs, without labels: its block terms are then trained to give the dense "
+            "LSTM's hidden states on them.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_epochs: Annotated[
+        int,
+        typer.Option(min=0, help="Passes over these sequences at most; 0 only fits low-rank matrices to the inputs."),
+    ] = 10,
+    calibration_lr: Annotated[float, typer.Option(help="Learning rate at its peak while calibrating.")] = 3e-3,
+    lstm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The LSTM that they are inputs of, where there are several."),
+    ] = None,
+    scale: Scale = "1",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Result file. Default: MODEL with .bt.safetensors for its ending.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the result file if it exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show mode sizes and parameters; fit and write nothing.")
+    ] = False,
+    restarts: Annotated[int, typer.Option(min=0, help="Further random starts of each fit; the best is kept.")] = 0,
+    max_sweeps: Annotated[int, typer.Option(min=0, help="Most joint least-squares sweeps of a fit.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to fit: cpu, cuda, cuda:1, ...")] = "cpu",
+    json: JSON = False,
+) -> None:
+    """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
+    from btcompress import display, factorization, reporting
+    from btcompress.checkpoint import check_target, write
+    from btcompress.fit import FitOptions
+
+    ranks, sizes = (cp_rank, tucker_rank), (in_modes, out_modes, order, input_shape)
+    wish = make_wish(target_ratio, max_params, max_error, of, ranks=ranks, plan_file=plan_file)
+    if plan_file is not None:
+        refuse("--plan says it all", *ranks, *sizes, *(layer or ()), None if gates == "fused" else gates)
+    request = shape_request(1 if cp_rank is None else cp_rank, tucker_rank or "4", *sizes, gates)
+    options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=usable(device))
+    checkpoint = opened(model, container)
+    target = output or _beside(model, checkpoint.source.name)
+    if not dry_run:
+        check_target(target, force=force, inputs=checkpoint.files)
+    if plan_file is not None:
+        planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
+    else:
+        planned = planned_as_asked(checkpoint, request, wish, layer or (), matrices, allow_growth, options)
+    if dry_run:
+        show = display.show_inventory_json if json else display.show_plan
+        show(checkpoint, planned)
+        return
+    asked = None if plan_file is not None else wish or request
+    with display.fit_progress() as on_progress:
+        compressed = factorization.factorize_as_planned(checkpoint, planned, asked, options, on_progress)
+    if calibration is not None:
+        compressed = _calibrated(
+            compressed, checkpoint, calibration, scale_of(scale), lstm, calibration_epochs, calibration_lr, options
+        )
+    write(compressed, target, force=force)
+    show_result(reporting.report(compressed, bytes_after=target.stat().st_size), target, json=json)
+
+
+def _calibrated(
+    compressed: CompressedCheckpoint,
+    checkpoint: Checkpoint,
+    inputs: str,
+    scale: float,
+    lstm: str | None,
+    epochs: int,
+    learning_rate: float,
+    options: FitOptions,
+) -> CompressedCheckpoint:
+    from btcompress import display
+    from btcompress.calibration import CalibrationRequest, calibrate
+    from btcompress.finetune import TrainConfig
+
+    wanted = CalibrationRequest(inputs, scale, lstm=lstm, train=epochs > 0)
+    cpu = options.device == "cpu"
+    training = TrainConfig(epochs=max(epochs, 1), learning_rate=learning_rate, seed=options.seed, cpu=cpu)
+    with display.calibration_progress() as on_epoch:
+        return calibrate(compressed, checkpoint, wanted, training, on_epoch)
+
+
+def _beside(model: Path, name: str) -> Path:
+    """The default result file: beside the checkpoint, named after it."""
+    folder = model if model.is_dir() else model.parent
+    return folder / f"{Path(name.removesuffix('.index.json')).stem}.bt.safetensors"

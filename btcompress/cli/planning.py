@@ -1,0 +1,146 @@
+"""The commands that show what factorizing would do: plan and inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from btcompress.cli.options import (
+    JSON,
+    Container,
+    CPRank,
+    GatesOption,
+    InModes,
+    InputShape,
+    Layers,
+    Matrices,
+    MaxError,
+    MaxParams,
+    Model,
+    OfOption,
+    Order,
+    OutModes,
+    TargetRatio,
+    TuckerRank,
+    kinds,
+    shape_request,
+    usable,
+)
+from btcompress.kinds import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from btcompress.checkpoint import Checkpoint
+    from btcompress.fit import FitOptions
+    from btcompress.modes import ShapeRequest
+    from btcompress.plan import Plan, PricedPlan, Wish
+
+
+def plan_command(
+    model: Model,
+    target_ratio: TargetRatio = None,
+    max_params: MaxParams = None,
+    max_error: MaxError = None,
+    of: OfOption = "matrices",
+    in_modes: InModes = None,
+    out_modes: OutModes = None,
+    order: Order = None,
+    input_shape: InputShape = None,
+    gates: GatesOption = "fused",
+    matrices: Matrices = "input",
+    layer: Layers = None,
+    container: Container = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the plan as YAML, to edit and give to factorize --plan."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the plan file if it exists.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    json: JSON = False,
+) -> None:
+    """Show which form of each matrix meets a wish at the least loss, and what else there is."""
+    from btcompress import display, plan
+    from btcompress.checkpoint import check_target
+
+    wish = plan.Wish(target_ratio, max_params, max_error, of)
+    request = shape_request(1, "4", in_modes, out_modes, order, input_shape, gates)
+    device = usable(device)
+    checkpoint = opened(model, container)
+    if save_plan is not None:
+        check_target(save_plan, force=force, inputs=checkpoint.files)
+    chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
+    priced = _priced(checkpoint, chosen, wish, request, seed, device)
+    show = display.show_priced_plan_json if json else display.show_priced_plan
+    show(checkpoint, priced)
+    if save_plan is not None:
+        plan.save_plan(priced, save_plan, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
+        if not json:
+            display.show_written(save_plan)
+
+
+def inspect(
+    model: Model,
+    cp_rank: CPRank = 1,
+    tucker_rank: TuckerRank = "4",
+    matrices: Matrices = "input",
+    container: Container = None,
+    json: JSON = False,
+) -> None:
+    """Show what a checkpoint holds: its LSTMs, and what each matrix would cost at these ranks."""
+    from btcompress import display, plan
+
+    request = shape_request(cp_rank, tucker_rank)
+    checkpoint = opened(model, container)
+    planned = plan.make_plan(checkpoint, request, matrices=kinds(matrices))
+    show = display.show_inventory_json if json else display.show_inventory
+    show(checkpoint, planned)
+
+
+def opened(model: Path, container: str | None) -> Checkpoint:
+    """Read a dense checkpoint, and show meanwhile that it is being read."""
+    from btcompress import display, factorization
+
+    with display.working(f"reading {model}"):
+        return factorization.open_weights(model, container)
+
+
+def planned_from_file(plan_file: Path, checkpoint: Checkpoint, request: ShapeRequest, allow_growth: bool) -> Plan:
+    """The plan in a file for a checkpoint, any of whose matrices may be in it."""
+    from btcompress import plan
+
+    every = plan.make_plan(checkpoint, request, matrices=KINDS, allow_growth=True)
+    return plan.read_plan(plan_file, checkpoint, every, allow_growth=allow_growth)
+
+
+def planned_as_asked(
+    checkpoint: Checkpoint,
+    request: ShapeRequest,
+    wish: Wish | None,
+    layers: Sequence[str],
+    matrices: str,
+    allow_growth: bool,
+    options: FitOptions,
+) -> Plan:
+    """The plan that meets a wish; without one, at the ranks asked for."""
+    from btcompress import plan
+
+    growth = allow_growth or wish is not None
+    planned = plan.make_plan(checkpoint, request, layers, matrices=kinds(matrices), allow_growth=growth)
+    if wish is None:
+        return planned
+    return _priced(checkpoint, planned, wish, request, options.seed, options.device).plan
+
+
+def _priced(
+    checkpoint: Checkpoint, chosen: Plan, wish: Wish, request: ShapeRequest, seed: int, device: torch.device | str
+) -> PricedPlan:
+    from btcompress import display, plan
+
+    with display.pricing_progress() as on_progress:
+        return plan.meet(checkpoint, chosen, wish, request, seed=seed, device=device, on_progress=on_progress)
