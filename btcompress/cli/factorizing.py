@@ -110,10 +110,12 @@ def factorize(
         refuse("--plan says it all", *ranks, *sizes, *(layer or ()), None if gates == "fused" else gates)
     request = shape_request(1 if cp_rank is None else cp_rank, tucker_rank or "4", *sizes, gates)
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=usable(device))
+    factor = scale_of(scale)
     checkpoint = opened(model, container)
     target = output or _beside(model, checkpoint.source.name)
     if not dry_run:
-        check_target(target, force=force, inputs=checkpoint.files)
+        samples = () if calibration is None else (Path(calibration),)
+        check_target(target, force=force, inputs=(*checkpoint.files, *samples))
     if plan_file is not None:
         planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
     else:
@@ -127,7 +129,7 @@ def factorize(
         compressed = factorization.factorize_as_planned(checkpoint, planned, asked, options, on_progress)
     if calibration is not None:
         compressed = _calibrated(
-            compressed, checkpoint, calibration, scale_of(scale), lstm, calibration_epochs, calibration_lr, options
+            compressed, checkpoint, calibration, factor, lstm, calibration_epochs, calibration_lr, options
         )
     write(compressed, target, force=force)
     show_result(reporting.report(compressed, bytes_after=target.stat().st_size), target, json=json)

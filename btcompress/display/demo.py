@@ -63,9 +63,12 @@ def _show_curves(console: Console, curves: Sequence[Curve]) -> None:
 
 
 def _show_clips(console: Console, clips: Clips) -> None:
-    """Frames side by side, two pixels to a character."""
-    from PIL import Image
-    from rich_pixels import Pixels
+    """Frames side by side, two pixels to a character; nothing where what draws them is missing, as there is a file."""
+    try:
+        from PIL import Image
+        from rich_pixels import Pixels
+    except ImportError:
+        return
 
     height, width, _ = clips.frame_shape
     rows = 2 * max(1, round(_FRAME_COLUMNS * height / width / 2))
