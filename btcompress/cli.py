@@ -175,6 +175,10 @@ def factorize(
     max_sweeps: Annotated[int, typer.Option(min=0, help="Most joint least-squares sweeps of a fit.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="Where to fit: cpu, cuda, cuda:1, ...")] = "cpu",
+    order_units: Annotated[
+        bool,
+        typer.Option("--order-units/--no-order-units", help="Reorder rows and columns where the fit gains by it."),
+    ] = False,
     json: JSON = False,
 ) -> None:
     """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
@@ -186,6 +190,10 @@ def factorize(
     wish = _wish(target_ratio, max_params, max_error, of, ranks=ranks, plan_file=plan_file)
     if plan_file is not None:
         _refuse("--plan says it all", *ranks, *sizes, *(layer or ()), None if gates == "fused" else gates)
+    if order_units and (wish is not None or plan_file is not None):
+        raise BTCompressError(
+            "a plan or a wish does not count the integers that --order-units costs. Leave out one of the two."
+        )
     request = _request(1 if cp_rank is None else cp_rank, tucker_rank or "4", *sizes, gates)
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=_usable(device))
     with display.working(f"reading {model}"):
@@ -209,7 +217,9 @@ def factorize(
         return
     asked = None if plan_file is not None else wish or request
     with display.fit_progress() as on_progress:
-        compressed = factorization.factorize_as_planned(checkpoint, planned, asked, options, on_progress)
+        compressed = factorization.factorize_as_planned(
+            checkpoint, planned, asked, options, on_progress, order_units=order_units
+        )
     write(compressed, target, force=force)
     result = reporting.report(compressed, bytes_after=target.stat().st_size)
     if json:

@@ -2,6 +2,7 @@
 
 from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, balanced, fit, fit_matrix
 from btcompress.fit.curves import Curve, FormsWithCore, Point, price
+from btcompress.fit.ordering import fit_ordered
 from btcompress.fit.yardsticks import SVDYardstick, truncated_svd, weight_error
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "balanced",
     "fit",
     "fit_matrix",
+    "fit_ordered",
     "price",
     "truncated_svd",
     "weight_error",
