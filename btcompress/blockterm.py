@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -86,8 +86,8 @@ class BlockTerm:
             ShapeError: an order has another length.
         """
         names = ("row_order", "column_order")
-        shape = replace(self.shape, row_order="row_order" in orders, column_order="column_order" in orders)
-        return BlockTerm(shape, self.cores, self.factors, tuple(orders[name] for name in names if name in orders))
+        kept = tuple(orders[name] for name in names if name in orders)
+        return BlockTerm(self.shape.ordered(orders), self.cores, self.factors, kept)
 
     def to_dense(self) -> Tensor:
         """The ``(out_size, in_size)`` matrix; differentiable."""

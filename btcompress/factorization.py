@@ -217,7 +217,7 @@ def factorize_as_planned(
             left_dense.append(LeftDense(planned.name, "its block terms came out worse than foreseen"))
             continue
         fitted, measured = fit
-        if replace(measured.shape, part=measured.shape.part.unordered()) != planned.shape:
+        if replace(measured.shape, part=measured.shape.part.ordered()) != planned.shape:
             told.append(
                 f"{planned.name}: its block terms came out worse than foreseen, so it is low rank "
                 f"{measured.shape.part.ranks[0]} instead."
@@ -280,8 +280,7 @@ def _fit_shape(
     parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
     yardstick = truncated_svd(matrix, sum(part.n_params for part in parts), options.device)
     # Ranks stay as planned: those beyond what the modes hold are lowered there already.
-    orders = dict.fromkeys(parts[0].shape.order_sizes, True)
-    shape = replace(shape, part=replace(shape.part, **orders)) if orders else shape
+    shape = replace(shape, part=shape.part.ordered(parts[0].shape.order_sizes))
     return parts, CompressedMatrix(shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error)
 
 

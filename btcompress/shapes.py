@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -190,9 +191,9 @@ class BlockTermShape:
         """Weights ratio, dense over block-term; above 1 is smaller."""
         return self.dense_params / self.n_params
 
-    def unordered(self) -> BlockTermShape:
-        """The same shape without orders."""
-        return replace(self, row_order=False, column_order=False)
+    def ordered(self, names: Collection[str] = ()) -> BlockTermShape:
+        """The same shape with the orders named, ``row_order`` and ``column_order``, and no other."""
+        return replace(self, row_order="row_order" in names, column_order="column_order" in names)
 
     def limited(self) -> BlockTermShape:
         """The same shape with ranks lowered to what its modes can hold (see :func:`limit_ranks`)."""

@@ -170,7 +170,7 @@ class CompressedCheckpoint:
 
 
 def part_names(key: str, shape: MatrixShape) -> tuple[tuple[str, ...], ...]:
-    """For each block term of a matrix the names of its tensors: cores if they are stored, then the factors, then orders."""
+    """For each block term of a matrix the names of its tensors: cores if stored, then the factors, then orders."""
     prefixes = (f"{key}.{name}" if name else key for name in shape.part_names)
     names = [f"factors.{k}" for k in range(shape.part.order)]
     if shape.part.core == "full":

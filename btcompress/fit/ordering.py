@@ -18,7 +18,7 @@ from torch import Tensor
 from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, OnSweep, check_finite, fit, fit_matrix, joined
 from btcompress.shapes import BlockTermShape, MatrixShape
 
-#: Entries of a matrix up to which it is copied in float64 to find orders, and rows or columns that are compared in pairs.
+#: Entries of a matrix up to which it is copied in float64 to find orders; rows or columns that are compared in pairs.
 _MOST_ENTRIES = 2**24
 _MOST_PAIRED = 2**11
 #: Tucker ranks at which rows and columns are moved to better places, one after the other, before the form's own.
@@ -64,7 +64,7 @@ def fit_ordered(
     for names in _sides(shape.part):
         tries = [_in_best_orders(part, shape.part, names, options, on_sweep) for part in stacked]
         ordered = joined([fitted for fitted, _ in tries])
-        n_added = shape.n_parts * sum(replace(shape.part, **dict.fromkeys(names, True)).order_sizes.values())
+        n_added = shape.n_parts * sum(shape.part.ordered(names).order_sizes.values())
         gain = plain.weight_error**2 - ordered.weight_error**2 - price * n_added
         if gain > best_gain and plain_params + n_added < shape.dense_params:
             forms = (form.ordered(orders) for form, (_, orders) in zip(ordered.parts, tries, strict=True))
@@ -123,7 +123,8 @@ def best_places(vectors: Tensor, places: Tensor) -> Tensor:
 
 def _sides(shape: BlockTermShape) -> Iterator[tuple[str, ...]]:
     """The sides to order: rows, columns, both; none that is too short or too long."""
-    sizes = replace(shape, row_order=shape.out_size % shape.n_gates == 0, column_order=True).order_sizes
+    every = ("row_order", "column_order") if shape.out_size % shape.n_gates == 0 else ("column_order",)
+    sizes = shape.ordered(every).order_sizes
     names = tuple(name for name, size in sizes.items() if _FEWEST <= size <= _MOST_PAIRED)
     yield from ((name,) for name in names)
     if len(names) > 1:
@@ -140,8 +141,8 @@ def _in_best_orders(
     moved = start
     for rung in _rungs(shape):
         moved = _moved(scaled, rung, moved, options)
-    tries = [(fit(in_orders(matrix, orders, shape.n_gates), shape, options, on_sweep), orders) for orders in (start, moved)]
-    return min(tries, key=lambda one: one[0].weight_error)
+    fits = [fit(in_orders(matrix, each, shape.n_gates), shape, options, on_sweep) for each in (start, moved)]
+    return min(zip(fits, (start, moved), strict=True), key=lambda one: one[0].weight_error)
 
 
 def _rungs(shape: BlockTermShape) -> Iterator[BlockTermShape]:
