@@ -159,6 +159,8 @@ def test_report_against_measures_anew(model, run):
         (["--plan", "model.pt"], "model.pt is"),
         (["--plan", "plan.yaml", "--tucker-rank", "3"], "--plan says it all"),
         (["--plan", "plan.yaml", "--layer", "lstm"], "--plan says it all"),
+        (["--max-error", "0.5", "--order-units"], "does not count"),
+        (["--plan", "plan.yaml", "--order-units"], "does not count"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -19,7 +19,7 @@ from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, OnSweep, check_f
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Entries of a matrix up to which it is copied in float64 to find orders; rows or columns that are compared in pairs.
-_MOST_ENTRIES = 2**24
+_MOST_ENTRIES = 2**20
 _MOST_PAIRED = 2**11
 #: Tucker ranks at which rows and columns are moved to better places, one after the other, before the form's own.
 _RISING_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -38,8 +38,9 @@ def fit_ordered(
     """Fit a matrix as :func:`btcompress.fit.fit_matrix` does, or in better orders of its rows and columns.
 
     Orders are found for rows, for columns and for both; those that are kept leave the share of ``||W||_F^2`` that
-    each parameter explains, the integers of the orders counted, no lower than it is without. If none do, or the form
-    is plain low rank, of order 1 or of a matrix of more than 2^24 entries, the matrix keeps its order.
+    each parameter explains, the integers of the orders counted, higher than it is without, and the form smaller than
+    the matrix. If none do, or the form
+    is plain low rank, of order 1 or of a matrix of more than 2^20 entries, the matrix keeps its order.
 
     Args:
         matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
