@@ -64,14 +64,13 @@ def test_best_places_are_those_of_the_least_sum_of_squares(generator):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_moving_rows_and_columns_never_raises_the_error(seed):
+    shape, options = BlockTermShape((2, 2, 5), (4, 3, 2), (2, 2, 2), 2), FitOptions(max_sweeps=2)
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(24, 20, generator=generator, dtype=torch.float64)
-    start = {
-        name: torch.randperm(size, generator=generator).int()
-        for name, size in GATE.ordered(SIDES[2]).order_sizes.items()
-    }
-    moved = ordering._moved(matrix, GATE, start, FitOptions())
-    before, after = (fit_matrix(in_orders(matrix, orders, 1), MatrixShape(GATE)) for orders in (start, moved))
+    sizes = shape.ordered(SIDES[2]).order_sizes
+    start = {name: torch.randperm(size, generator=generator).int() for name, size in sizes.items()}
+    moved = ordering._moved(matrix, shape, start, options)
+    before, after = (fit_matrix(in_orders(matrix, each, 1), MatrixShape(shape), options) for each in (start, moved))
     assert after.weight_error <= before.weight_error
 
 

@@ -39,8 +39,8 @@ def fit_ordered(
 
     Orders are found for rows, for columns and for both; those that are kept leave the share of ``||W||_F^2`` that
     each parameter explains, the integers of the orders counted, higher than it is without, and the form smaller than
-    the matrix. If none do, or the form
-    is plain low rank, of order 1 or of a matrix of more than 2^20 entries, the matrix keeps its order.
+    the matrix. If none do, or the form is plain low rank, of order 1 or of a matrix of more than 2^20 entries, the
+    matrix keeps its order.
 
     Args:
         matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
