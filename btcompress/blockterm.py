@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ class BlockTerm:
         shape: mode sizes, ranks and the true matrix size.
         cores: ``G``, shape ``(N, R_1..R_d)``; where the shape says so the identity, which is no parameter.
         factors: ``A_k``, shape ``(N, I_k, J_k, R_k)``, one tensor per mode.
+        orders: integers, no parameters: the orders that ``shape`` says there are, rows first. Row ``j`` of each gate
+            of the sum above is row ``row_order[j]`` of that gate of the matrix, and so for columns.
 
     Raises:
         ShapeError: a tensor does not have the shape that ``shape`` gives it.
@@ -34,26 +36,29 @@ class BlockTerm:
     shape: BlockTermShape
     cores: Tensor
     factors: tuple[Tensor, ...]
+    orders: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", tuple(self.factors))
-        given = (tuple(self.cores.shape), *(tuple(factor.shape) for factor in self.factors))
-        expected = (self.shape.core_shape, *self.shape.factor_shapes)
+        object.__setattr__(self, "orders", tuple(self.orders))
+        given = tuple(tuple(tensor.shape) for tensor in (self.cores, *self.factors, *self.orders))
+        orders = ((size,) for size in self.shape.order_sizes.values())
+        expected = (self.shape.core_shape, *self.shape.factor_shapes, *orders)
         if given != expected:
-            raise ShapeError(f"cores and factors have shapes {given}, but {expected} were expected.")
+            raise ShapeError(f"cores, factors and orders have shapes {given}, but {expected} were expected.")
 
     @classmethod
-    def of(cls, shape: BlockTermShape, tensors: Sequence[Tensor]) -> BlockTerm:
-        """The form whose parameters are ``tensors``, in the order of :attr:`tensors`.
+    def of(cls, shape: BlockTermShape, tensors: Sequence[Tensor], orders: Sequence[Tensor] = ()) -> BlockTerm:
+        """The form whose parameters are ``tensors``, in the order of :attr:`tensors`, with these :attr:`orders`.
 
         Raises:
             ShapeError: a tensor does not have the shape that ``shape`` gives it.
         """
         if shape.core == "full":
-            return cls(shape, tensors[0], tuple(tensors[1:]))
+            return cls(shape, tensors[0], tuple(tensors[1:]), tuple(orders))
         like = tensors[0]
         identity = torch.eye(shape.ranks[0], dtype=like.dtype, device=like.device)
-        return cls(shape, identity.unsqueeze(0), tuple(tensors))
+        return cls(shape, identity.unsqueeze(0), tuple(tensors), tuple(orders))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -62,25 +67,43 @@ class BlockTerm:
 
     @property
     def n_params(self) -> int:
-        """Parameters, counted on the tensors themselves."""
-        return sum(tensor.numel() for tensor in self.tensors)
+        """Parameters, and integers of orders, counted on the tensors themselves."""
+        return sum(tensor.numel() for tensor in (*self.tensors, *self.orders))
 
     def to(self, target: torch.dtype | torch.device | str) -> BlockTerm:
-        """The same form on another device or in another dtype."""
-        return BlockTerm(self.shape, self.cores.to(target), tuple(factor.to(target) for factor in self.factors))
+        """The same form on another device or in another dtype, of which orders know none."""
+        factors = tuple(factor.to(target) for factor in self.factors)
+        orders = self.orders if isinstance(target, torch.dtype) else tuple(order.to(target) for order in self.orders)
+        return BlockTerm(self.shape, self.cores.to(target), factors, orders)
+
+    def ordered(self, orders: Mapping[str, Tensor]) -> BlockTerm:
+        """The same cores and factors as the form of a matrix whose rows or columns stand in other orders.
+
+        Args:
+            orders: ``row_order`` and ``column_order``, or one of them, as :attr:`orders` are.
+
+        Raises:
+            ShapeError: an order has another length.
+        """
+        names = ("row_order", "column_order")
+        kept = tuple(orders[name] for name in names if name in orders)
+        return BlockTerm(self.shape.ordered(orders), self.cores, self.factors, kept)
 
     def to_dense(self) -> Tensor:
         """The ``(out_size, in_size)`` matrix; differentiable."""
-        return self._unpad(self._padded(self.factors))[:, : self.shape.in_size]
+        rows = self._in_place(self._unpad(self._padded(self.factors))[:, : self.shape.in_size])
+        row_order = self._row_order()
+        return rows if row_order is None else rows.index_select(0, row_order.argsort())
 
-    def dense_slabs(self) -> Iterator[tuple[int, Tensor]]:
+    def dense_slabs(self) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """The dense matrix a slab of rows at a time, so that large ones are never held whole.
 
         Yields:
-            The first row of the slab and its rows, shape ``(n, in_size)``; one slab for each ``j_1``
-            that is not all padding.
+            Where the slab's rows are in the matrix, as an index, and the rows, shape ``(n, in_size)``; one slab
+            for each ``j_1`` that is not all padding.
         """
         shape = self.shape
+        row_order = self._row_order()
         rows_each = shape.padded_out // shape.out_modes[0]
         for j_1 in range(shape.out_modes[0]):
             gate, local = divmod(j_1 * rows_each, shape.padded_out // shape.n_gates)
@@ -92,7 +115,8 @@ class BlockTerm:
                 first = gate * gate_rows + local
             if n_rows > 0:
                 slab = self._padded((self.factors[0][:, :, j_1 : j_1 + 1], *self.factors[1:]))
-                yield first, slab[:n_rows, : shape.in_size]
+                rows = slice(first, first + n_rows)
+                yield rows if row_order is None else row_order[rows], self._in_place(slab[:n_rows, : shape.in_size])
 
     def matmul(self, inputs: Tensor) -> Tensor:
         """``inputs @ W.T`` without forming ``W``.
@@ -104,11 +128,25 @@ class BlockTerm:
             Shape ``(..., out_size)``; differentiable in the inputs, cores and factors.
         """
         shape = self.shape
-        rows = inputs.reshape(-1, shape.in_size)
+        rows, row_order = inputs.reshape(-1, shape.in_size), self._row_order()
+        rows = rows.index_select(1, self.orders[-1]) if shape.column_order else rows
         rows = pad(rows, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else rows
         products = apply_chain(rows.reshape(-1, *shape.in_modes), (self.cores, *self.factors))
         unpadded = self._unpad(products.reshape(-1, shape.padded_out).T).T
+        unpadded = unpadded if row_order is None else unpadded.index_select(1, row_order.argsort())
         return unpadded.reshape(*inputs.shape[:-1], shape.out_size)
+
+    def _row_order(self) -> Tensor | None:
+        """The order of all rows, gate after gate, int64; None if they stand as in the matrix."""
+        if not self.shape.row_order:
+            return None
+        size = self.shape.order_sizes["row_order"]
+        gates = torch.arange(0, self.shape.out_size, size, device=self.orders[0].device)
+        return (gates[:, None] + self.orders[0]).flatten()
+
+    def _in_place(self, rows: Tensor) -> Tensor:
+        """Rows with their columns where the matrix has them."""
+        return rows.index_select(1, self.orders[-1].argsort()) if self.shape.column_order else rows
 
     def _padded(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense matrix of these factors, padding included."""

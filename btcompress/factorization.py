@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import FitOptions, fit_matrix, truncated_svd, weight_error
+from btcompress.fit import FitOptions, MatrixFit, fit_matrix, fit_ordered, truncated_svd, weight_error
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
@@ -42,6 +42,7 @@ def factorize(
     allow_growth: bool = False,
     container: str | None = None,
     plan: PricedPlan | None = None,
+    order_units: bool = False,
     options: FitOptions = FitOptions(),
     on_progress: OnProgress | None = None,
 ) -> CompressedCheckpoint:
@@ -65,6 +66,8 @@ def factorize(
         allow_growth: also factorize a matrix that this makes larger.
         container: where a file holds several state dicts, the path of the one to read.
         plan: what :func:`plan_for` chose for the same weights; ranks, modes and layers are then its own.
+        order_units: give the rows and columns of a matrix an order of their own where it fits so much better in it
+            that the integers stored with it pay; not with a plan, which does not count them.
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
 
@@ -74,8 +77,14 @@ def factorize(
     Raises:
         CheckpointError: the weights cannot be read, or hold no matrix that was chosen.
         ShapeError: modes, ranks and sizes do not fit together.
-        BTCompressError: a matrix is not finite, or there is no such kind of matrices.
+        BTCompressError: a matrix is not finite, there is no such kind of matrices, or both a plan and orders were
+            asked for.
     """
+    if order_units and plan is not None:
+        raise BTCompressError(
+            "a plan does not count the integers that an order of units costs, but order_units was given with one. "
+            "Leave out one of the two."
+        )
     request = ShapeRequest(
         cp_rank,
         tucker_rank if isinstance(tucker_rank, int) else tuple(tucker_rank),
@@ -89,7 +98,7 @@ def factorize(
     if plan is not None:
         return factorize_as_planned(checkpoint, plan.plan, plan.wish, options, on_progress)
     chosen = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=allow_growth)
-    return factorize_as_planned(checkpoint, chosen, request, options, on_progress)
+    return factorize_as_planned(checkpoint, chosen, request, options, on_progress, order_units=order_units)
 
 
 def plan_for(
@@ -171,6 +180,8 @@ def factorize_as_planned(
     request: ShapeRequest | Wish | None,
     options: FitOptions = FitOptions(),
     on_progress: OnProgress | None = None,
+    *,
+    order_units: bool = False,
 ) -> CompressedCheckpoint:
     """Fit every matrix of a plan and put the block terms in place of the dense matrices.
 
@@ -180,6 +191,8 @@ def factorize_as_planned(
         request: what the plan was made from, for the record; None for a plan written by hand.
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
+        order_units: give rows and columns orders of their own where :func:`btcompress.fit.fit_ordered` finds that
+            these pay.
 
     Raises:
         CheckpointError: the plan has no matrix to factorize, or none whose block terms fit the range of its dtype.
@@ -190,7 +203,8 @@ def factorize_as_planned(
     parts: dict[str, tuple[BlockTerm, ...]] = {}
     matrices: dict[str, CompressedMatrix] = {}
     left_dense = list(plan.left_dense)
-    replaced: list[str] = []
+    told: list[str] = []
+    fit_one = fit_ordered if order_units else fit_matrix
     for index, planned in enumerate(plan.matrices):
 
         def on_sweep(sweep: Sweep, name: str = planned.name, index: int = index) -> None:
@@ -198,18 +212,19 @@ def factorize_as_planned(
                 on_progress(FitProgress(name, index, len(plan.matrices), sweep))
 
         matrix = checkpoint.tensors[planned.name]
-        fit = _fit(planned, matrix, options, on_sweep)
+        fit = _fit(planned, matrix, options, on_sweep, fit_one)
         if fit is None:
             left_dense.append(LeftDense(planned.name, "its block terms came out worse than foreseen"))
             continue
         fitted, measured = fit
-        if measured.shape != planned.shape:
-            replaced.append(
+        if replace(measured.shape, part=measured.shape.part.ordered()) != planned.shape:
+            told.append(
                 f"{planned.name}: its block terms came out worse than foreseen, so it is low rank "
                 f"{measured.shape.part.ranks[0]} instead."
             )
         if all(torch.isfinite(tensor).all() for part in fitted for tensor in part.tensors):
             parts[planned.name], matrices[planned.name] = fitted, measured
+            told += _orders_told(planned.name, measured.shape) if order_units else ()
         else:
             left_dense.append(LeftDense(planned.name, f"its block terms do not fit the range of {matrix.dtype}"))
     if not parts:
@@ -222,39 +237,61 @@ def factorize_as_planned(
         "request": None if request is None else asdict(request),
         "matrices": list(plan.kinds),
         # The device changes where, not what.
+        "order_units": order_units,
         "options": {name: value for name, value in asdict(options).items() if name != "device"},
         "left_dense": [asdict(left) for left in left_dense],
     }
     others = tuple(f"{other.name or 'the checkpoint'}: {other.reason}; left as it is." for other in plan.others)
-    return CompressedCheckpoint.of(checkpoint, matrices, parts, [step], (*plan.notices, *replaced, *others))
+    return CompressedCheckpoint.of(checkpoint, matrices, parts, [step], (*plan.notices, *told, *others))
 
 
 def _fit(
-    planned: PlannedMatrix, matrix: Tensor, options: FitOptions, on_sweep: Callable[[Sweep], None]
+    planned: PlannedMatrix,
+    matrix: Tensor,
+    options: FitOptions,
+    on_sweep: Callable[[Sweep], None],
+    fit_one: Callable[..., MatrixFit],
 ) -> tuple[tuple[BlockTerm, ...], CompressedMatrix] | None:
     """The block terms of a matrix and their measure; None where they, and their fallback, leave it dense."""
     fallback = planned.fallback
-    parts, measured = _fit_shape(planned.name, planned.shape, matrix, options, on_sweep)
+    parts, measured = _fit_shape(planned.name, planned.shape, matrix, options, on_sweep, fit_one)
     if fallback is not None and not measured.weight_error <= fallback.max_error:
         harder = replace(options, restarts=max(options.restarts, _RESTARTS_FOR_A_PLAN))
-        parts, measured = _fit_shape(planned.name, planned.shape, matrix, harder, on_sweep)
+        parts, measured = _fit_shape(planned.name, planned.shape, matrix, harder, on_sweep, fit_one)
         if not measured.weight_error <= fallback.max_error:
             if fallback.shape is None:
                 return None
-            parts, measured = _fit_shape(planned.name, fallback.shape, matrix, options, on_sweep)
+            parts, measured = _fit_shape(planned.name, fallback.shape, matrix, options, on_sweep, fit_one)
     return parts, measured
 
 
 def _fit_shape(
-    name: str, shape: MatrixShape, matrix: Tensor, options: FitOptions, on_sweep: Callable[[Sweep], None]
+    name: str,
+    shape: MatrixShape,
+    matrix: Tensor,
+    options: FitOptions,
+    on_sweep: Callable[[Sweep], None],
+    fit_one: Callable[..., MatrixFit],
 ) -> tuple[tuple[BlockTerm, ...], CompressedMatrix]:
     try:
-        fitted = fit_matrix(matrix, shape, options, on_sweep)
+        fitted = fit_one(matrix, shape, options, on_sweep)
     except BTCompressError as error:
         raise type(error)(f"{name}: {error}") from error
     parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
     yardstick = truncated_svd(matrix, sum(part.n_params for part in parts), options.device)
+    # Ranks stay as planned: those beyond what the modes hold are lowered there already.
+    shape = replace(shape, part=shape.part.ordered(parts[0].shape.order_sizes))
     return parts, CompressedMatrix(shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error)
+
+
+def _orders_told(name: str, shape: MatrixShape) -> Iterator[str]:
+    sizes = shape.part.order_sizes
+    if not sizes:
+        yield f"{name}: its rows and columns stay in their order, as no other pays."
+        return
+    sides = " and ".join({"row_order": "rows", "column_order": "columns"}[side] for side in sizes)
+    n_integers = shape.n_parts * sum(sizes.values())
+    yield f"{name}: its {sides} are in an order of their own, {n_integers:,} integers that count as parameters."
 
 
 def _nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:

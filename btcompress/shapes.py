@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -50,10 +51,13 @@ class BlockTermShape:
             each group, so the gate index stays the slowest part of ``j_1``.
         core: ``"full"``, or for one block of order 2 with equal ranks ``"identity"``: a full core could be
             merged into a factor there, so it is left out.
+        row_order: whether the form is of the matrix with the rows of each gate in an order of its own, the same
+            in all gates. The order is stored and counted, one integer for each row of a gate.
+        column_order: likewise for the columns.
 
     Raises:
-        ShapeError: lengths differ, a number is below 1, the modes do not cover the matrix, padded rows do
-            not divide into the gates, or there is no such core.
+        ShapeError: lengths differ, a number is below 1, the modes do not cover the matrix, padded or ordered
+            rows do not divide into the gates, or there is no such core.
     """
 
     in_modes: tuple[int, ...]
@@ -64,6 +68,8 @@ class BlockTermShape:
     out_size: int = 0
     n_gates: int = 1
     core: Core = "full"
+    row_order: bool = False
+    column_order: bool = False
 
     @classmethod
     def low_rank(cls, out_size: int, in_size: int, rank: int, n_gates: int = 1) -> BlockTermShape:
@@ -105,6 +111,15 @@ class BlockTermShape:
             raise ShapeError(
                 f"padded output modes {self.out_modes} must carry the {self.n_gates} gates in the first one. "
                 f"Make the first output mode a multiple of {self.n_gates}."
+            )
+        if not isinstance(self.row_order, bool) or not isinstance(self.column_order, bool):
+            raise ShapeError(
+                f"row_order and column_order must be true or false, but {self.row_order!r} and "
+                f"{self.column_order!r} were given."
+            )
+        if self.row_order and self.out_size % self.n_gates:
+            raise ShapeError(
+                f"{self.out_size} rows of {self.n_gates} gates cannot be ordered alike in each. Leave their order."
             )
         if self.core not in get_args(Core):
             raise ShapeError(f"core must be one of {', '.join(get_args(Core))}, but {self.core!r} was given.")
@@ -151,14 +166,20 @@ class BlockTermShape:
         return self.factor_shapes if self.core == "identity" else (self.core_shape, *self.factor_shapes)
 
     @property
+    def order_sizes(self) -> dict[str, int]:
+        """Length of each order that is stored beside the parameters, ``row_order`` and ``column_order``, by name."""
+        sizes = {"row_order": self.out_size // self.n_gates, "column_order": self.in_size}
+        return {name: size for name, size in sizes.items() if getattr(self, name)}
+
+    @property
     def is_low_rank(self) -> bool:
         """Whether this is a plain low-rank matrix, as :meth:`low_rank` makes it."""
         return self.core == "identity" and (self.in_modes[1], self.out_modes[0]) == (1, 1)
 
     @property
     def n_params(self) -> int:
-        """``P = N (sum_k I_k J_k R_k + prod_k R_k)``, without the last term for an identity core."""
-        return sum(math.prod(shape) for shape in self.tensor_shapes)
+        """``P = N (sum_k I_k J_k R_k + prod_k R_k)``, without the last term for an identity core, and stored orders."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes) + sum(self.order_sizes.values())
 
     @property
     def dense_params(self) -> int:
@@ -170,12 +191,16 @@ class BlockTermShape:
         """Weights ratio, dense over block-term; above 1 is smaller."""
         return self.dense_params / self.n_params
 
+    def ordered(self, names: Collection[str] = ()) -> BlockTermShape:
+        """The same shape with the orders named, ``row_order`` and ``column_order``, and no other."""
+        return replace(self, row_order="row_order" in names, column_order="column_order" in names)
+
     def limited(self) -> BlockTermShape:
         """The same shape with ranks lowered to what its modes can hold (see :func:`limit_ranks`)."""
         return replace(self, ranks=limit_ranks(self.mode_sizes, self.ranks))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain integers and lists, as JSON writes them."""
+        """Plain values and lists, as JSON writes them; orders are named only where there are any."""
         return {
             "in_modes": list(self.in_modes),
             "out_modes": list(self.out_modes),
@@ -185,11 +210,12 @@ class BlockTermShape:
             "out_size": self.out_size,
             "n_gates": self.n_gates,
             "core": self.core,
+            **dict.fromkeys(self.order_sizes, True),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BlockTermShape:
-        """The inverse of :meth:`to_dict`; a core that is not named is full.
+        """The inverse of :meth:`to_dict`; a core that is not named is full, an order that is not named is not there.
 
         Raises:
             ShapeError: a number is missing or is no integer, or the shape is inconsistent.
@@ -201,7 +227,8 @@ class BlockTermShape:
             n_blocks, in_size, out_size, n_gates = (
                 int(data[name]) for name in ("cp_rank", "in_size", "out_size", "n_gates")
             )
-            return cls(in_modes, out_modes, ranks, n_blocks, in_size, out_size, n_gates, data.get("core", "full"))
+            core, orders = data.get("core", "full"), (data.get(name, False) for name in ("row_order", "column_order"))
+            return cls(in_modes, out_modes, ranks, n_blocks, in_size, out_size, n_gates, core, *orders)
         except (KeyError, TypeError, ValueError) as error:
             raise ShapeError(f"not a block-term shape ({type(error).__name__}: {error}): {data!r}") from error
 

@@ -12,4 +12,5 @@ def random_form(shape, generator, dtype=torch.float64):
     def draw(size):
         return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
-    return BlockTerm.of(shape, [draw(size) for size in shape.tensor_shapes])
+    orders = [torch.randperm(size, generator=generator).int() for size in shape.order_sizes.values()]
+    return BlockTerm.of(shape, [draw(size) for size in shape.tensor_shapes], orders)

@@ -18,7 +18,11 @@ SHAPES = [
     BlockTermShape.low_rank(6, 7, 3),
     BlockTermShape((2, 5), (12, 3), (4, 4), in_size=9, out_size=28, n_gates=4, core="identity"),
     BlockTermShape((5, 2, 1, 3), (2, 1, 3, 2), (2, 1, 3, 2), 2),
+    BlockTermShape((2, 5), (12, 3), (4, 3), 2, in_size=9, out_size=28, n_gates=4, row_order=True, column_order=True),
+    BlockTermShape((2, 5), (4, 3), (3, 3), core="identity", row_order=True),
+    BlockTermShape((3, 4), (4, 2), (3, 2), 3, in_size=11, n_gates=4, column_order=True),
 ]
+ORDERED = SHAPES[-3:]
 
 
 def dense_by_loops(form):
@@ -49,8 +53,8 @@ def test_dense_matrix_is_the_definition(shape, generator):
 def test_slabs_of_rows_are_the_dense_matrix(shape, generator):
     form = random_form(shape, generator)
     rebuilt = torch.full((shape.out_size, shape.in_size), torch.nan, dtype=torch.float64)
-    for first, slab in form.dense_slabs():
-        rebuilt[first : first + len(slab)] = slab
+    for rows, slab in form.dense_slabs():
+        rebuilt[rows] = slab
     torch.testing.assert_close(rebuilt, form.to_dense())
 
 
@@ -61,7 +65,7 @@ def test_product_equals_the_dense_product_in_value_and_gradient(shape, batch, ge
     inputs = torch.randn(*batch, shape.in_size, dtype=torch.float64, generator=generator)
     direction = torch.randn(*batch, shape.out_size, dtype=torch.float64, generator=generator)
     leaves = [tensor.requires_grad_() for tensor in (inputs, *form.tensors)]
-    form = BlockTerm.of(shape, leaves[1:])
+    form = BlockTerm.of(shape, leaves[1:], form.orders)
 
     def gradients(product):
         return torch.autograd.grad((product * direction).sum(), leaves)
@@ -81,6 +85,31 @@ def test_product_equals_the_dense_product_for_any_modes(data):
     form = random_form(shape, generator)
     inputs = torch.randn(3, shape.in_size, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(form.matmul(inputs), inputs @ form.to_dense().T)
+
+
+@pytest.mark.parametrize("shape", ORDERED, ids=str)
+def test_ordered_form_is_the_plain_form_with_rows_alike_in_all_gates_and_columns_put_back(shape, generator):
+    form = random_form(shape, generator)
+    plain = BlockTerm.of(shape.ordered(), form.tensors).to_dense()
+    orders = dict(zip(shape.order_sizes, form.orders, strict=True))
+    n_units = shape.out_size // shape.n_gates
+    row_order = orders.get("row_order", torch.arange(n_units)).tolist()
+    column_order = orders.get("column_order", torch.arange(shape.in_size)).tolist()
+    expected = torch.full_like(plain, torch.nan)
+    for gate in range(shape.n_gates):
+        for row, unit in enumerate(row_order):
+            for column, number in enumerate(column_order):
+                expected[gate * n_units + unit, number] = plain[gate * n_units + row, column]
+    assert torch.equal(form.to_dense(), expected)
+    assert torch.equal(BlockTerm.of(shape.ordered(), form.tensors).ordered(orders).to_dense(), expected)
+
+
+@pytest.mark.parametrize("shape", ORDERED, ids=str)
+def test_orders_count_as_parameters_and_have_no_dtype_to_convert(shape, generator):
+    form = random_form(shape, generator)
+    n_integers = sum(len(order) for order in form.orders)
+    assert form.n_params == shape.n_params == shape.ordered().n_params + n_integers > shape.ordered().n_params
+    assert all(order.dtype == torch.int32 for order in form.to(torch.bfloat16).orders)
 
 
 def test_parameters_are_counted_on_the_tensors(generator):

@@ -45,6 +45,17 @@ SHAPES = {
     "Kronecker products, padded": MatrixShape(
         BlockTermShape((3, 4), (4, 3), (5, 5), in_size=10, n_gates=4, core="identity")
     ),
+    "ordered rows and columns, padded": MatrixShape(
+        BlockTermShape(
+            (3, 2, 2), (8, 2, 1), (2, 3, 1), 2, in_size=10, out_size=12, n_gates=4, row_order=True, column_order=True
+        )
+    ),
+    "ordered rows, Kronecker products": MatrixShape(
+        BlockTermShape((2, 5), (4, 3), (5, 5), n_gates=4, core="identity", row_order=True)
+    ),
+    "separate, ordered": MatrixShape(
+        BlockTermShape((5, 2), (1, 3), (2, 3), 2, row_order=True, column_order=True), "separate"
+    ),
     "separate": MatrixShape(BlockTermShape((5, 2), (1, 3), (2, 3), n_blocks=2), "separate"),
     "separate, padded": MatrixShape(BlockTermShape((3, 4), (2, 2), (3, 2), 2, in_size=10, out_size=3), "separate"),
 }
@@ -57,7 +68,14 @@ def block_terms(shape, seed=0, dtype=torch.float64):
         return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
     part = shape.part
-    return tuple(BlockTerm.of(part, [draw(size) for size in part.tensor_shapes]) for _ in range(shape.n_parts))
+    return tuple(
+        BlockTerm.of(
+            part,
+            [draw(size) for size in part.tensor_shapes],
+            [torch.randperm(size, generator=generator).int() for size in part.order_sizes.values()],
+        )
+        for _ in range(shape.n_parts)
+    )
 
 
 def dense(dtype=torch.float64):
@@ -478,7 +496,7 @@ FORGED = {
     "deep JSON": (lambda about: "[" * 100_000, "not JSON"),
     "a huge number": (lambda about: '{"version": ' + "9" * 5000 + "}", "not JSON"),
     "no object": (lambda about: "[]", "not a JSON object"),
-    "a later version": (put("version", value=3), "has format version 3.*Update btcompress"),
+    "a later version": (put("version", value=4), "has format version 4.*Update btcompress"),
     "no such core": (put(*M, "core", value="round"), "core must be"),
     "a core that is a number": (put(*M, "core", value=3), "core must be"),
     "an identity core of several blocks": (put(*M, "core", value="identity"), "one block of order 2"),
@@ -513,6 +531,8 @@ FORGED = {
     "too large a size": (put(*M, "in_size", value=11), "cover"),
     "other gates": (put(*M, "gates", value="separate"), "is missing"),
     "unknown gates": (put(*M, "gates", value="none"), "gates must be"),
+    "an order that is a word": (put(*M, "row_order", value="yes"), "must be true or false"),
+    "an order that is missing": (put(*M, "row_order", value=True), r"row_order is missing"),
     "an integer dtype": (put(*M, "dtype", value="int8"), "no floating-point type"),
     "a dtype that is a function": (put(*M, "dtype", value="load"), "no floating-point type"),
     "no weight error": (drop(*M, "weight_error"), "weight_error"),
@@ -539,9 +559,10 @@ def version_of(path):
 
 
 @pytest.mark.parametrize("case", SHAPES)
-def test_only_files_with_identity_cores_need_the_second_version(tmp_path, case):
+def test_only_files_with_identity_cores_or_orders_need_a_later_version(tmp_path, case):
     write(compress(case), tmp_path / "out")
-    assert version_of(tmp_path / "out") == (2 if SHAPES[case].part.core == "identity" else 1)
+    without_orders = 2 if SHAPES[case].part.core == "identity" else 1
+    assert version_of(tmp_path / "out") == (3 if SHAPES[case].part.order_sizes else without_orders)
 
 
 def test_files_of_the_first_version_name_no_core_and_are_still_read(written):
@@ -562,6 +583,46 @@ def test_forged_identity_cores_are_refused(tmp_path, change, words):
     forge(tmp_path / "out", change)
     with pytest.raises(CheckpointError, match=words):
         read_compressed(tmp_path / "out")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_orders_in_a_file_of_an_earlier_version_are_refused(tmp_path, version):
+    write(compress("separate, ordered"), tmp_path / "out")
+    forge(tmp_path / "out", put("version", value=version))
+    with pytest.raises(CheckpointError, match="no orders of rows or columns"):
+        read_compressed(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        torch.tensor([0, 1, 1]),
+        torch.tensor([1, 2, 3]),
+        torch.tensor([-1, 0, 1]),
+        torch.tensor([0, 1]),
+        torch.tensor([[0, 1, 2]]),
+        torch.tensor([0.0, 1.0, 2.0]),
+        torch.tensor([0, 1, 2], dtype=torch.uint8),
+    ],
+    ids=["twice", "from one on", "negative", "too short", "two axes", "floating-point", "bytes"],
+)
+def test_orders_that_do_not_name_every_row_once_are_refused(tmp_path, order):
+    path = tmp_path / "out"
+    write(compress("ordered rows, Kronecker products"), path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), f"{W}.row_order": order}, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"row_order has shape .* an order was expected"):
+        read_compressed(path)
+
+
+def test_orders_are_read_in_either_width(tmp_path):
+    compressed = compress("ordered rows, Kronecker products")
+    wide = replace(
+        compressed, tensors={**compressed.tensors, f"{W}.row_order": compressed.tensors[f"{W}.row_order"].long()}
+    )
+    write(wide, tmp_path / "out")
+    assert_equal(read_compressed(tmp_path / "out").dense_state_dict(), compressed.dense_state_dict())
 
 
 def test_a_missing_tensor_is_refused(written):

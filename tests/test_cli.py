@@ -159,6 +159,8 @@ def test_report_against_measures_anew(model, run):
         (["--plan", "model.pt"], "model.pt is"),
         (["--plan", "plan.yaml", "--tucker-rank", "3"], "--plan says it all"),
         (["--plan", "plan.yaml", "--layer", "lstm"], "--plan says it all"),
+        (["--max-error", "0.5", "--order-units"], "does not count"),
+        (["--plan", "plan.yaml", "--order-units"], "does not count"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -233,7 +235,9 @@ def test_compressed_files_are_told_from_dense_ones(model, run):
 
 
 def test_every_option_in_the_documents_exists(run):
-    helps = " ".join(run(command, "--help")[0] for command in ("factorize", "plan", "inspect", "report", "finetune", "demo"))
+    helps = " ".join(
+        run(command, "--help")[0] for command in ("factorize", "plan", "inspect", "report", "finetune", "demo")
+    )
     root = Path(__file__).parent.parent
     for document in (root / "README.md", *(root / "docs").glob("*.md")):
         for option in re.findall(r"`(?:btcompress \w+ [^`]*)?(--[a-z-]+)", document.read_text()):

@@ -44,7 +44,8 @@ class CompressedCheckpoint:
     Attributes:
         tensors: those that stayed as they were under their own names, and in place of each factorized
             ``key`` its ``key.cores``, unless they are the identity, and ``key.factors.<k>``; with separate
-            gates ``key.gate_i.cores`` and so on.
+            gates ``key.gate_i.cores`` and so on. Orders, where a form has any, are ``key.row_order`` and
+            ``key.column_order``.
         matrices: the factorized matrices by key.
         keys: all keys of the dense checkpoint in its own order.
         source: the dense checkpoint.
@@ -53,7 +54,8 @@ class CompressedCheckpoint:
         files: files that tensors may lie in, never overwritten by :func:`btcompress.checkpoint.write`.
 
     Raises:
-        CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it.
+        CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it, or an order
+            is not one.
     """
 
     tensors: dict[str, Tensor]
@@ -70,9 +72,12 @@ class CompressedCheckpoint:
         if wrong:
             where = "missing" if wrong[0] in expected else "not accounted for"
             raise CheckpointError(f"{self.source.name}, compressed: the tensor {wrong[0]} is {where}.")
+        orders = {name for key, matrix in self.matrices.items() for name in order_names(key, matrix.shape)}
         for name, shape in expected.items():
             tensor = self.tensors[name]
-            if shape is not None and (tuple(tensor.shape) != shape or not tensor.is_floating_point()):
+            if name in orders:
+                _check_order(f"{self.source.name}, compressed: {name}", tensor, shape)
+            elif shape is not None and (tuple(tensor.shape) != shape or not tensor.is_floating_point()):
                 raise CheckpointError(
                     f"{self.source.name}, compressed: {name} has shape {tuple(tensor.shape)} and dtype "
                     f"{tensor.dtype}, but floating-point numbers of shape {shape} were expected."
@@ -102,7 +107,7 @@ class CompressedCheckpoint:
                 tensors[key] = tensor
                 continue
             for names, part in zip(part_names(key, matrices[key].shape), parts[key], strict=True):
-                tensors.update(zip(names, part.tensors, strict=True))
+                tensors.update(zip(names, (*part.tensors, *part.orders), strict=True))
         return cls(
             tensors,
             dict(matrices),
@@ -121,8 +126,9 @@ class CompressedCheckpoint:
     def parts(self, key: str) -> tuple[BlockTerm, ...]:
         """The block terms of a factorized matrix, stacked by rows: one, or one for each gate i, f, g, o."""
         shape = self.matrices[key].shape
+        n = len(shape.part.tensor_shapes)
         tensors = ([self.tensors[name] for name in names] for names in part_names(key, shape))
-        return tuple(BlockTerm.of(shape.part, each) for each in tensors)
+        return tuple(BlockTerm.of(shape.part, each[:n], each[n:]) for each in tensors)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
         """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype."""
@@ -156,19 +162,27 @@ class CompressedCheckpoint:
             matrix.shape.out_size, matrix.shape.in_size, dtype=matrix.dtype, device=parts[0].cores.device
         )
         for n, part in enumerate(parts):
-            for first, slab in part.to(torch.float64).dense_slabs():
-                row = n * matrix.shape.part.out_size + first
-                dense[row : row + len(slab)] = slab
+            first = n * matrix.shape.part.out_size
+            rows = dense[first : first + matrix.shape.part.out_size]
+            for index, slab in part.to(torch.float64).dense_slabs():
+                rows[index] = slab.to(dense.dtype)
         return dense
 
 
 def part_names(key: str, shape: MatrixShape) -> tuple[tuple[str, ...], ...]:
-    """For each block term of a matrix the names of its tensors: cores if they are stored, then the factors."""
+    """For each block term of a matrix the names of its tensors: cores if stored, then the factors, then orders."""
     prefixes = (f"{key}.{name}" if name else key for name in shape.part_names)
     names = [f"factors.{k}" for k in range(shape.part.order)]
     if shape.part.core == "full":
         names.insert(0, "cores")
+    names += shape.part.order_sizes
     return tuple(tuple(f"{prefix}.{name}" for name in names) for prefix in prefixes)
+
+
+def order_names(key: str, shape: MatrixShape) -> tuple[str, ...]:
+    """The names of all orders of a matrix's rows and columns."""
+    n_params = len(shape.part.tensor_shapes)
+    return tuple(name for names in part_names(key, shape) for name in names[n_params:])
 
 
 def expected_shapes(keys: Sequence[str], matrices: Mapping[str, CompressedMatrix]) -> dict[str, tuple[int, ...] | None]:
@@ -183,10 +197,25 @@ def expected_shapes(keys: Sequence[str], matrices: Mapping[str, CompressedMatrix
     for key in keys:
         shapes: dict[str, tuple[int, ...] | None] = {key: None}
         if matrix := matrices.get(key):
-            sizes = matrix.shape.part.tensor_shapes
+            part = matrix.shape.part
+            sizes = (*part.tensor_shapes, *((size,) for size in part.order_sizes.values()))
             names = part_names(key, matrix.shape)
             shapes = {name: size for each in names for name, size in zip(each, sizes, strict=True)}
         if clash := expected.keys() & shapes.keys():
             raise CheckpointError(f"two tensors would be named {min(clash)}. Rename one in the dense checkpoint.")
         expected.update(shapes)
     return expected
+
+
+def _check_order(where: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
+    """Refuse what does not name every row or column once."""
+    integers = tensor.dtype in (torch.int32, torch.int64)
+    if not integers or tuple(tensor.shape) != shape or not torch.equal(tensor.long().sort().values, _counted(tensor)):
+        raise CheckpointError(
+            f"{where} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, but an order was expected: int32 or "
+            f"int64 of shape {shape}, each number from 0 on once."
+        )
+
+
+def _counted(tensor: Tensor) -> Tensor:
+    return torch.arange(len(tensor), device=tensor.device)

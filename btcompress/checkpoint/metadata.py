@@ -15,8 +15,8 @@ from btcompress.checkpoint.source import Source
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.shapes import MatrixShape
 
-#: A file is of the first version that can describe it: one without identity cores of version 1.
-_VERSION, _VERSION_WITH_IDENTITY_CORES = 1, 2
+#: A file is of the first version that can describe it: one without identity cores and orders of version 1.
+_VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS = 1, 2, 3
 
 #: No tensor has more modes or larger ones; without a bound a forged header could ask for endless arithmetic.
 _MAX_ORDER = 16
@@ -70,6 +70,8 @@ def decode(text: str, stored: Mapping[str, Tensor], path: Path) -> CompressedChe
 
 
 def _version_for(compressed: CompressedCheckpoint) -> int:
+    if any(matrix.shape.part.order_sizes for matrix in compressed.matrices.values()):
+        return _VERSION_WITH_ORDERS
     has_identity = any(matrix.shape.part.core == "identity" for matrix in compressed.matrices.values())
     return _VERSION_WITH_IDENTITY_CORES if has_identity else _VERSION
 
@@ -88,10 +90,10 @@ def _decode(description: object, stored: Mapping[str, Tensor], path: Path) -> Co
     if not isinstance(description, dict):
         raise CheckpointError("its description is not a JSON object.")
     version = _field(description, "version", int)
-    if not _VERSION <= version <= _VERSION_WITH_IDENTITY_CORES:
+    if not _VERSION <= version <= _VERSION_WITH_ORDERS:
         raise CheckpointError(
             f"it has format version {version}, and this btcompress reads versions {_VERSION} to "
-            f"{_VERSION_WITH_IDENTITY_CORES}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
+            f"{_VERSION_WITH_ORDERS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
         )
     source = _field(description, "source", dict)
     matrices = _field(description, "matrices", dict)
@@ -109,8 +111,9 @@ def _decode(description: object, stored: Mapping[str, Tensor], path: Path) -> Co
         tuple(_all(_field(description, "notices", list), str, "notices")),
         (path.resolve(),),
     )
-    if version < _version_for(compressed):
-        raise CheckpointError(f"it has format version {version}, in which there are no identity cores.")
+    if version < (needed := _version_for(compressed)):
+        what = "orders of rows or columns" if needed == _VERSION_WITH_ORDERS else "identity cores"
+        raise CheckpointError(f"it has format version {version}, in which there are no {what}.")
     return compressed
 
 

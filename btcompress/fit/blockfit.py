@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,6 +105,11 @@ def fit_matrix(
         )
     stacked = matrix.detach().reshape(shape.n_parts, shape.part.out_size, shape.in_size)
     fits = [fit(part, shape.part, options, on_sweep) for part in stacked]
+    return joined(fits)
+
+
+def joined(fits: Sequence[Fit]) -> MatrixFit:
+    """The fits of a matrix's parts as the fit of the matrix."""
     missed = math.hypot(*(each.weight_error * each.norm for each in fits))
     total = math.hypot(*(each.norm for each in fits))
     return MatrixFit(tuple(each.value for each in fits), missed / total if total else 0.0)
@@ -126,8 +131,11 @@ def fit(
         on_sweep: called after each joint sweep.
 
     Raises:
+        ShapeError: the shape has orders, which :func:`btcompress.fit.fit_ordered` finds.
         BTCompressError: the matrix is not finite.
     """
+    if shape.order_sizes:
+        raise ShapeError("orders of rows or columns are found, not asked for. Give the shape without, to fit_ordered.")
     shape = shape.limited()
     device = torch.device(options.device)
     scale = check_finite(matrix)
@@ -174,7 +182,7 @@ def balanced(form: BlockTerm) -> BlockTerm:
     logs = torch.where(usable, norms, 1.0).log()
     gains = torch.where(usable, (logs.mean(dim=0) - logs).exp(), 1.0)
     scaled = [tensor * gain.reshape(-1, *[1] * (tensor.ndim - 1)) for tensor, gain in zip(tensors, gains, strict=True)]
-    return BlockTerm.of(form.shape, scaled)
+    return BlockTerm.of(form.shape, scaled, form.orders)
 
 
 def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sweep: OnSweep | None) -> SweepResult:

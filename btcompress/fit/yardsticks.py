@@ -42,8 +42,9 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...]) -> float:
     missed, total, offset = 0.0, 0.0, 0
     for part in parts:
         form = part.to(torch.float64)
-        for first, slab in form.dense_slabs():
-            rows = matrix[offset + first : offset + first + len(slab)].to(slab.device, torch.float64)
+        own = matrix[offset : offset + part.shape.out_size]
+        for index, slab in form.dense_slabs():
+            rows = own[index].to(slab.device, torch.float64)
             missed += float((slab - rows).div_(scale).square_().sum())
             total += float((rows / scale).square_().sum())
         offset += part.shape.out_size

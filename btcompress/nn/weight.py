@@ -55,7 +55,8 @@ class BTWeight(nn.Module):
 
     Its parameters are ``cores`` and ``factors.0`` to ``factors.{d-1}``, or those of each gate below
     ``gate_i``, ``gate_f``, ``gate_g`` and ``gate_o`` where the gates are separate. An identity core is no
-    parameter, and there is no ``cores`` then.
+    parameter, and there is no ``cores`` then. Orders of rows or columns, where the shape has them, are the
+    buffers ``row_order`` and ``column_order`` beside the factors: they are kept, but not trained.
 
     They are not set at first: call :meth:`reset_parameters` or :meth:`load`.
 
@@ -74,17 +75,24 @@ class BTWeight(nn.Module):
             if shape.part.core == "full":
                 self.cores = nn.Parameter(torch.empty(shape.part.core_shape, device=device, dtype=dtype))
             self.factors = Factors(torch.empty(size, device=device, dtype=dtype) for size in shape.part.factor_shapes)
+            for name, size in shape.part.order_sizes.items():
+                self.register_buffer(name, torch.empty(size, device=device, dtype=torch.int32))
         else:
             for name in shape.part_names:
                 self.add_module(name, BTWeight(MatrixShape(shape.part), device, dtype))
 
     def reset_parameters(self, variance: float, generator: torch.Generator | None = None) -> None:
-        """Draw cores and factors from normal distributions that give the entries of ``W`` this variance."""
+        """Draw cores and factors from normal distributions that give the entries of ``W`` this variance.
+
+        Rows and columns get the order that the matrix has.
+        """
         core_std, factor_std = init_scale(self.shape.part, variance)
         for part in self.parts:
             for tensor in part.tensors:
                 std = core_std if tensor is part.cores else factor_std
                 init.normal_(tensor, std=std, generator=generator)
+            for order in part.orders:
+                torch.arange(len(order), out=order)
 
     @property
     def parts(self) -> tuple[BlockTerm, ...]:
@@ -92,7 +100,8 @@ class BTWeight(nn.Module):
         if self.shape.gates == "fused":
             # An identity core is made anew each time: a buffer would be lost by to_empty() and on the meta device.
             cores = (self.cores,) if self.shape.part.core == "full" else ()
-            return (BlockTerm.of(self.shape.part, (*cores, *self.factors.tensors())),)
+            orders = [self.get_buffer(name) for name in self.shape.part.order_sizes]
+            return (BlockTerm.of(self.shape.part, (*cores, *self.factors.tensors()), orders),)
         return tuple(part for name in self.shape.part_names for part in getattr(self, name).parts)
 
     @property
@@ -106,7 +115,7 @@ class BTWeight(nn.Module):
         return self.parts[0].cores.device
 
     def load(self, parts: tuple[BlockTerm, ...]) -> None:
-        """Copy fitted forms into the parameters.
+        """Copy fitted forms into the parameters and orders.
 
         Raises:
             ShapeError: the forms have other shapes.
@@ -115,7 +124,8 @@ class BTWeight(nn.Module):
             raise ShapeError(f"{self} cannot hold {[part.shape for part in parts]}. Build it with their shape.")
         with torch.no_grad():
             for own, part in zip(self.parts, parts, strict=True):
-                for target, source in zip(own.tensors, part.tensors, strict=True):
+                pairs = zip((*own.tensors, *own.orders), (*part.tensors, *part.orders), strict=True)
+                for target, source in pairs:
                     target.copy_(source)
 
     def matmul(self, inputs: Tensor) -> Tensor:
@@ -146,9 +156,10 @@ class BTWeight(nn.Module):
         part, shape = self.shape.part, self.shape
         core = "" if part.core == "full" else f", core={part.core}"
         gates = "" if shape.gates == "fused" else f", gates={shape.gates}"
+        orders = "".join(f", {name}" for name in part.order_sizes)
         return (
             f"BTWeight({shape.out_size}x{shape.in_size}, in_modes={part.in_modes}, out_modes={part.out_modes}, "
-            f"cp_rank={part.n_blocks}, tucker_ranks={part.ranks}{core}{gates}, {shape.n_params} parameters)"
+            f"cp_rank={part.n_blocks}, tucker_ranks={part.ranks}{core}{gates}{orders}, {shape.n_params} parameters)"
         )
 
 
