@@ -74,6 +74,13 @@ def test_moving_rows_and_columns_never_raises_the_error(seed):
     assert after.weight_error <= before.weight_error
 
 
+def test_a_move_that_raises_the_error_is_taken_back(monkeypatch, generator):
+    monkeypatch.setattr(ordering, "best_places", lambda vectors, _: torch.arange(len(vectors)).flip(0).roll(3).int())
+    start = {name: torch.arange(size).int() for name, size in GATE.ordered(SIDES[2]).order_sizes.items()}
+    moved = ordering._moved(random_form(GATE, generator).to_dense(), GATE, start, FitOptions())
+    assert all(torch.equal(moved[name], start[name]) for name in start)
+
+
 @pytest.mark.parametrize("names", SIDES, ids=" and ".join)
 def test_a_shuffled_matrix_is_fitted_better_in_the_order_found(names, generator):
     matrix = shuffled(PLAIN, names, generator, noise=0.01)
