@@ -1,4 +1,4 @@
-"""Train the dense LSTM of the full-size demonstration: the baseline that the block-term models are held against.
+"""Try learning rates for the dense LSTM of the full-size demonstration, which the block-term models are held against.
 
 Run by hand: ``python tests/benchmarks/clips_dense.py FOLDER --seed 0``. One JSON line per epoch goes to standard
 output; ``FOLDER`` receives ``final.pt`` and ``best.pt`` (best accuracy on the validation clips, which is what
@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    # oneDNN's LSTM would spend half of each step on the gradient of the inputs.
+    torch.backends.mkldnn.enabled = False
     train(args)
 
 
