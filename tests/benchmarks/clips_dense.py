@@ -1,8 +1,9 @@
-"""Try learning rates for the dense LSTM of the full-size demonstration, which the block-term models are held against.
+"""Train dense LSTMs on clips of the full size, outside the demonstration: with other learning rates, or more clips.
 
 Run by hand: ``python tests/benchmarks/clips_dense.py FOLDER --seed 0``. One JSON line per epoch goes to standard
 output; ``FOLDER`` receives ``final.pt`` and ``best.pt`` (best accuracy on the validation clips, which is what
-``test_accuracy_at_best`` is of; the test clips choose nothing).
+``test_accuracy_at_best`` is of; the test clips choose nothing). With ``--fresh`` every epoch has clips of its own, so
+that nothing can be learnt by heart and the LSTM becomes a good one.
 """
 
 import argparse
@@ -13,48 +14,21 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from btcompress.demo import CLASS_NAMES, Clips, make_clips
+from btcompress.demo import CLASS_NAMES, FULL, Clips, make_clips
+from btcompress.demo.dense import SCALE, ClipClassifier, accuracy
 
 N_TRAIN, N_VALIDATION, N_TEST = 1600, 400, 1000
-HIDDEN_SIZE = 256
-
-
-class ClipClassifier(nn.Module):
-    """A dense LSTM and a linear head on its last hidden state."""
-
-    def __init__(self, in_size: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(in_size, HIDDEN_SIZE, batch_first=True)
-        self.head = nn.Linear(HIDDEN_SIZE, len(CLASS_NAMES))
-        # torch's default spread depends on the hidden size alone; with this many inputs it saturates every gate.
-        nn.init.normal_(self.lstm.weight_ih_l0, std=in_size**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden, _ = self.lstm(x)  # (B, T, H)
-        return self.head(hidden[:, -1])
+#: Fresh clips come from seeds this far from those of the others.
+FRESH_SEEDS = 1_000_003
 
 
 def clips_for(seed: int) -> tuple[Clips, Clips, Clips]:
     """Training, validation and test clips of one seed."""
     clips = make_clips(N_TRAIN + N_VALIDATION + N_TEST, generator=torch.Generator().manual_seed(seed))
     return clips.split(N_TRAIN, N_VALIDATION, N_TEST)
-
-
-def scaled(frames: Tensor) -> Tensor:
-    """8-bit frames as float32 from 0 to 1."""
-    return frames.to(torch.float32).div_(255)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, clips: Clips, batch_size: int = 100) -> float:
-    """Fraction of clips whose class has the highest logit."""
-    x, y = torch.from_numpy(clips.x), torch.from_numpy(clips.y)
-    batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    right = sum(int((model(scaled(frames)).argmax(1) == classes).sum()) for frames, classes in batches)
-    return right / len(y)
 
 
 def save(model: nn.Module, path: Path) -> None:
@@ -67,9 +41,9 @@ def save(model: nn.Module, path: Path) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train one seed; the learning rate warms up over the first epoch and falls to zero along a cosine."""
     training, validation, test = clips_for(args.seed)
-    x, y = torch.from_numpy(training.x), torch.from_numpy(training.y)
     torch.manual_seed(args.seed)
-    model = ClipClassifier(x.shape[-1])
+    model = ClipClassifier(training.x.shape[-1], FULL.hidden_size, len(CLASS_NAMES))
+    fresh = torch.Generator().manual_seed(args.seed + FRESH_SEEDS)
     order = torch.Generator().manual_seed(args.seed)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
@@ -83,8 +57,11 @@ def train(args: argparse.Namespace) -> None:
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
         loss_sum, n_right = 0.0, 0
+        if args.fresh:
+            training = make_clips(N_TRAIN, generator=fresh)
+        x, y = torch.from_numpy(training.x), torch.from_numpy(training.y)
         for rows in torch.randperm(N_TRAIN, generator=order).split(args.batch_size):
-            logits = model(scaled(x[rows]))
+            logits = model(x[rows].float() * SCALE)
             loss = cross_entropy(logits, y[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -118,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the state dicts go")
     parser.add_argument("--seed", type=int, default=0, help="of the clips, the first weights and the batches")
+    parser.add_argument("--fresh", action="store_true", help="draw new training clips for every epoch")
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-5, help="highest learning rate")
