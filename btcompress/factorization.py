@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import FitOptions, MatrixFit, fit_matrix, fit_ordered, truncated_svd, weight_error
+from btcompress.fit import FitOptions, MatrixFit, Samples, fit_matrix, fit_ordered, truncated_svd, weight_error
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
@@ -107,6 +107,7 @@ def plan_for(
     target_ratio: float | None = None,
     max_params: int | None = None,
     max_error: float | None = None,
+    max_activation_error: float | None = None,
     of: Of = "matrices",
     in_modes: Sequence[int] | None = None,
     out_modes: Sequence[int] | None = None,
@@ -116,6 +117,7 @@ def plan_for(
     matrices: Sequence[MatrixKind] = ("input",),
     layers: Sequence[str] = (),
     container: str | None = None,
+    samples: Mapping[str, Samples] | None = None,
     seed: int = 0,
     device: str = "cpu",
     on_progress: OnPricing | None = None,
@@ -130,6 +132,7 @@ def plan_for(
         target_ratio: parameters before over parameters after, at least.
         max_params: parameters after, at most; instead of a ratio.
         max_error: weight error of every matrix, at most; alone, or with one of the two.
+        max_activation_error: activation error of every matrix on samples held back, at most; likewise.
         of: whether ratio and parameters are those of the chosen ``"matrices"`` or of the whole ``"model"``.
         in_modes: ``(I_1..I_d)`` to keep to, for the matrices whose inputs they multiply to.
         out_modes: ``(J_1..J_d)``, likewise for rows.
@@ -139,6 +142,9 @@ def plan_for(
         matrices: the kinds to take, as for :func:`factorize`.
         layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty.
         container: where a file holds several state dicts, the path of the one to read.
+        samples: of what matrices meet in the model, as :func:`btcompress.calibration.gather_samples` gives them;
+            these are priced by their outputs. Their forms serve once :func:`btcompress.calibration.calibrate` has
+            fitted them to the same sequences.
         seed: of every random draw.
         device: where to compute.
         on_progress: called now and then while forms are priced.
@@ -151,14 +157,14 @@ def plan_for(
         ShapeError: modes and sizes do not fit together.
         BTCompressError: the wish cannot be met, or a matrix is not finite.
     """
-    wish = Wish(target_ratio, max_params, max_error, of)
+    wish = Wish(target_ratio, max_params, max_error, of, max_activation_error)
     in_modes, out_modes, input_shape = (
         None if sizes is None else tuple(sizes) for sizes in (in_modes, out_modes, input_shape)
     )
     request = ShapeRequest(1, 1, in_modes, out_modes, order, input_shape, gates)
     checkpoint = open_weights(weights, container)
     chosen = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=True)
-    return meet(checkpoint, chosen, wish, request, seed=seed, device=device, on_progress=on_progress)
+    return meet(checkpoint, chosen, wish, request, samples=samples, seed=seed, device=device, on_progress=on_progress)
 
 
 def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:

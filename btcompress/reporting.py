@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import OtherForm, SVDYardstick, low_rank_form, structured_forms, truncated_svd, weight_error
+from btcompress.fit import (
+    OtherForm,
+    OutputErrors,
+    SVDYardstick,
+    low_rank_form,
+    structured_forms,
+    truncated_svd,
+    weight_error,
+)
 from btcompress.fit.yardsticks import largest
 from btcompress.results import (
     CalibrationReport,
@@ -22,12 +30,23 @@ from btcompress.results import (
     YardstickReport,
 )
 
-#: Measures several forms of each matrix, by its key, on inputs; each form is block terms whose rows are stacked.
-OnInputs = Callable[[Mapping[str, Sequence[tuple[BlockTerm, ...]]]], Mapping[str, tuple[float, ...]]]
+
+class OnInputs(Protocol):
+    """Measures forms on inputs; :func:`btcompress.calibration.on_inputs` makes one."""
+
+    def __call__(
+        self, forms: Mapping[str, Sequence[tuple[BlockTerm, ...]]], /
+    ) -> Mapping[str, tuple[OutputErrors, ...]]:
+        """The errors of several forms of each matrix, by its key; each form is block terms whose rows are stacked."""
+
+    def fitted(self, key: str, parts: tuple[BlockTerm, ...], /) -> tuple[BlockTerm, ...] | None:
+        """A form of a matrix fitted to the inputs; None for a matrix that has none."""
+
 
 #: What each form of equal size is called in advice.
 _FORM_WORDS = {
     "low_rank": "A low-rank matrix of equal size",
+    "low_rank_on_inputs": "A low-rank matrix of equal size, fitted to these very inputs,",
     "tensor_train": "A tensor train of equal size",
     "greedy": "Greedy deflation, the same blocks fitted one after another,",
 }
@@ -139,6 +158,7 @@ def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) 
         svd_rank=matrix.svd_rank,
         svd_error=matrix.svd_error,
         activation_error=latest.get("activation_errors", {}).get(name),
+        weighted_activation_error=latest.get("weighted_activation_errors", {}).get(name),
     )
 
 
@@ -172,31 +192,42 @@ def _compared(
     yardsticks: bool,
 ) -> tuple[MatrixReport, ...]:
     """The rows with the other forms of each matrix, and with what was measured on inputs."""
-    others = {row.name: _others(compressed, row, against) if yardsticks else () for row in rows}
-    measured: Mapping[str, tuple[float, ...]] = {}
+    others = {row.name: tuple(_others(compressed, row, against, on_inputs)) if yardsticks else () for row in rows}
+    measured: Mapping[str, tuple[OutputErrors, ...]] = {}
     if on_inputs is not None:
         given = {name: [other.parts for other in forms if other.parts] for name, forms in others.items()}
         measured = on_inputs({name: [compressed.parts(name), *parts] for name, parts in given.items()})
     compared = []
     for row in rows:
         errors = iter(measured.get(row.name, ()))
-        own = next(errors, row.activation_error)
-        reports = tuple(
-            YardstickReport(other.kind, other.ranks, other.params, other.weight_error, next(errors, None))
-            if other.parts
-            else YardstickReport(other.kind, (), 0, None, skipped=other.skipped)
-            for other in others[row.name]
-        )
-        compared.append(replace(row, activation_error=own, yardsticks=reports))
+        own = next(errors, None)
+        if own is not None:
+            row = replace(row, activation_error=own.plain, weighted_activation_error=own.weighted)
+        reports = tuple(_yardstick(other, next(errors, None) if other.parts else None) for other in others[row.name])
+        compared.append(replace(row, yardsticks=reports))
     return tuple(compared)
 
 
-def _others(compressed: CompressedCheckpoint, row: MatrixReport, against: Checkpoint) -> tuple[OtherForm, ...]:
+def _yardstick(other: OtherForm, errors: OutputErrors | None) -> YardstickReport:
+    if not other.parts:
+        return YardstickReport(other.kind, (), 0, None, skipped=other.skipped)
+    of_outputs = (None, None) if errors is None else (errors.plain, errors.weighted)
+    return YardstickReport(other.kind, other.ranks, other.params, other.weight_error, *of_outputs)
+
+
+def _others(
+    compressed: CompressedCheckpoint, row: MatrixReport, against: Checkpoint, on_inputs: OnInputs | None
+) -> Iterator[OtherForm]:
     matrix = against.tensors[row.name]
     if not matrix.any():
-        return ()
+        return
     low_rank = low_rank_form(matrix, SVDYardstick(row.svd_rank, row.svd_error))
-    return low_rank, *structured_forms(matrix, compressed.matrices[row.name].shape)
+    yield low_rank
+    fitted = on_inputs.fitted(row.name, low_rank.parts) if on_inputs is not None and low_rank.parts else None
+    if fitted is not None:
+        error = weight_error(matrix, fitted)
+        yield replace(low_rank, kind="low_rank_on_inputs", weight_error=error, parts=fitted)
+    yield from structured_forms(matrix, compressed.matrices[row.name].shape)
 
 
 def _skipped(rows: tuple[MatrixReport, ...]) -> Iterator[str]:
@@ -266,9 +297,10 @@ def _other_forms_advice(rows: tuple[MatrixReport, ...], *, trained: bool) -> Ite
                 more = " Factorize anew with more --restarts." if form == "greedy" else ""
                 yield f"{words} fits better than block terms for {', '.join(fitting)}.{more}"
         closer = [
-            f"{row.name} ({_error_at(other.activation_error, other)} against {row.activation_error:.3f})"
+            f"{row.name} ({_error_at(other.weighted_activation_error, other)} against "
+            f"{row.weighted_activation_error:.3f})"
             for row, other in pairs
-            if _is_better(other.activation_error, row.activation_error)
+            if _is_better(other.weighted_activation_error, row.weighted_activation_error)
         ]
         if closer:
             yield f"{words} is closer than block terms on the inputs given for {', '.join(closer)}."

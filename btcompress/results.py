@@ -60,11 +60,13 @@ class YardstickReport:
     """A matrix in another form than block terms, with at most as many parameters.
 
     Attributes:
-        form: ``"low_rank"``, ``"tensor_train"`` or ``"greedy"``, blocks fitted one after another.
+        form: ``"low_rank"``, ``"low_rank_on_inputs"``, fitted to the inputs given, ``"tensor_train"``, or ``"greedy"``,
+            blocks fitted one after another.
         ranks: the rank of the truncated SVD, the ``d - 1`` ranks of the tensor train, or the Tucker ranks.
         params: parameters of this form; 0 where it was skipped.
         weight_error: ``||W - W'||_F / ||W||_F``; None where it was skipped.
         activation_error: ``||(W - W') X||_F / ||W X||_F`` on the inputs given; None where it was not measured.
+        weighted_activation_error: likewise, each output weighted with what it counts for the hidden states.
         skipped: why there is no such form, in words; None where there is.
     """
 
@@ -73,6 +75,7 @@ class YardstickReport:
     params: int
     weight_error: float | None
     activation_error: float | None = None
+    weighted_activation_error: float | None = None
     skipped: str | None = None
 
 
@@ -96,6 +99,7 @@ class MatrixReport:
         svd_error: weight error of that truncated SVD.
         activation_error: ``||(W - W') X||_F / ||W X||_F`` on the inputs given, or, where the last thing done was to
             calibrate, on the sequences held back then; None where it was not measured.
+        weighted_activation_error: likewise, each output weighted with what it counts for the hidden states.
         yardsticks: other forms of equal size, where they were asked for.
     """
 
@@ -113,6 +117,7 @@ class MatrixReport:
     svd_rank: int
     svd_error: float
     activation_error: float | None = None
+    weighted_activation_error: float | None = None
     yardsticks: tuple[YardstickReport, ...] = ()
 
     @property

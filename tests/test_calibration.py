@@ -9,6 +9,7 @@ from torch import nn
 import btcompress
 from btcompress.calibration import CalibrationRequest, activation_errors, calibrate
 from btcompress.calibration.refit import refit
+from btcompress.calibration.sampling import samples_of
 from btcompress.checkpoint import find_recurrent
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.factorization import factorize_as_planned, open_weights
@@ -107,29 +108,32 @@ def test_result_is_never_worse_than_the_fit_on_the_sequences_held_back(tmp_path)
 
 @pytest.mark.parametrize("gates", ["fused", "separate"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "two directions"])
-def test_refit_low_rank_has_the_least_activation_error_of_its_rank(gates, bidirectional, tmp_path):
+def test_refit_low_rank_has_the_least_weighted_activation_error_of_its_rank(gates, bidirectional, tmp_path):
     torch.manual_seed(0)
     model = nn.LSTM(12, 5, num_layers=2, batch_first=True, bidirectional=bidirectional).double()
     x = (draw(40, 6, 12) @ draw(12, 12, seed=5)).astype(np.float64)
     np.savez(tmp_path / "x.npz", x=x)
-    compressed = low_rank(model, gates, rank=2)
+    compressed, dense = low_rank(model, gates, rank=2), open_weights(model)
     entry = find_recurrent(compressed.outline())[0]
     data = open_data(str(tmp_path / "x.npz"))
-    after = refit(compressed, open_weights(model), entry, data, batch_size=7)
+    samples = samples_of(dense, entry, data, data, torch.float64, batch_size=7)
+    after = refit(compressed, dense, samples)
     inputs = torch.from_numpy(x)
     for suffix in entry.suffixes[:2] if bidirectional else ("_l0",):
-        weight = model.get_parameter(f"weight_ih{suffix}").detach()
-        products = (inputs.reshape(-1, 12) @ weight.T).unflatten(1, (4 if gates == "separate" else 1, -1))
+        key = f"weight_ih{suffix}"
+        weight, scale = model.get_parameter(key).detach(), samples[key].weights
+        products = (inputs.reshape(-1, 12) @ weight.T * scale).unflatten(1, (4 if gates == "separate" else 1, -1))
         least = sum(float(torch.linalg.svdvals(part)[2:].square().sum()) for part in products.unbind(1))
-        given = btcompress.to_dense(after)[f"weight_ih{suffix}"]
-        error = float((inputs.reshape(-1, 12) @ (weight - given).T).square().sum())
+        given = btcompress.to_dense(after)[key]
+        error = float((inputs.reshape(-1, 12) @ (weight - given).T * scale).square().sum())
         assert error == pytest.approx(least)
-    before, now = (activation_errors(form, open_weights(model), entry, data) for form in (compressed, after))
+    weights = {key: sample.weights for key, sample in samples.items()}
+    before, now = (activation_errors(form, dense, entry, data, weights) for form in (compressed, after))
     assert len(before) == 4 * (1 + bidirectional)
-    assert all(now[key] < before[key] for key in before)
+    assert all(now[key].weighted < before[key].weighted for key in before)
 
 
-def test_without_training_only_low_rank_matrices_change(tmp_path):
+def test_without_training_only_the_matrices_change(tmp_path):
     torch.manual_seed(0)
     model = nn.LSTM(12, 5, batch_first=True)
     compressed = low_rank(model, "fused", rank=2)
@@ -144,7 +148,8 @@ def test_without_training_only_low_rank_matrices_change(tmp_path):
     assert changed == {f"weight_{kind}_l0.factors.{k}" for kind in ("ih", "hh") for k in (0, 1)}
     step = after.history[-1]
     assert step["epochs"] == 0
-    assert step["activation_errors"] == step["activation_errors_refitted"]
+    for errors in ("activation_errors", "weighted_activation_errors"):
+        assert step[errors] == step[f"{errors}_refitted"]
     assert step["hidden_state_error_after"] < step["hidden_state_error_before"]
 
 

@@ -11,7 +11,7 @@ from btcompress.calibration import errors as room
 from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.finetune.data import Arrays
-from btcompress.fit import FitOptions
+from btcompress.fit import FitOptions, samples
 
 QUICK = FitOptions(max_sweeps=2)
 
@@ -49,6 +49,18 @@ def steps_of(entry, tensors, suffix, sequence):
     return before, hidden
 
 
+def weights_of(entry, seed=1):
+    """Any weights for the outputs of each W and U of an LSTM."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = (*entry.input_keys, *entry.recurrent_keys)
+    return {key: torch.rand(4 * entry.hidden_size, generator=generator, dtype=torch.float64) + 0.1 for key in keys}
+
+
+def errors_of(compressed, dense, data, name="", **arguments):
+    entry = entry_of(dense, name)
+    return activation_errors(compressed, dense, entry, data, weights_of(entry), **arguments)
+
+
 def step_by_step(entry, dense, compressed, data):
     """What activation_errors should give: one sequence, one step and one matrix after another."""
     approximate, sums = compressed.dense_state_dict(), {}
@@ -63,13 +75,14 @@ def step_by_step(entry, dense, compressed, data):
                 for part, inputs in (("ih", sequence), ("hh", before)):
                     key = f"{entry.prefix}weight_{part}{suffix}"
                     for value in inputs if key in compressed.matrices else ():
-                        sum_of = sums.setdefault(key, [0.0, 0.0])
+                        sum_of = sums.setdefault(key, [0.0] * 4)
                         wanted = dense.tensors[key] @ value
-                        sum_of[0] += float((wanted - approximate[key] @ value).square().sum())
-                        sum_of[1] += float(wanted.square().sum())
+                        missed, weight = wanted - approximate[key] @ value, weights_of(entry)[key]
+                        for n, vector in enumerate((weight * missed, weight * wanted, missed, wanted)):
+                            sum_of[n] += float(vector.square().sum())
                 outputs.append(hidden[::turn])
             sequence = [torch.cat(states) for states in zip(*outputs, strict=True)]
-    return {key: math.sqrt(missed / size) for key, (missed, size) in sums.items()}
+    return {key: (math.sqrt(a / b), math.sqrt(c / d)) for key, (a, b, c, d) in sums.items()}
 
 
 @pytest.mark.parametrize(
@@ -89,32 +102,32 @@ def test_activation_errors_are_those_of_a_computation_step_by_step(make, lengths
     dense, compressed = pair(make().double())
     entry, data = entry_of(dense), sequences(4, 7, 12, lengths)
     wanted = step_by_step(entry, dense, compressed, data)
-    given = activation_errors(compressed, dense, entry, data, batch_size=3)
+    given = errors_of(compressed, dense, data, batch_size=3)
     assert given.keys() == wanted.keys() == {*entry.input_keys, *entry.recurrent_keys}
-    for key, error in wanted.items():
-        assert error > 0.1
-        assert given[key] == pytest.approx(error, rel=1e-12), key
+    for key, errors in wanted.items():
+        assert min(errors) > 0.1
+        assert (given[key].weighted, given[key].plain) == pytest.approx(errors, rel=1e-12), key
 
 
 def test_numbers_beyond_the_end_of_a_sequence_do_not_count():
     dense, compressed = pair(nn.LSTM(12, 5, bidirectional=True).double())
     data = sequences(3, 6, 12, [2, 6, 3])
-    errors = activation_errors(compressed, dense, entry_of(dense), data)
+    errors = errors_of(compressed, dense, data)
     data.x[0, 2:], data.x[2, 3:] = 1000.0, -1000.0
-    assert activation_errors(compressed, dense, entry_of(dense), data) == errors
+    assert errors_of(compressed, dense, data) == errors
 
 
 def test_projections_and_matrices_that_stayed_dense_are_left_out():
     lstm = nn.LSTM(12, 6, proj_size=5).double()
     dense, compressed = pair(lstm, matrices=("recurrent",))
     assert {"weight_hh_l0", "weight_hr_l0"} <= compressed.matrices.keys()
-    assert activation_errors(compressed, dense, entry_of(dense), sequences(2, 3, 12)).keys() == {"weight_hh_l0"}
+    assert errors_of(compressed, dense, sequences(2, 3, 12)).keys() == {"weight_hh_l0"}
 
 
 def test_matrices_whose_products_are_all_zero_have_no_error():
     dense, compressed = pair(nn.LSTM(12, 5).double())
     silent = Arrays("zeros", np.zeros((2, 3, 12)), None, None, 1.0)
-    assert activation_errors(compressed, dense, entry_of(dense), silent).keys() == {"weight_hh_l0"}
+    assert errors_of(compressed, dense, silent).keys() == {"weight_hh_l0"}
 
 
 def test_forms_are_measured_on_the_same_inputs_in_the_order_given():
@@ -124,26 +137,31 @@ def test_forms_are_measured_on_the_same_inputs_in_the_order_given():
     zeros = tuple(type(part)(part.shape, part.cores * 0, part.factors) for part in own)
     forms = {key: [zeros, own], "strange": [own], "weight_hh_l0": []}
     entry, data = entry_of(dense), sequences(4, 7, 12)
-    errors = room.errors_of_forms(forms, compressed, dense, entry, data)
-    assert errors == {
-        key: (pytest.approx(1), activation_errors(compressed, dense, entry, data)[key]),
-        "weight_hh_l0": (),
-    }
+    errors = room.errors_of_forms(forms, dense, entry, data, weights_of(entry), torch.float64)
+    nothing, given = errors[key]
+    assert (nothing.weighted, nothing.plain) == (pytest.approx(1), pytest.approx(1))
+    assert given == errors_of(compressed, dense, data)[key]
+    assert errors["weight_hh_l0"] == ()
+    assert errors.keys() == {key, "weight_hh_l0"}
 
 
 def test_forming_a_matrix_changes_its_error_by_rounding_only(monkeypatch):
     dense, compressed = pair(nn.LSTM(12, 5).double())
-    entry, data = entry_of(dense), sequences(4, 7, 12)
-    formed = activation_errors(compressed, dense, entry, data)
+    data = sequences(4, 7, 12)
+    formed = errors_of(compressed, dense, data)
     counted = []
     product = btcompress.BlockTerm.matmul
     monkeypatch.setattr(btcompress.BlockTerm, "matmul", lambda *given: counted.append(1) or product(*given))
-    assert activation_errors(compressed, dense, entry, data) == formed
+    assert errors_of(compressed, dense, data) == formed
     assert not counted
-    monkeypatch.setattr(room, "_FORMED_ENTRIES", 0)
-    factored = activation_errors(compressed, dense, entry, data)
+    monkeypatch.setattr(samples, "_FORMED_ENTRIES", 0)
+    factored = errors_of(compressed, dense, data)
     assert counted
-    assert factored == {key: pytest.approx(error, rel=1e-12) for key, error in formed.items()}
+    assert factored.keys() == formed.keys()
+    for key, errors in formed.items():
+        assert (factored[key].weighted, factored[key].plain) == pytest.approx(
+            (errors.weighted, errors.plain), rel=1e-12
+        )
 
 
 def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(tmp_path):
@@ -174,6 +192,8 @@ def test_inputs_are_scaled_and_only_the_lstm_named_is_measured(tmp_path):
     np.save(tmp_path / "x.npy", data.x / 4)
     measure = on_inputs(compressed, dense, str(tmp_path / "x.npy"), 4.0, "b")
     given = measure({key: [compressed.parts(key)] for key in compressed.matrices})
-    wanted = activation_errors(compressed, dense, entry_of(dense, "b"), data)
-    assert given == {key: (pytest.approx(error, rel=1e-12),) for key, error in wanted.items()}
+    wanted = errors_of(compressed, dense, data, "b")
+    assert {key: errors[0].plain for key, errors in given.items()} == {
+        key: pytest.approx(errors.plain, rel=1e-12) for key, errors in wanted.items()
+    }
     assert all(key.startswith("b.") for key in given)

@@ -181,7 +181,8 @@ def test_plan_shows_forms_and_curves_and_writes_nothing(model, run):
     value = json.loads(run("plan", model, "--target-ratio", "4", "--json")[0])
     (matrix,) = value["matrices"]
     assert value["totals"]["matrices"]["ratio"] >= 4
-    assert value["wish"] == {"target_ratio": 4.0, "max_params": None, "max_error": None, "of": "matrices"}
+    wish = {"target_ratio": 4.0, "max_params": None, "max_error": None, "max_activation_error": None}
+    assert value["wish"] == {**wish, "of": "matrices"}
     assert matrix["chosen"] in matrix["curve"]
     assert matrix["chosen"]["weight_error"] <= matrix["svd_error"]
     assert [point["params"] for point in matrix["curve"]] == sorted(point["params"] for point in matrix["curve"])
@@ -287,11 +288,16 @@ def test_report_compares_with_other_forms_on_weights_and_on_inputs(model, sequen
     row = json.loads(run(*command, *options, "--json")[0])["matrices"][0]
     out, err = run(*command, *options)
     assert err == ""
-    assert [other["form"] for other in row["yardsticks"]] == ["low_rank", "tensor_train", "greedy"]
+    low_rank, on_inputs, *_ = row["yardsticks"]
+    assert [other["form"] for other in row["yardsticks"]] == [
+        *("low_rank", "low_rank_on_inputs", "tensor_train", "greedy"),
+    ]
+    assert on_inputs["weighted_activation_error"] < low_rank["weighted_activation_error"]
     for form in (row, *row["yardsticks"]):
         # On independent inputs of equal size, the two errors estimate the same.
-        assert form["activation_error"] == pytest.approx(form["weight_error"], rel=0.05)
+        assert form is on_inputs or form["activation_error"] == pytest.approx(form["weight_error"], rel=0.05)
         assert f"{form['activation_error']:.3f}" in out
+        assert f"{form['weighted_activation_error']:.3f}" in out
     unscaled = json.loads(run(*command, "--inputs", sequences, "--json")[0])["matrices"][0]
     assert unscaled["activation_error"] == pytest.approx(row["activation_error"], rel=1e-5)
     assert unscaled["yardsticks"] == []

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 import btcompress
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.fit import OutputErrors
 from btcompress.nn import BTLSTM
 
 
@@ -154,31 +156,48 @@ def test_blocks_that_greedy_deflation_beats_are_said_unless_they_were_trained():
     assert not any("--restarts" in line for line in trained.advice)
 
 
+class Measure:
+    """Stands for what :func:`btcompress.calibration.on_inputs` makes; fits low rank by halving it."""
+
+    def __init__(self, measure, fits=False):
+        self.measure, self.fits, self.measured = measure, fits, []
+
+    def __call__(self, forms):
+        self.measured.append({key: len(parts) for key, parts in forms.items()})
+        errors = self.measure(forms)
+        return {key: tuple(OutputErrors(error / 2, error) for error in own) for key, own in errors.items()}
+
+    def fitted(self, key, parts):
+        return tuple(replace(part, cores=part.cores / 2) for part in parts) if self.fits else None
+
+
 def test_activation_errors_go_to_the_forms_they_were_measured_on():
     lstm, compressed = tensor_train_lstm()
     dense = from_state_dict(lstm.state_dict())
     inputs = torch.randn(50, 64, dtype=torch.float64)
 
-    def on_inputs(forms):
+    def measure(forms):
         wanted = inputs @ lstm.weight_ih_l0.detach().double().T
         given = [torch.cat([part.to(torch.float64).matmul(inputs) for part in parts], -1) for parts in forms[key]]
         return {key: tuple(float((wanted - product).norm() / wanted.norm()) for product in given)}
 
-    key = "weight_ih_l0"
+    key, on_inputs = "weight_ih_l0", Measure(measure, fits=True)
     row = btcompress.report(compressed, against=dense, yardsticks=True, on_inputs=on_inputs).matrices[0]
+    assert [other.form for other in row.yardsticks] == ["low_rank", "low_rank_on_inputs", "tensor_train", "greedy"]
     for form in (row, *row.yardsticks):
         assert form.activation_error == pytest.approx(form.weight_error, rel=0.2, abs=1e-6)
-    assert len({form.activation_error for form in (row, *row.yardsticks)}) == 4
+        assert form.weighted_activation_error == form.activation_error / 2
+    assert len({form.activation_error for form in (row, *row.yardsticks)}) == 5
+    low_rank, on_these = row.yardsticks[:2]
+    assert (on_these.ranks, on_these.params) == (low_rank.ranks, low_rank.params)
+    assert on_these.weight_error > low_rank.weight_error
     alone = btcompress.report(compressed, against=dense, on_inputs=on_inputs).matrices[0]
     assert (alone.activation_error, alone.yardsticks) == (row.activation_error, ())
 
 
 def test_form_that_is_closer_on_the_inputs_is_named_by_its_activation_error():
     lstm, compressed = tensor_train_lstm()
-
-    def on_inputs(forms):
-        return {"weight_ih_l0": (0.5, 0.25, 0.5 * (1 - 1e-4), 0.75)}
-
+    on_inputs = Measure(lambda forms: {"weight_ih_l0": (1.0, 0.5, 1 - 1e-4, 1.5)})
     dense = from_state_dict(lstm.state_dict())
     report = btcompress.report(compressed, against=dense, yardsticks=True, on_inputs=on_inputs)
     rank = report.matrices[0].svd_rank
@@ -192,17 +211,13 @@ def test_form_that_is_closer_on_the_inputs_is_named_by_its_activation_error():
 def test_forms_that_were_skipped_are_said_and_have_no_errors():
     lstm = nn.LSTM(64, 32)
     compressed = btcompress.factorize(lstm, cp_rank=1, tucker_rank=1, in_modes=(4, 4, 4), out_modes=(8, 4, 4))
-    measured = []
-    report = btcompress.report(
-        compressed,
-        against=from_state_dict(lstm.state_dict()),
-        yardsticks=True,
-        on_inputs=lambda forms: measured.append(len(forms["weight_ih_l0"])) or {"weight_ih_l0": (0.5, 0.6, 0.7)},
-    )
+    on_inputs = Measure(lambda forms: {"weight_ih_l0": (0.5, 0.6, 0.7)}, fits=True)
+    dense = from_state_dict(lstm.state_dict())
+    report = btcompress.report(compressed, against=dense, yardsticks=True, on_inputs=on_inputs)
     low_rank, train, greedy = report.matrices[0].yardsticks
     assert (low_rank.ranks, low_rank.weight_error, low_rank.activation_error) == ((), None, None)
     assert (train.activation_error, greedy.activation_error) == (0.6, 0.7)
-    assert measured == [3]
+    assert on_inputs.measured == [{"weight_ih_l0": 3}]
     assert any("no yardstick low rank: even rank 1 has more parameters" in line for line in report.notices)
 
 
@@ -212,7 +227,9 @@ def test_matrix_of_zeros_has_no_yardsticks():
     assert btcompress.report(compressed, against=zeros, yardsticks=True).matrices[0].yardsticks == ()
 
 
-@pytest.mark.parametrize("asked", [{"yardsticks": True}, {"on_inputs": lambda forms: {}}], ids=["forms", "inputs"])
+@pytest.mark.parametrize(
+    "asked", [{"yardsticks": True}, {"on_inputs": Measure(lambda forms: {})}], ids=["forms", "inputs"]
+)
 def test_comparing_without_the_dense_checkpoint_is_refused(asked):
     _, compressed = tensor_train_lstm()
     with pytest.raises(BTCompressError, match="--against MODEL"):
@@ -224,6 +241,6 @@ def test_json_form_of_yardsticks_has_the_documented_keys_and_is_plain():
     report = btcompress.report(compressed, against=from_state_dict(lstm.state_dict()), yardsticks=True)
     value = json.loads(json.dumps(report.to_dict()))["matrices"][0]
     assert value["activation_error"] is None
-    keys = {"form", "ranks", "params", "weight_error", "activation_error", "skipped"}
-    assert [other.keys() for other in value["yardsticks"]] == [keys] * 3
+    keys = {"form", "ranks", "params", "weight_error", "activation_error"}
+    assert [other.keys() for other in value["yardsticks"]] == [{*keys, "weighted_activation_error", "skipped"}] * 3
     assert btcompress.report(compressed).to_dict()["matrices"][0]["yardsticks"] == ()

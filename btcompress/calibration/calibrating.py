@@ -1,14 +1,15 @@
 """Calibrate a compressed checkpoint: let its LSTM give the dense one's hidden states on sample sequences.
 
 The weights of a trained matrix count as much as the inputs that meet them, and its errors as much as the recurrence
-lets them grow; only the hidden states say both. So the block terms, and with them all else that the LSTM has, are
-trained for a short while to give the dense LSTM's hidden states: layer by layer, each on what the layers below it
-really give, and then all layers together. Low-rank matrices are fitted to their inputs first.
+lets them grow; only the hidden states say both. So each matrix is fitted to its inputs first, as its outputs count for
+the hidden states. Then the block terms, and with them all else that the LSTM has, are trained for a short while to
+give the dense LSTM's hidden states: layer by layer, each on what the layers below it really give, and then all
+layers together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,23 +18,26 @@ import torch
 
 from btcompress.calibration.errors import activation_errors
 from btcompress.calibration.refit import refit
+from btcompress.calibration.sampling import samples_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch, TrainConfig
 from btcompress.finetune.blocks import balance, worst_cancellation
-from btcompress.finetune.data import open_data, split
+from btcompress.finetune.data import Data, open_data, split
 from btcompress.finetune.loop import Trainer
 from btcompress.finetune.networks import (
     Recurrent,
     check_inputs,
+    choose_dense_lstm,
     choose_lstm,
     is_factorized,
     stored_tensors,
     student_of,
     teacher_of,
+    training_dtype,
 )
 from btcompress.finetune.tasks import HiddenStates
-from btcompress.fit import weight_error
+from btcompress.fit import OutputErrors, Samples, weight_error
 
 OnEpoch = Callable[[str, Epoch], None]
 
@@ -50,7 +54,7 @@ class CalibrationRequest:
         scale: what to multiply the inputs of files by.
         held_fraction: share of the sequences that is held back, to stop on and to measure on.
         lstm: name of the LSTM that they are inputs of; may be left out where there is one.
-        train: whether to train after low-rank matrices are fitted to the inputs.
+        train: whether to train after the matrices are fitted to the inputs.
     """
 
     data: str
@@ -77,17 +81,35 @@ class _Stage:
     config: TrainConfig
 
 
+def gather_samples(dense: Checkpoint, request: CalibrationRequest, seed: int = 0) -> dict[str, Samples]:
+    """Samples of the inputs of a dense LSTM's matrices, by their keys, to plan with before anything is factorized.
+
+    Args:
+        dense: holds the LSTM.
+        request: on what; what it says of training does not matter.
+        seed: that of the calibration to follow.
+
+    Raises:
+        BTCompressError: the sequences are not inputs of an LSTM of the file.
+    """
+    entry = choose_dense_lstm(dense, request.lstm, "Name one with --lstm.")
+    train, held = _sequences(request, entry, seed)
+    return samples_of(dense, entry, train, held, training_dtype(dense.tensors, entry), seed=seed)
+
+
 def calibrate(
     compressed: CompressedCheckpoint,
     dense: Checkpoint,
     request: CalibrationRequest,
     config: TrainConfig = DEFAULT,
     on_epoch: OnEpoch | None = None,
+    samples: Mapping[str, Samples] | None = None,
 ) -> CompressedCheckpoint:
-    """Train an LSTM with block terms to give the hidden states of the dense one, without labels.
+    """Fit an LSTM with block terms to its inputs, then train it to give the hidden states of the dense one.
 
-    Its other tensors, ``U`` and the biases, change along, unless ``config.freeze`` names them. The best state on the
-    sequences held back is kept, the start included. Seeds the global generators of ``random``, NumPy and torch.
+    No labels are needed. Its other tensors, ``U`` and the biases, change along, unless ``config.freeze`` names them.
+    The best state on the sequences held back is kept, the start included. Seeds the global generators of ``random``,
+    NumPy and torch.
 
     Args:
         compressed: a factorized checkpoint.
@@ -96,6 +118,7 @@ def calibrate(
         config: how to train; ``epochs`` are those over all layers together, and each layer on its own has half as
             many.
         on_epoch: called after each epoch with what is trained.
+        samples: what :func:`gather_samples` gave for the same request and seed; gathered anew where left out.
 
     Returns:
         The checkpoint with the tensors that changed, its weight errors measured anew, and a step that says what
@@ -110,25 +133,32 @@ def calibrate(
         raise BTCompressError(
             f"{entry.name or 'the LSTM'} has no block-term matrices to calibrate. Name another LSTM, or factorize it."
         )
-    data = open_data(request.data, request.scale)
-    check_inputs(data, data.batch(torch.tensor([0])), entry)
-    train, held = split(data, request.held_fraction, config.seed)
+    train, held = _sequences(request, entry, config.seed)
     config = config.of_way("hidden states")
     stages = list(_stages(entry, config))
-    tasks = {s.entry: HiddenStates(teacher_of(dense, compressed, s.entry), keep=True) for s in stages}
+    dtype = training_dtype(compressed.outline(), entry)
+    tasks = {s.entry: HiddenStates(teacher_of(dense, s.entry, dtype), keep=True) for s in stages}
 
     def prepared(stage: _Stage, start: CompressedCheckpoint) -> tuple[Recurrent, Trainer]:
         student = _student(stage, start)
         return student, Trainer(student, tasks[stage.entry], train, held, stage.config)
 
     student, trainer = prepared(stages[-1], compressed)
-    before, errors_before = trainer.measure(student), activation_errors(compressed, dense, entry, held)
-    calibrated, refitted, n_epochs = refit(compressed, dense, entry, train), errors_before, 0
-    if calibrated is not compressed:
-        refitted = activation_errors(calibrated, dense, entry, held)
-        student, trainer = prepared(stages[-1], calibrated)
-        if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
-            calibrated = compressed
+    before = trainer.measure(student)
+    if samples is None:
+        samples = samples_of(dense, entry, train, held, dtype, seed=config.seed)
+    weights = {key: sample.weights for key, sample in samples.items()}
+
+    def errors(of: CompressedCheckpoint) -> dict[str, OutputErrors]:
+        return activation_errors(of, dense, entry, held, weights)
+
+    errors_before = errors(compressed)
+    calibrated = refit(compressed, dense, samples)
+    errors_refitted = errors(calibrated)
+    student, trainer = prepared(stages[-1], calibrated)
+    if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
+        calibrated = compressed
+    n_epochs = 0
     for stage in stages if request.train else ():
         student, trainer = prepared(stage, calibrated)
         _, best = trainer.run(on_epoch=on_epoch and partial(on_epoch, stage.what))
@@ -136,14 +166,17 @@ def calibrate(
         calibrated = replace(calibrated, tensors={**calibrated.tensors, **stored_tensors(student, calibrated)})
         n_epochs += len(trainer.rows)
     student, trainer = prepared(stages[-1], calibrated)
+    measured = {"_before": errors_before, "_refitted": errors_refitted, "": errors(calibrated)}
     step = {
         "step": "calibrate",
         "lstm": entry.name,
         "hidden_state_error_before": before,
         "hidden_state_error_after": trainer.measure(student),
-        "activation_errors_before": errors_before,
-        "activation_errors_refitted": refitted,
-        "activation_errors": activation_errors(calibrated, dense, entry, held),
+        **{f"activation_errors{when}": {key: e.plain for key, e in each.items()} for when, each in measured.items()},
+        **{
+            f"weighted_activation_errors{when}": {key: e.weighted for key, e in each.items()}
+            for when, each in measured.items()
+        },
         "epochs": n_epochs,
         "n_train": len(train),
         "n_held": len(held),
@@ -151,6 +184,13 @@ def calibrate(
         "config": asdict(config),
     }
     return _weighed_anew(calibrated, dense).with_step(step)
+
+
+def _sequences(request: CalibrationRequest, entry: LSTMEntry, seed: int) -> tuple[Data, Data]:
+    """The sequences to fit and train on, and those held back."""
+    data = open_data(request.data, request.scale)
+    check_inputs(data, data.batch(torch.tensor([0])), entry)
+    return split(data, request.held_fraction, seed)
 
 
 def _stages(entry: LSTMEntry, config: TrainConfig) -> Iterator[_Stage]:

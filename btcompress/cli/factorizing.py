@@ -10,6 +10,7 @@ import typer
 from btcompress.cli.options import (
     JSON,
     AllowGrowth,
+    Calibration,
     Container,
     GatesOption,
     GivenCPRank,
@@ -17,7 +18,9 @@ from btcompress.cli.options import (
     InModes,
     InputShape,
     Layers,
+    LSTMOption,
     Matrices,
+    MaxActivationError,
     MaxError,
     MaxParams,
     Model,
@@ -26,19 +29,22 @@ from btcompress.cli.options import (
     OutModes,
     Scale,
     TargetRatio,
+    calibration_request,
     make_wish,
     refuse,
-    scale_of,
     shape_request,
     usable,
 )
-from btcompress.cli.planning import opened, planned_as_asked, planned_from_file
+from btcompress.cli.planning import gathered, opened, planned_as_asked, planned_from_file
 from btcompress.cli.reports import show_result
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from btcompress.calibration import CalibrationRequest
     from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
-    from btcompress.fit import FitOptions
+    from btcompress.fit import FitOptions, Samples
 
 
 def factorize(
@@ -48,6 +54,7 @@ def factorize(
     target_ratio: TargetRatio = None,
     max_params: MaxParams = None,
     max_error: MaxError = None,
+    max_activation_error: MaxActivationError = None,
     of: OfOption = "matrices",
     plan_file: Annotated[
         Path | None,
@@ -62,24 +69,13 @@ def factorize(
     layer: Layers = None,
     allow_growth: AllowGrowth = False,
     container: Container = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|MODULE:FACTORY",
-            help="Sequences of an LSTM's inputs, without labels: its block terms are then trained to give the dense "
-            "LSTM's hidden states on them.",
-            show_default=False,
-        ),
-    ] = None,
+    calibration: Calibration = None,
     calibration_epochs: Annotated[
         int,
-        typer.Option(min=0, help="Passes over these sequences at most; 0 only fits low-rank matrices to the inputs."),
+        typer.Option(min=0, help="Passes over these sequences at most, once the matrices are fitted to them."),
     ] = 10,
     calibration_lr: Annotated[float, typer.Option(help="Learning rate at its peak while calibrating.")] = 3e-3,
-    lstm: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The LSTM that they are inputs of, where there are several."),
-    ] = None,
+    lstm: LSTMOption = None,
     scale: Scale = "1",
     output: Annotated[
         Path | None,
@@ -110,7 +106,7 @@ def factorize(
     from btcompress.fit import FitOptions
 
     ranks, sizes = (cp_rank, tucker_rank), (in_modes, out_modes, order, input_shape)
-    wish = make_wish(target_ratio, max_params, max_error, of, ranks=ranks, plan_file=plan_file)
+    wish = make_wish(target_ratio, max_params, max_error, max_activation_error, of, ranks=ranks, plan_file=plan_file)
     if plan_file is not None:
         refuse("--plan says it all", *ranks, *sizes, *(layer or ()), None if gates == "fused" else gates)
     if order_units and (wish is not None or plan_file is not None):
@@ -119,16 +115,17 @@ def factorize(
         )
     request = shape_request(1 if cp_rank is None else cp_rank, tucker_rank or "4", *sizes, gates)
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=usable(device))
-    factor = scale_of(scale)
+    sequences = calibration_request(calibration, scale, lstm, train=calibration_epochs > 0)
     checkpoint = opened(model, container)
     target = output or _beside(model, checkpoint.source.name)
     if not dry_run:
-        samples = () if calibration is None else (Path(calibration),)
-        check_target(target, force=force, inputs=(*checkpoint.files, *samples))
+        data = () if calibration is None else (Path(calibration),)
+        check_target(target, force=force, inputs=(*checkpoint.files, *data))
+    samples = gathered(checkpoint, sequences, seed)
     if plan_file is not None:
         planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
     else:
-        planned = planned_as_asked(checkpoint, request, wish, layer or (), matrices, allow_growth, options)
+        planned = planned_as_asked(checkpoint, request, wish, layer or (), matrices, allow_growth, samples, options)
     if dry_run:
         show = display.show_inventory_json if json else display.show_plan
         show(checkpoint, planned)
@@ -138,9 +135,9 @@ def factorize(
         compressed = factorization.factorize_as_planned(
             checkpoint, planned, asked, options, on_progress, order_units=order_units
         )
-    if calibration is not None:
+    if sequences is not None:
         compressed = _calibrated(
-            compressed, checkpoint, calibration, factor, lstm, calibration_epochs, calibration_lr, options
+            compressed, checkpoint, sequences, samples, calibration_epochs, calibration_lr, options
         )
     write(compressed, target, force=force)
     show_result(reporting.report(compressed, bytes_after=target.stat().st_size), target, json=json)
@@ -149,22 +146,20 @@ def factorize(
 def _calibrated(
     compressed: CompressedCheckpoint,
     checkpoint: Checkpoint,
-    inputs: str,
-    scale: float,
-    lstm: str | None,
+    sequences: CalibrationRequest,
+    samples: Mapping[str, Samples] | None,
     epochs: int,
     learning_rate: float,
     options: FitOptions,
 ) -> CompressedCheckpoint:
     from btcompress import display
-    from btcompress.calibration import CalibrationRequest, calibrate
+    from btcompress.calibration import calibrate
     from btcompress.finetune import TrainConfig
 
-    wanted = CalibrationRequest(inputs, scale, lstm=lstm, train=epochs > 0)
     cpu = options.device == "cpu"
     training = TrainConfig(epochs=max(epochs, 1), learning_rate=learning_rate, seed=options.seed, cpu=cpu)
     with display.calibration_progress() as on_epoch:
-        return calibrate(compressed, checkpoint, wanted, training, on_epoch)
+        return calibrate(compressed, checkpoint, sequences, training, on_epoch, samples)
 
 
 def _beside(model: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
 
 if TYPE_CHECKING:
+    from btcompress.calibration import CalibrationRequest
     from btcompress.plan import Wish
 
 Model = Annotated[
@@ -50,6 +51,32 @@ MaxError = Annotated[
     float | None,
     typer.Option(
         metavar="E", help="Choose forms and ranks: weight error of every matrix at most E. Also beside those."
+    ),
+]
+MaxActivationError = Annotated[
+    float | None,
+    typer.Option(
+        metavar="E",
+        help="Choose forms and ranks: activation error of every matrix at most E on the sequences held back of "
+        "--calibration. Also beside the first two.",
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|MODULE:FACTORY",
+        help="Sequences of an LSTM's inputs, without labels: forms are chosen and fitted by what the matrices give on "
+        "them.",
+        show_default=False,
+    ),
+]
+LSTMOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lstm",
+        metavar="NAME",
+        help="The LSTM that the sequences are inputs of, where there are several.",
+        show_default=False,
     ),
 ]
 OfOption = Annotated[
@@ -149,6 +176,7 @@ def make_wish(
     target_ratio: float | None,
     max_params: int | None,
     max_error: float | None,
+    max_activation_error: float | None,
     of: Literal["matrices", "model"],
     *,
     ranks: tuple[object, ...],
@@ -157,12 +185,12 @@ def make_wish(
     """The wish that the options make, if any, which leaves the ranks to the planner."""
     from btcompress.plan import Wish
 
-    if target_ratio is None and max_params is None and max_error is None:
+    if all(each is None for each in (target_ratio, max_params, max_error, max_activation_error)):
         if of == "model":
             raise BTCompressError("--of says what a ratio is of. Give --target-ratio or --max-params with it.")
         return None
     refuse("a wish leaves the ranks to be chosen", *ranks, plan_file)
-    return Wish(target_ratio, max_params, max_error, of)
+    return Wish(target_ratio, max_params, max_error, of, max_activation_error)
 
 
 def refuse(reason: str, *options: object) -> None:
@@ -170,7 +198,7 @@ def refuse(reason: str, *options: object) -> None:
     if any(option is not None for option in options):
         raise BTCompressError(
             f"{reason}, but options that say otherwise were given as well. Give one of: a wish (--target-ratio, "
-            "--max-params, --max-error), --plan, or ranks and what goes with them."
+            "--max-params, --max-error, --max-activation-error), --plan, or ranks and what goes with them."
         )
 
 
@@ -186,3 +214,18 @@ def usable(device: str) -> str:
             f"--device {device} cannot be used here ({reason}). Use cpu, or a CUDA device if there is one."
         ) from error
     return device
+
+
+def calibration_request(
+    sequences: str | None, scale: str, lstm: str | None, *, train: bool = True
+) -> CalibrationRequest | None:
+    """What to calibrate on, as the options say; None without sequences, which other options then must not tell of."""
+    if sequences is None:
+        if lstm is not None or scale != "1":
+            raise BTCompressError(
+                "--scale and --lstm say how to take sequences, but there are none. Give --calibration."
+            )
+        return None
+    from btcompress.calibration import CalibrationRequest
+
+    return CalibrationRequest(sequences, scale_of(scale), lstm=lstm, train=train)

@@ -9,21 +9,26 @@ import typer
 
 from btcompress.cli.options import (
     JSON,
+    Calibration,
     Container,
     CPRank,
     GatesOption,
     InModes,
     InputShape,
     Layers,
+    LSTMOption,
     Matrices,
+    MaxActivationError,
     MaxError,
     MaxParams,
     Model,
     OfOption,
     Order,
     OutModes,
+    Scale,
     TargetRatio,
     TuckerRank,
+    calibration_request,
     kinds,
     shape_request,
     usable,
@@ -31,12 +36,13 @@ from btcompress.cli.options import (
 from btcompress.kinds import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
+    from btcompress.calibration import CalibrationRequest
     from btcompress.checkpoint import Checkpoint
-    from btcompress.fit import FitOptions
+    from btcompress.fit import FitOptions, Samples
     from btcompress.modes import ShapeRequest
     from btcompress.plan import Plan, PricedPlan, Wish
 
@@ -46,6 +52,7 @@ def plan_command(
     target_ratio: TargetRatio = None,
     max_params: MaxParams = None,
     max_error: MaxError = None,
+    max_activation_error: MaxActivationError = None,
     of: OfOption = "matrices",
     in_modes: InModes = None,
     out_modes: OutModes = None,
@@ -55,6 +62,9 @@ def plan_command(
     matrices: Matrices = "input",
     layer: Layers = None,
     container: Container = None,
+    calibration: Calibration = None,
+    lstm: LSTMOption = None,
+    scale: Scale = "1",
     save_plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the plan as YAML, to edit and give to factorize --plan."),
@@ -68,14 +78,16 @@ def plan_command(
     from btcompress import display, plan
     from btcompress.checkpoint import check_target
 
-    wish = plan.Wish(target_ratio, max_params, max_error, of)
+    wish = plan.Wish(target_ratio, max_params, max_error, of, max_activation_error)
+    sequences = calibration_request(calibration, scale, lstm)
     request = shape_request(1, "4", in_modes, out_modes, order, input_shape, gates)
     device = usable(device)
     checkpoint = opened(model, container)
     if save_plan is not None:
         check_target(save_plan, force=force, inputs=checkpoint.files)
     chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
-    priced = _priced(checkpoint, chosen, wish, request, seed, device)
+    samples = gathered(checkpoint, sequences, seed)
+    priced = _priced(checkpoint, chosen, wish, request, samples, seed, device)
     show = display.show_priced_plan_json if json else display.show_priced_plan
     show(checkpoint, priced)
     if save_plan is not None:
@@ -125,6 +137,7 @@ def planned_as_asked(
     layers: Sequence[str],
     matrices: str,
     allow_growth: bool,
+    samples: Mapping[str, Samples] | None,
     options: FitOptions,
 ) -> Plan:
     """The plan that meets a wish; without one, at the ranks asked for."""
@@ -134,13 +147,31 @@ def planned_as_asked(
     planned = plan.make_plan(checkpoint, request, layers, matrices=kinds(matrices), allow_growth=growth)
     if wish is None:
         return planned
-    return _priced(checkpoint, planned, wish, request, options.seed, options.device).plan
+    return _priced(checkpoint, planned, wish, request, samples, options.seed, options.device).plan
+
+
+def gathered(checkpoint: Checkpoint, sequences: CalibrationRequest | None, seed: int) -> dict[str, Samples] | None:
+    """Samples of what the matrices of an LSTM meet on the sequences; None without sequences."""
+    if sequences is None:
+        return None
+    from btcompress import calibration, display
+
+    with display.working(f"running the dense LSTM over {sequences.data}"):
+        return calibration.gather_samples(checkpoint, sequences, seed)
 
 
 def _priced(
-    checkpoint: Checkpoint, chosen: Plan, wish: Wish, request: ShapeRequest, seed: int, device: torch.device | str
+    checkpoint: Checkpoint,
+    chosen: Plan,
+    wish: Wish,
+    request: ShapeRequest,
+    samples: Mapping[str, Samples] | None,
+    seed: int,
+    device: torch.device | str,
 ) -> PricedPlan:
     from btcompress import display, plan
 
     with display.pricing_progress() as on_progress:
-        return plan.meet(checkpoint, chosen, wish, request, seed=seed, device=device, on_progress=on_progress)
+        return plan.meet(
+            checkpoint, chosen, wish, request, samples=samples, seed=seed, device=device, on_progress=on_progress
+        )

@@ -34,7 +34,9 @@ def show_priced_plan(checkpoint: Checkpoint, priced: PricedPlan) -> None:
     console.print(Text(f"Wish: {priced.wish}"), soft_wrap=True)
     console.print(_forms_table(priced.forms))
     console.print(_totals_table(priced))
-    console.print(Text("\nWeight error that is in reach at weights ratios of"), style="bold")
+    on_inputs = any(form.curve.on_inputs for form in priced.forms)
+    what = "Predicted error (weighted activation error where there are samples)" if on_inputs else "Weight error"
+    console.print(Text(f"\n{what} that is in reach at weights ratios of"), style="bold")
     console.print(_curves_table(priced.forms))
     plan = priced.plan
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
@@ -51,6 +53,7 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
                 "target_ratio": wish.target_ratio,
                 "max_params": wish.max_params,
                 "max_error": wish.max_error,
+                "max_activation_error": wish.max_activation_error,
                 "of": wish.of,
             },
             "matrices": [_chosen_json(form) for form in priced.forms],
@@ -65,13 +68,15 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
 
 
 def _forms_table(forms: Sequence[ChosenForm]) -> Table:
-    headers = ["matrix", "N", "R", "before", "after", "ratio", "predicted\nerror", "SVD at\nequal size"]
+    on_inputs = any(form.curve.on_inputs for form in forms)
+    headers = ["matrix", "N", "R", "before", "after", "ratio", "predicted\nerror"]
+    headers += ["activation\nerror", "low rank at\nequal size"] if on_inputs else ["SVD at\nequal size"]
     table = make_table(headers, left=1)
     for form in forms:
         before = form.curve.dense_params
         if form.point is None:
             name = Text(f"{form.name}\n  {form.size[0]} x {form.size[1]}\n  stays dense")
-            table.add_row(name, "", "", f"{before:,}", f"{before:,}", "1.00x", "0.000", "")
+            table.add_row(name, "", "", f"{before:,}", f"{before:,}", "1.00x", "0.000", *[""] * (1 + on_inputs))
             continue
         shape, part = form.point.shape, form.point.shape.part
         table.add_row(
@@ -82,9 +87,14 @@ def _forms_table(forms: Sequence[ChosenForm]) -> Table:
             f"{form.n_params:,}",
             ratio_text(before / form.n_params),
             f"{form.point.error:.3f}",
+            *[_optional(form.point.activation_error)] * on_inputs,
             _svd_text(form.low_rank),
         )
     return table
+
+
+def _optional(error: float | None) -> str:
+    return "not measured" if error is None else f"{error:.3f}"
 
 
 def _svd_text(low_rank: Point | None) -> str:
@@ -118,18 +128,25 @@ def _chosen_json(form: ChosenForm) -> dict[str, Any]:
         "shape": list(form.size),
         "params_before": form.curve.dense_params,
         "params_after": form.n_params,
-        "chosen": None if form.point is None else _point_json(form.name, form.point),
+        "chosen": None if form.point is None else _point_json(form, form.point),
         "svd_rank": form.low_rank.shape.part.ranks[0] if form.low_rank else 0,
         "svd_error": form.low_rank.error if form.low_rank else 1.0,
-        "curve": [_point_json(form.name, point) for point in form.curve.points],
-        "low_rank": [_point_json(form.name, point) for point in form.curve.low_rank],
+        "on_inputs": form.curve.on_inputs,
+        "curve": [_point_json(form, point) for point in form.curve.points],
+        "low_rank": [_point_json(form, point) for point in form.curve.low_rank],
     }
 
 
-def _point_json(name: str, point: Point) -> dict[str, Any]:
-    form = form_json(name, point.shape)
+def _point_json(chosen: ChosenForm, point: Point) -> dict[str, Any]:
+    form = form_json(chosen.name, point.shape)
     kept = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", "weights_ratio")
-    return {"params": point.n_params, "weight_error": point.error, **{key: form[key] for key in kept}}
+    of_weights, of_outputs = (None, point.error) if chosen.curve.on_inputs else (point.error, None)
+    errors = {
+        "weight_error": of_weights,
+        "weighted_activation_error": of_outputs,
+        "activation_error": point.activation_error,
+    }
+    return {"params": point.n_params, **errors, **{key: form[key] for key in kept}}
 
 
 def _total_json(before: int, after: int) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def show_report(report: CompressionReport) -> None:
 def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
     measured = any(row.activation_error is not None for row in matrices)
     headers = ["matrix", "N", "R", "before", "after", "ratio", "weight\nerror", "SVD at\nequal size"]
-    table = make_table([*headers, *["activation\nerror"] * measured], left=1)
+    table = make_table([*headers, *["activation\nerror", "weighted"] * measured], left=1)
     for row in matrices:
-        activation = "not measured" if row.activation_error is None else f"{row.activation_error:.3f}"
+        of_outputs = (_plain_text(error) for error in (row.activation_error, row.weighted_activation_error))
         table.add_row(
             form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core),
             str(row.cp_rank),
@@ -62,29 +62,37 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
             ratio_text(row.weights_ratio),
             f"{row.weight_error:.3f}",
             f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small",
-            *[activation] * measured,
+            *(of_outputs if measured else ()),
         )
     return table
+
+
+def _plain_text(error: float | None) -> str:
+    return "not measured" if error is None else f"{error:.3f}"
 
 
 def _yardstick_table(matrices: Sequence[MatrixReport]) -> Table:
-    """A row of weight errors for each matrix, and one of activation errors where they were measured."""
-    table = make_table(["at equal size", "block\nterms", "low rank", "tensor train", "greedy\ndeflation"], left=1)
+    """A row of weight errors for each matrix, and two of activation errors where they were measured."""
+    forms = {"low_rank": "low rank", "low_rank_on_inputs": "low rank,\nfitted to inputs"}
+    forms |= {"tensor_train": "tensor train", "greedy": "greedy\ndeflation"}
+    if not any(other.form == "low_rank_on_inputs" for row in matrices for other in row.yardsticks):
+        del forms["low_rank_on_inputs"]
+    table = make_table(["at equal size", "block\nterms", *forms.values()], left=1)
+    errors = {"weight error": "weight_error", "activation error": "activation_error"}
+    errors["weighted activation error"] = "weighted_activation_error"
     for row in matrices:
         others = {other.form: other for other in row.yardsticks}
-        in_order = [others.get(form) for form in ("low_rank", "tensor_train", "greedy")]
-        cells = [_error_text(other, None if other is None else other.weight_error) for other in in_order]
-        table.add_row(
-            Text(f"{row.name}\n  weight error"), *(f"\n{cell}" for cell in (f"{row.weight_error:.3f}", *cells))
-        )
-        if row.activation_error is not None:
-            cells = [_error_text(other, None if other is None else other.activation_error) for other in in_order]
-            table.add_row(Text("  activation error"), f"{row.activation_error:.3f}", *cells)
+        table.add_row(Text(row.name), *[""] * (1 + len(forms)))
+        for words, name in errors.items():
+            if (own := getattr(row, name)) is not None:
+                cells = [_error_text(others.get(form), name) for form in forms]
+                table.add_row(Text(f"  {words}"), f"{own:.3f}", *cells)
     return table
 
 
-def _error_text(other: YardstickReport | None, error: float | None) -> str:
+def _error_text(other: YardstickReport | None, name: str) -> str:
     """An error, with the rank where the form has one of its own; a dash where there is none."""
+    error: float | None = getattr(other, name, None)
     if other is None or error is None:
         return "-"
     return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {rank_text(other.ranks)})"

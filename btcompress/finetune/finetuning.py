@@ -38,6 +38,7 @@ from btcompress.finetune.networks import (
     stored_tensors,
     student_of,
     teacher_of,
+    training_dtype,
 )
 from btcompress.finetune.references import resolve
 from btcompress.finetune.request import FineTuneRequest, identity
@@ -190,7 +191,7 @@ def _network_and_task(
             f"{entry.name or 'the LSTM'} has no block-term matrices, so it has nothing to learn from the dense one. "
             "Give labels y, or the whole model with --model."
         )
-    teacher = teacher_of(dense, compressed, entry)
+    teacher = teacher_of(dense, entry, training_dtype(compressed.outline(), entry))
     return "hidden states", student_of(compressed, entry), HiddenStates(teacher)
 
 
@@ -222,7 +223,7 @@ def _labelled(
     student = RecurrentWithHead(recurrent, head, compressed.tensors, shapes_of(compressed), per_step=per_step)
     teacher = None
     if dense is not None:
-        recurrent = teacher_of(dense, compressed, entry)
+        recurrent = teacher_of(dense, entry, training_dtype(compressed.outline(), entry))
         teacher = RecurrentWithHead(recurrent, head, dense.tensors, {}, per_step=per_step)
     return student, Labels(kind, teacher, config.temperature, config.distill)
 

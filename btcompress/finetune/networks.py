@@ -159,16 +159,16 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
 
 def student_of(compressed: CompressedCheckpoint, entry: LSTMEntry) -> Recurrent:
     """The LSTM of a compressed checkpoint, with its block terms, to be trained."""
-    return Recurrent(entry, compressed.tensors, shapes_of(compressed), _training_dtype(compressed, entry))
+    return Recurrent(entry, compressed.tensors, shapes_of(compressed), training_dtype(compressed.outline(), entry))
 
 
-def teacher_of(dense: Checkpoint, compressed: CompressedCheckpoint, entry: LSTMEntry) -> Recurrent:
+def teacher_of(dense: Checkpoint, entry: LSTMEntry, dtype: torch.dtype) -> Recurrent:
     """The same LSTM of the dense checkpoint, in the student's dtype.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    return Recurrent(entry, dense.tensors, {}, _training_dtype(compressed, entry))
+    return Recurrent(entry, dense.tensors, {}, dtype)
 
 
 def shapes_of(compressed: CompressedCheckpoint) -> dict[str, MatrixShape]:
@@ -176,10 +176,9 @@ def shapes_of(compressed: CompressedCheckpoint) -> dict[str, MatrixShape]:
     return {key: matrix.shape for key, matrix in compressed.matrices.items()}
 
 
-def _training_dtype(compressed: CompressedCheckpoint, entry: LSTMEntry) -> torch.dtype:
-    """The dtype to train in: small ones would lose the small steps."""
-    outline = compressed.outline()
-    own = {outline[key].dtype for key in entry.recurrent_keys}
+def training_dtype(tensors: Mapping[str, Tensor], entry: LSTMEntry) -> torch.dtype:
+    """The dtype to compute an LSTM in whose matrices these are: small ones would lose the small steps of training."""
+    own = {tensors[key].dtype for key in entry.recurrent_keys}
     return torch.float64 if own == {torch.float64} else torch.float32
 
 
@@ -233,16 +232,34 @@ def choose_lstm(
     Raises:
         BTCompressError: no such LSTM, or several and none named.
     """
-    every = [entry for entry in find_recurrent(compressed.outline()) if isinstance(entry, LSTMEntry)]
+    every = _lstms(compressed.outline())
     entries = [entry for entry in every if is_factorized(compressed, entry)]
     if not entries and len(every) == 1 and name is None:
         entries = every
-    chosen = entries if name is None else [entry for entry in entries if entry.name == name]
+    return _only(entries, name, way_out, "those with block-term matrices")
+
+
+def choose_dense_lstm(dense: Checkpoint, name: str | None, way_out: str) -> LSTMEntry:
+    """The LSTM of a dense checkpoint that the sequences are inputs of; see :func:`choose_lstm`.
+
+    Raises:
+        BTCompressError: no such LSTM, or several and none named.
+    """
+    return _only(_lstms(dense.tensors), name, way_out, "those in the checkpoint")
+
+
+def _lstms(tensors: Mapping[str, Tensor]) -> list[LSTMEntry]:
+    return [entry for entry in find_recurrent(tensors) if isinstance(entry, LSTMEntry)]
+
+
+def _only(entries: Sequence[LSTMEntry], name: str | None, way_out: str, what: str) -> LSTMEntry:
+    """The one entry, or the one of this name."""
+    chosen = [entry for entry in entries if name is None or entry.name == name]
     if len(chosen) == 1:
         return chosen[0]
     names = ", ".join(f"{entry.name or '(top)'} ({entry.input_size} inputs)" for entry in entries) or "none"
     wanted = "it is not clear which LSTM the sequences are for" if name is None else f"there is no LSTM named {name!r}"
-    raise BTCompressError(f"{wanted}: those with block-term matrices are {names}. {way_out}")
+    raise BTCompressError(f"{wanted}: {what} are {names}. {way_out}")
 
 
 def is_factorized(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from btcompress.fit.blockfit import check_finite
+from btcompress.blockterm import BlockTerm
+from btcompress.fit.blockfit import balanced, check_finite
 from btcompress.fit.hosvd import compress, leading_corner
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
 from btcompress.fit.start import random_blocks
 from btcompress.fit.sweeps import Blocks, expanded, sweep_until_stable
-from btcompress.fit.yardsticks import frobenius_norm, largest
+from btcompress.fit.yardsticks import largest
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Entries of the core that forms with a core are fitted on.
@@ -43,11 +44,14 @@ class Point:
 
     Attributes:
         shape: the form.
-        error: weight error that it is known to reach, before rounding to the dtype it is stored in.
+        error: weight error that it is known to reach, before rounding to the dtype it is stored in; priced on inputs,
+            the weighted activation error.
+        activation_error: priced on inputs, the activation error without weights; else None.
     """
 
     shape: MatrixShape
     error: float
+    activation_error: float | None = None
 
     @property
     def n_params(self) -> int:
@@ -57,27 +61,30 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The forms of a matrix that no other form beats in both parameters and weight error.
+    """The forms of a matrix that no other form beats in both parameters and error.
 
     Attributes:
         points: by rising parameters, their errors falling; none has as many parameters as the matrix.
         low_rank: every plain low-rank form with fewer parameters than the matrix, likewise.
         dense_params: entries of the matrix.
-        norm: ``||W||_F``.
+        stake: what an error of 1 costs beside those of other matrices: 1 for weight errors, and priced on inputs
+            ``||S W X||_F``, an estimate of the hidden-state error that it leads to.
+        on_inputs: whether errors are weighted activation errors.
     """
 
     points: tuple[Point, ...]
     low_rank: tuple[Point, ...]
     dense_params: int
-    norm: float
+    stake: float = 1.0
+    on_inputs: bool = False
 
     def within(self, n_params: int) -> Point | None:
         """The most accurate form with at most this many parameters; None if there is none so small."""
-        return _within(self.points, n_params)
+        return within(self.points, n_params)
 
     def low_rank_within(self, n_params: int) -> Point | None:
         """The most accurate low-rank form with at most this many parameters; None if there is none so small."""
-        return _within(self.low_rank, n_params)
+        return within(self.low_rank, n_params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ def price(
     for step, shape in enumerate(without_core):
         points = _price_ranks(matrix, shape, device, zero=zero)
         low_rank = low_rank if step else points
-        front = _front([*front, *points])
+        front = front_of([*front, *points])
         if on_step is not None:
             on_step(step + 1, n_steps)
     for step, forms in enumerate(with_core, len(without_core)):
@@ -134,7 +141,7 @@ def price(
             front = _Fitter(matrix, forms, device, seed).improve(front)
         if on_step is not None:
             on_step(step + 1, n_steps)
-    return Curve(tuple(front), tuple(low_rank), dense_params, frobenius_norm(matrix))
+    return Curve(tuple(front), tuple(low_rank), dense_params)
 
 
 def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, zero: bool) -> list[Point]:
@@ -155,7 +162,7 @@ def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, ze
     ]
 
 
-def _front(points: Iterable[Point]) -> list[Point]:
+def front_of(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats, by rising parameters; of equal ones the first."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.n_params, point.error)):
@@ -164,7 +171,8 @@ def _front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-def _within(points: Sequence[Point], n_params: int) -> Point | None:
+def within(points: Sequence[Point], n_params: int) -> Point | None:
+    """Of points by rising parameters and falling errors, the last with at most this many; None if there is none."""
     position = bisect_right(points, n_params, key=lambda point: point.n_params)
     return points[position - 1] if position else None
 
@@ -176,10 +184,10 @@ class _Fitter:
         self._forms = forms
         self._seed = seed
         shape, part = forms.shape, forms.shape.part
-        self._cores: list[_Core] = []
+        self._cores: list[SortedCore] = []
         for rows in matrix.detach().reshape(shape.n_parts, part.out_size, part.in_size):
             if scale := largest(rows):
-                self._cores.append(_Core(rows, part, scale, device))
+                self._cores.append(SortedCore(rows, part, scale, device))
         self._total = math.hypot(*(core.norm for core in self._cores))
 
     def improve(self, front: list[Point]) -> list[Point]:
@@ -191,11 +199,11 @@ class _Fitter:
             form = replace(shape, part=part)
             if form.n_params >= dense_params:
                 continue
-            known = _within(front, form.n_params)
+            known = within(front, form.n_params)
             target = known.error if known else 1.0
             error = self._error(part, target)
             if error < target:
-                front = _front([*front, Point(form, error)])
+                front = front_of([*front, Point(form, error)])
         return front
 
     def _error(self, part: BlockTermShape, target: float) -> float:
@@ -225,13 +233,15 @@ def _promising(error: float, target: float, limits: tuple[float, float]) -> bool
     return error <= most_error * target and 1 - error**2 >= least_kept * (1 - target**2)
 
 
-class _Core:
+class SortedCore:
     """The truncated core of one matrix, in its HOSVD bases, on which forms are fitted."""
 
     def __init__(self, rows: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> None:
         whole = compress(rows, shape, scale, device, _kept(shape.mode_sizes))
         # Where compressing truncated nothing, this still finds the bases that sort the core by size.
-        self._tensor, _ = leading_corner(whole.core, tuple(whole.core.shape))
+        self._tensor, turns = leading_corner(whole.core, tuple(whole.core.shape))
+        self._bases = tuple(basis @ turn for basis, turn in zip(whole.bases, turns, strict=True))
+        self._scale = scale
         self._missed = whole.missed
         self.norm = whole.norm
         squares = self._tensor.square()
@@ -270,6 +280,14 @@ class _Core:
         """The blocks after more sweeps, and their weight error."""
         result = sweep_until_stable(self._tensor, start, n_sweeps, _TOLERANCE)
         return result.blocks, self._whole_error(result.error)
+
+    def form(self, blocks: Blocks, part: BlockTermShape) -> BlockTerm:
+        """Blocks on the core as a form of the matrix."""
+        whole = expanded(blocks, self._bases)
+        sizes = zip(whole.factors, part.factor_shapes, strict=True)
+        return balanced(
+            BlockTerm(part, whole.cores * self._scale, tuple(factor.reshape(size) for factor, size in sizes))
+        )
 
     def _whole_error(self, error: float) -> float:
         return math.sqrt(self._missed + (1 - self._missed) * error**2)

@@ -195,8 +195,13 @@ class _Slabs:
 def pad_matrix(matrix: Tensor, shape: BlockTermShape) -> Tensor:
     """The matrix with zero columns and, at the end of each gate, zero rows; itself if nothing is padded."""
     columns = pad(matrix, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else matrix
+    return pad_rows(columns, shape)
+
+
+def pad_rows(rows: Tensor, shape: BlockTermShape) -> Tensor:
+    """Rows of the matrix's outputs, shape ``(out_size, n)``, with zero rows at the end of each gate."""
     if shape.padded_out == shape.out_size:
-        return columns
-    gates = columns.reshape(shape.n_gates, shape.out_size // shape.n_gates, shape.padded_in)
+        return rows
+    gates = rows.reshape(shape.n_gates, shape.out_size // shape.n_gates, -1)
     missing = (shape.padded_out - shape.out_size) // shape.n_gates
-    return pad(gates, (0, 0, 0, missing)).reshape(shape.padded_out, shape.padded_in)
+    return pad(gates, (0, 0, 0, missing)).reshape(shape.padded_out, -1)

@@ -24,7 +24,7 @@ from btcompress.fit.sweeps import expanded
 from btcompress.fit.yardsticks import SVDYardstick, largest, weight_error
 from btcompress.shapes import BlockTermShape, MatrixShape
 
-OtherKind = Literal["low_rank", "tensor_train", "greedy"]
+OtherKind = Literal["low_rank", "low_rank_on_inputs", "tensor_train", "greedy"]
 
 #: Entries of the compressed core up to which a tensor train takes seconds.
 _LARGEST_CORE = 2**20
@@ -36,7 +36,8 @@ class OtherForm:
     """A matrix in another form, or why it was not worked out.
 
     Attributes:
-        kind: ``"low_rank"``, the truncated SVD; ``"tensor_train"``, over the paired modes in their order;
+        kind: ``"low_rank"``, the truncated SVD; ``"low_rank_on_inputs"``, as low, but fitted to inputs by whoever has
+            them; ``"tensor_train"``, over the paired modes in their order;
             ``"greedy"``, blocks of the same ``N`` and ``R`` fitted one after another.
         ranks: the rank of the SVD, the ``d - 1`` ranks of the tensor train, or the Tucker ranks.
         params: what the form stores.

@@ -148,7 +148,7 @@ def _update_cores(tensor: Tensor, blocks: Blocks) -> Blocks:
         gram = contract(f"{gram_terms}->z{ranks}y{upper}", *overlaps).reshape(right.numel(), -1)
         cores = _solve(gram, right.reshape(-1, 1)).reshape(right.shape)
     else:
-        cores = _conjugate_gradients(
+        cores = conjugate_gradients(
             lambda cores: contract(f"y{upper},{gram_terms}->z{ranks}", cores, *overlaps), right, blocks.cores
         )
     return Blocks(cores, blocks.factors)
@@ -171,14 +171,23 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
     return vectors @ (inverse[:, None] * (vectors.T @ right))
 
 
-def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, start: Tensor) -> Tensor:
-    """Conjugate gradients for ``apply(x) = right`` from ``start``; each step lowers the quadratic error."""
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], right: Tensor, start: Tensor, max_steps: int = _CG_STEPS
+) -> Tensor:
+    """Conjugate gradients for ``apply(x) = right`` from ``start``; each step lowers the quadratic error.
+
+    Args:
+        apply: a symmetric positive semidefinite map.
+        right: what it is to give.
+        start: where to begin.
+        max_steps: most steps.
+    """
     solution = start
     residual = right - apply(solution)
     direction = residual
     square = residual.square().sum()
     enough = torch.finfo(right.dtype).eps ** 2 * right.square().sum()
-    for _ in range(_CG_STEPS):
+    for _ in range(max_steps):
         if square <= enough:
             break
         applied = apply(direction)

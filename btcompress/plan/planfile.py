@@ -104,9 +104,13 @@ def _entry(form: ChosenForm, fallback: Fallback | None) -> dict[str, Any]:
         return {**size, "dense": True, "reason": form.reason}
     data = form.point.shape.to_dict()
     entry = {**size, **{name: data[name] for name in _FIELDS}}
-    entry["predicted"] = {"params": form.point.n_params, "weight_error": form.point.error}
+    what = "weighted_activation_error" if form.curve.on_inputs else "weight_error"
+    entry["predicted"] = {"params": form.point.n_params, what: form.point.error}
+    if form.point.activation_error is not None:
+        entry["predicted"]["activation_error"] = form.point.activation_error
     if form.low_rank is not None:
-        entry["predicted"] |= {"svd_rank": form.low_rank.shape.part.ranks[0], "svd_error": form.low_rank.error}
+        low_rank = {"rank": form.low_rank.shape.part.ranks[0], "error": form.low_rank.error}
+        entry["predicted"] |= {f"{'low_rank' if form.curve.on_inputs else 'svd'}_{k}": v for k, v in low_rank.items()}
     if fallback is not None:
         shape = fallback.shape
         instead = {"dense": True} if shape is None else {"low_rank": shape.part.ranks[0], "gates": shape.gates}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from btcompress.checkpoint import Checkpoint
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import Curve, Point, price
+from btcompress.fit import Curve, Point, Samples, price, price_on_inputs
 from btcompress.modes import ShapeRequest
 from btcompress.plan.budget import allocate
 from btcompress.plan.candidates import candidates
@@ -80,33 +80,44 @@ def meet(
     wish: Wish,
     request: ShapeRequest = ShapeRequest(),
     *,
+    samples: Mapping[str, Samples] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_progress: OnPricing | None = None,
 ) -> PricedPlan:
     """Choose forms for the matrices of a plan so that a wish is met at the least loss.
 
-    With a budget of parameters, the sum over the matrices of the squared weight error is least; without
-    one, each matrix gets the smallest form within the error wished for.
+    With a budget of parameters, the sum over the matrices of the squared weight error is least, or of what their
+    outputs on sample inputs add to the squared hidden-state error; without one, each matrix gets the smallest form
+    within the error wished for.
 
     Args:
         checkpoint: what the plan was made for.
         chosen: which matrices there are, those it would factorize; its shapes do not matter.
         wish: what to meet.
         request: modes and gates to keep to, where they fit; its ranks do not matter.
+        samples: what matrices meet in the model, by their keys; these are priced on it, unless a weight error is
+            wished for. All others are priced by their weight errors.
         seed: of the random starts of fits.
         device: where to compute.
         on_progress: called after each choice of modes of each matrix.
 
     Raises:
         CheckpointError: there is no matrix.
-        BTCompressError: the wish cannot be met, or a matrix is not finite.
+        BTCompressError: the wish cannot be met, it is for an activation error of a matrix without samples, or a
+            matrix is not finite.
     """
-    targets = chosen.matrices
+    targets, samples = chosen.matrices, samples or {}
     if not targets:
         raise CheckpointError(
             f"{checkpoint.source.name}: there is no matrix to plan for. Give a checkpoint with an LSTM, or loosen "
             "the layer patterns."
+        )
+    unmeasured = [target.name for target in targets if target.name not in samples]
+    if wish.max_activation_error is not None and unmeasured:
+        raise BTCompressError(
+            f"an activation error was wished for, but there are no sample inputs of {', '.join(unmeasured)}. Give "
+            "sequences for their LSTM (--calibration), or choose only W and U of an LSTM that has them."
         )
     curves: list[Curve] = []
     for index, target in enumerate(targets):
@@ -115,7 +126,8 @@ def meet(
             if on_progress is not None:
                 on_progress(PricingProgress(name, index, len(targets), done / count))
 
-        curves.append(_priced(checkpoint, target, request, seed, device, on_step))
+        sample = samples.get(target.name) if wish.max_error is None else None
+        curves.append(_priced(checkpoint, target, request, sample, seed, device, on_step))
     budget = wish.budget(sum(curve.dense_params for curve in curves), checkpoint.source.n_params)
     points = [_acceptable(curve, wish) for curve in curves]
     if budget is None:
@@ -137,6 +149,7 @@ def _priced(
     checkpoint: Checkpoint,
     target: PlannedMatrix,
     request: ShapeRequest,
+    sample: Samples | None,
     seed: int,
     device: torch.device | str,
     on_step: Callable[[int, int], None],
@@ -145,7 +158,11 @@ def _priced(
     n_gates = shape.n_parts * shape.part.n_gates
     tried = candidates(target.name, shape.out_size, shape.in_size, n_gates, request)
     try:
-        curve = price(matrix, tried.without_core, tried.with_core, seed=seed, device=device, on_step=on_step)
+        forms = (matrix, tried.without_core, tried.with_core)
+        if sample is None:
+            curve = price(*forms, seed=seed, device=device, on_step=on_step)
+        else:
+            curve = price_on_inputs(*forms, sample, seed=seed, device=device, on_step=on_step)
     except BTCompressError as error:
         raise type(error)(f"{target.name}: {error}") from error
     rounding = torch.finfo(matrix.dtype).eps / 2
@@ -162,16 +179,22 @@ def _priced(
 
 def _acceptable(curve: Curve, wish: Wish) -> list[Point]:
     """The forms within the error wished for, the smallest first."""
+    if wish.max_activation_error is not None:
+        limit = wish.max_activation_error
+        return [point for point in curve.points if (point.activation_error or 0.0) <= limit]
     return [point for point in curve.points if wish.max_error is None or point.error <= wish.max_error]
 
 
 def _spend(
     points: Sequence[Sequence[Point]], curves: Sequence[Curve], budget: int, wish: Wish, params_of_model: int
 ) -> list[Point | None]:
-    """One form for each matrix, or None to leave it dense, with the least sum of squared errors in the budget."""
+    """One form for each matrix, or None to leave it dense, with the least sum of squared losses in the budget."""
     choices = [[*each, None] for each in points]
     options = [
-        [(curve.dense_params, 0.0) if point is None else (point.n_params, point.error**2) for point in each]
+        [
+            (curve.dense_params, 0.0) if point is None else (point.n_params, (curve.stake * point.error) ** 2)
+            for point in each
+        ]
         for each, curve in zip(choices, curves, strict=True)
     ]
     chosen = allocate(options, budget)
@@ -185,7 +208,8 @@ def _out_of_reach(wish: Wish, budget: int, least: int, curves: Sequence[Curve], 
     before = sum(curve.dense_params for curve in curves)
     others = params_of_model - before if wish.of == "model" else 0
     room = f"{max(budget, 0):,} parameters" if budget > 0 else "no parameters"
-    within = f" with a weight error of at most {wish.max_error:g}" if wish.max_error is not None else ""
+    errors = (("a weight", wish.max_error), ("an activation", wish.max_activation_error))
+    within = "".join(f" with {what} error of at most {error:g}" for what, error in errors if error is not None)
     beside = f", beside {others:,} of other tensors" if others else ""
     reach = (before + others) / (least + others)
     return (
@@ -206,18 +230,21 @@ def _why_dense(curve: Curve, wish: Wish) -> str:
     if not curve.points:
         return f"no form has fewer parameters than its {curve.dense_params:,}"
     most_accurate = curve.points[-1]
-    if wish.max_error is not None and most_accurate.error > wish.max_error:
+    limit, reached, what = wish.max_error, most_accurate.error, "weight"
+    if wish.max_activation_error is not None:
+        limit, reached, what = wish.max_activation_error, most_accurate.activation_error or 0.0, "activation"
+    if limit is not None and reached > limit:
         return (
-            f"no smaller form keeps its weight error within {wish.max_error:g}; the closest reaches "
-            f"{most_accurate.error:.3g} with {most_accurate.n_params:,} of {curve.dense_params:,} parameters"
+            f"no smaller form keeps its {what} error within {limit:g}; the closest reaches {reached:.3g} with "
+            f"{most_accurate.n_params:,} of {curve.dense_params:,} parameters"
         )
     return "the budget has room for it as it is"
 
 
 def _fallback(form: ChosenForm, wish: Wish) -> Fallback | None:
     """What is fitted exactly, for a form whose fit may come out worse than foreseen."""
-    if form.point is None or form.point.shape.part.core == "identity":
-        return None
+    if form.point is None or form.point.shape.part.core == "identity" or form.curve.on_inputs:
+        return None  # what is priced on inputs is fitted to them later, where a weight error means nothing
     at_equal_size = math.inf if form.low_rank is None else form.low_rank.error
     if wish.max_error is not None and wish.max_error < at_equal_size:
         within = (point.shape for point in form.curve.low_rank if point.error <= wish.max_error)

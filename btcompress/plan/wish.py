@@ -20,6 +20,7 @@ class Wish:
         target_ratio: parameters before over parameters after, at least; above 1.
         max_params: parameters after, at most.
         max_error: weight error of every matrix, at most; between 0 and 1.
+        max_activation_error: activation error of every matrix on sample inputs, at most; likewise.
         of: what the ratio and the parameters are those of.
 
     Raises:
@@ -30,12 +31,19 @@ class Wish:
     max_params: int | None = None
     max_error: float | None = None
     of: Of = "matrices"
+    max_activation_error: float | None = None
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
             raise BTCompressError(f"of must be one of {', '.join(get_args(Of))}, but {self.of!r} was given.")
-        if self.target_ratio is None and self.max_params is None and self.max_error is None:
+        sizes, errors = (self.target_ratio, self.max_params), (self.max_error, self.max_activation_error)
+        if all(each is None for each in (*sizes, *errors)):
             raise BTCompressError("nothing is wished for. Give a target ratio, a number of parameters or an error.")
+        if None not in errors:
+            raise BTCompressError(
+                "a largest weight error and a largest activation error were both given. Give one of them: the second "
+                "where there are sample inputs."
+            )
         if self.target_ratio is not None and self.max_params is not None:
             raise BTCompressError("a target ratio and a number of parameters were both given. Give one of them.")
         if self.target_ratio is not None and not (self.target_ratio > 1 and math.isfinite(self.target_ratio)):
@@ -44,11 +52,12 @@ class Wish:
             )
         if self.max_params is not None and self.max_params < 1:
             raise BTCompressError(f"the most parameters must be at least 1, but {self.max_params} was given.")
-        if self.max_error is not None and not 0 < self.max_error < 1:
-            raise BTCompressError(
-                f"the largest weight error must be between 0 and 1, but {self.max_error:g} was given. At 0 nothing "
-                "may change, and at 1 nothing need be kept."
-            )
+        for what, error in zip(("weight", "activation"), errors, strict=True):
+            if error is not None and not 0 < error < 1:
+                raise BTCompressError(
+                    f"the largest {what} error must be between 0 and 1, but {error:g} was given. At 0 nothing may "
+                    "change, and at 1 nothing need be kept."
+                )
 
     def budget(self, params_of_matrices: int, params_of_model: int) -> int | None:
         """Parameters that the matrices may have after, below 0 if none may be left; None for no limit.
@@ -74,4 +83,6 @@ class Wish:
             parts.append(f"at most {self.max_params:,} parameters for {whose}")
         if self.max_error is not None:
             parts.append(f"a weight error of at most {self.max_error:g} for every matrix")
+        if self.max_activation_error is not None:
+            parts.append(f"an activation error of at most {self.max_activation_error:g} for every matrix")
         return " and ".join(parts)

@@ -46,7 +46,10 @@ def train(args: argparse.Namespace) -> None:
     fresh = torch.Generator().manual_seed(args.seed + FRESH_SEEDS)
     order = torch.Generator().manual_seed(args.seed)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+    weight = model.lstm.weight_ih_l0
+    others = [parameter for parameter in model.parameters() if parameter is not weight]
+    groups = [{"params": [weight], "lr": args.lr}, {"params": others, "lr": args.lr_others or args.lr}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=True)
     warm_up = math.ceil(N_TRAIN / args.batch_size)
     n_steps = warm_up * args.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-5, help="highest learning rate")
+    parser.add_argument("--lr-others", type=float, help="that of all but the input weights, which a frame moves most")
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,0 +1,130 @@
+"""What a matrix costs and loses in many forms, told by its outputs: parameters against errors on sample inputs.
+
+Plain low rank is priced exactly, all ranks at once. Forms with a core begin as fits to the entries of the matrix, which
+say little about the outputs, and are fitted to the inputs by sweeps; those that fall behind what is known are given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from btcompress.blockterm import BlockTerm
+from btcompress.fit.blockfit import check_finite, zero_form
+from btcompress.fit.curves import Curve, FormsWithCore, Point, SortedCore, front_of, within
+from btcompress.fit.inputfit import fit_to_inputs, low_rank_errors_on, weighted_size
+from btcompress.fit.samples import Samples
+from btcompress.fit.yardsticks import largest
+from btcompress.shapes import BlockTermShape, MatrixShape
+
+#: Sweeps, and between which shares of the known error a form goes on after them: above it is hopeless, as further
+#: sweeps do not help that much; below it has won, and the final fit only betters what is foretold.
+_ROUNDS = ((1, 0.0, 1.5), (2, 0.9, 1.1), (4, 0.0, 0.0))
+#: So many larger forms in a row that are beaten end the search on their modes: the larger, the better low rank is.
+_BEATEN_IN_A_ROW = 3
+#: Rows of inputs that a form of a matrix with many inputs is priced on.
+_ROWS = 512
+_MANY_INPUTS = 4096
+
+
+def price_on_inputs(
+    matrix: Tensor,
+    without_core: Sequence[MatrixShape],
+    with_core: Sequence[FormsWithCore],
+    samples: Samples,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """Price the forms of one matrix by their weighted activation errors on inputs held back.
+
+    Args:
+        matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
+        without_core: as for :func:`btcompress.fit.price`; of these only plain low rank is priced.
+        with_core: likewise; all are.
+        samples: the inputs.
+        seed: of the random starts of several blocks.
+        device: where fits to the entries begin; sweeps on inputs run on the CPU.
+        on_step: called with steps done and steps in all, after each choice of modes.
+
+    Raises:
+        BTCompressError: the matrix is not finite.
+    """
+    check_finite(matrix)
+    low_rank = [shape for shape in without_core if shape.part.is_low_rank]
+    n_steps = 1 + len(with_core)
+    curves = [_every_rank(matrix, shape, samples) for shape in low_rank]
+    front = front_of(point for curve in curves for point in curve)
+    few = _thinned(samples) if matrix.shape[1] > _MANY_INPUTS else samples
+    device = torch.device(device)
+    for step, forms in enumerate(with_core, 1):
+        if on_step is not None:
+            on_step(step, n_steps)
+        front = _improved(front, matrix, _starts(matrix, forms, device, seed), few)
+    if on_step is not None:
+        on_step(n_steps, n_steps)
+    fused = curves[0] if curves else []
+    return Curve(tuple(front), tuple(front_of(fused)), matrix.numel(), weighted_size(matrix, samples), on_inputs=True)
+
+
+def _thinned(samples: Samples) -> Samples:
+    """Every so many of the inputs to fit on, their sums of squares still means over the steps."""
+    few = samples.inputs[:: max(1, len(samples.inputs) // _ROWS)]
+    return replace(samples, inputs=few * (len(samples.inputs) / len(few)) ** 0.5)
+
+
+def _every_rank(matrix: Tensor, shape: MatrixShape, samples: Samples) -> list[Point]:
+    """Every rank of a low-rank form that has fewer parameters than the matrix."""
+    points = []
+    for rank, errors in enumerate(low_rank_errors_on(matrix, shape, samples), 1):
+        form = replace(shape, part=replace(shape.part, ranks=(rank, rank)))
+        if form.n_params >= matrix.numel():
+            break
+        points.append(Point(form, errors.weighted, errors.plain))
+    return points
+
+
+def _improved(
+    front: list[Point], matrix: Tensor, starts: Iterator[tuple[MatrixShape, tuple[BlockTerm, ...]]], samples: Samples
+) -> list[Point]:
+    """The front with each of the forms that beats it; they come by rising size."""
+    beaten = 0
+    for shape, parts in starts:
+        known = within(front, shape.n_params)
+        target = known.error if known else 1.0
+        for n_sweeps, won, lost in _ROUNDS:
+            fitted = fit_to_inputs(matrix, parts, samples, n_sweeps)
+            parts, errors = fitted.parts, fitted.errors
+            if not won * target <= errors.weighted < lost * target:
+                break
+        if errors.weighted < target:
+            front, beaten = front_of([*front, Point(shape, errors.weighted, errors.plain)]), 0
+        else:
+            beaten += 1
+        if beaten == _BEATEN_IN_A_ROW:
+            break
+    return front
+
+
+def _starts(
+    matrix: Tensor, forms: FormsWithCore, device: torch.device, seed: int
+) -> Iterator[tuple[MatrixShape, tuple[BlockTerm, ...]]]:
+    """Forms with a core that are smaller than the matrix, roughly fitted to its entries."""
+    shape, rows_each = forms.shape, forms.shape.part.out_size
+    gates = [(rows, largest(rows)) for rows in matrix.detach().split(rows_each)]
+    cores = [SortedCore(rows, shape.part, scale, device) if scale else None for rows, scale in gates]
+    for n_blocks, rank in forms.ranks:
+        part = replace(shape.part, n_blocks=n_blocks, ranks=(rank,) * shape.part.order).limited()
+        form = replace(shape, part=part)
+        if form.n_params < matrix.numel():
+            yield form, tuple(_start(core, part, seed, device) for core in cores)
+
+
+def _start(core: SortedCore | None, part: BlockTermShape, seed: int, device: torch.device) -> BlockTerm:
+    if core is None:
+        return zero_form(part, device).to("cpu")
+    return core.form(core.start(part, seed), part).to("cpu")
