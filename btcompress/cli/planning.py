@@ -21,6 +21,7 @@ from btcompress.cli.options import (
     Model,
     OfOption,
     Order,
+    OrderUnits,
     OutModes,
     TargetRatio,
     TuckerRank,
@@ -62,6 +63,7 @@ def plan_command(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the plan file if it exists.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    order_units: OrderUnits = False,
     json: JSON = False,
 ) -> None:
     """Show which form of each matrix meets a wish at the least loss, and what else there is."""
@@ -75,7 +77,7 @@ def plan_command(
     if save_plan is not None:
         check_target(save_plan, force=force, inputs=checkpoint.files)
     chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
-    priced = _priced(checkpoint, chosen, wish, request, seed, device)
+    priced = _priced(checkpoint, chosen, wish, request, seed, device, order_units=order_units)
     show = display.show_priced_plan_json if json else display.show_priced_plan
     show(checkpoint, priced)
     if save_plan is not None:
@@ -126,6 +128,8 @@ def planned_as_asked(
     matrices: str,
     allow_growth: bool,
     options: FitOptions,
+    *,
+    order_units: bool = False,
 ) -> Plan:
     """The plan that meets a wish; without one, at the ranks asked for."""
     from btcompress import plan
@@ -134,13 +138,29 @@ def planned_as_asked(
     planned = plan.make_plan(checkpoint, request, layers, matrices=kinds(matrices), allow_growth=growth)
     if wish is None:
         return planned
-    return _priced(checkpoint, planned, wish, request, options.seed, options.device).plan
+    return _priced(checkpoint, planned, wish, request, options.seed, options.device, order_units=order_units).plan
 
 
 def _priced(
-    checkpoint: Checkpoint, chosen: Plan, wish: Wish, request: ShapeRequest, seed: int, device: torch.device | str
+    checkpoint: Checkpoint,
+    chosen: Plan,
+    wish: Wish,
+    request: ShapeRequest,
+    seed: int,
+    device: torch.device | str,
+    *,
+    order_units: bool = False,
 ) -> PricedPlan:
     from btcompress import display, plan
 
     with display.pricing_progress() as on_progress:
-        return plan.meet(checkpoint, chosen, wish, request, seed=seed, device=device, on_progress=on_progress)
+        return plan.meet(
+            checkpoint,
+            chosen,
+            wish,
+            request,
+            order_units=order_units,
+            seed=seed,
+            device=device,
+            on_progress=on_progress,
+        )

@@ -75,7 +75,7 @@ def _forms_table(forms: Sequence[ChosenForm]) -> Table:
             continue
         shape, part = form.point.shape, form.point.shape.part
         table.add_row(
-            form_text(form.name, form.size, part.out_modes, part.in_modes, shape.gates, part.core),
+            form_text(form.name, form.size, part.out_modes, part.in_modes, shape.gates, part.core, part.order_sizes),
             str(part.n_blocks),
             rank_text(part.ranks),
             f"{before:,}",
@@ -128,7 +128,17 @@ def _chosen_json(form: ChosenForm) -> dict[str, Any]:
 
 def _point_json(name: str, point: Point) -> dict[str, Any]:
     form = form_json(name, point.shape)
-    kept = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", "weights_ratio")
+    kept = (
+        "in_modes",
+        "out_modes",
+        "gates",
+        "cp_rank",
+        "tucker_ranks",
+        "core",
+        "weights_ratio",
+        "row_order",
+        "column_order",
+    )
     return {"params": point.n_params, "weight_error": point.error, **{key: form[key] for key in kept}}
 
 

@@ -54,7 +54,7 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
     for row in matrices:
         activation = "not measured" if row.activation_error is None else f"{row.activation_error:.3f}"
         table.add_row(
-            form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core),
+            form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core, _orders(row)),
             str(row.cp_rank),
             rank_text(row.tucker_ranks),
             f"{row.params_before:,}",
@@ -65,6 +65,10 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
             *[activation] * measured,
         )
     return table
+
+
+def _orders(row: MatrixReport) -> list[str]:
+    return [name for name in ("row_order", "column_order") if getattr(row, name)]
 
 
 def _yardstick_table(matrices: Sequence[MatrixReport]) -> Table:

@@ -10,7 +10,7 @@ import torch
 
 from btcompress.checkpoint import Checkpoint
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import Curve, Point, price
+from btcompress.fit import Curve, Point, obstacle_to_orders, price, price_in_orders
 from btcompress.modes import ShapeRequest
 from btcompress.plan.budget import allocate
 from btcompress.plan.candidates import candidates
@@ -80,6 +80,7 @@ def meet(
     wish: Wish,
     request: ShapeRequest = ShapeRequest(),
     *,
+    order_units: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_progress: OnPricing | None = None,
@@ -94,6 +95,7 @@ def meet(
         chosen: which matrices there are, those it would factorize; its shapes do not matter.
         wish: what to meet.
         request: modes and gates to keep to, where they fit; its ranks do not matter.
+        order_units: price forms also in orders of rows and columns, whose integers count.
         seed: of the random starts of fits.
         device: where to compute.
         on_progress: called after each choice of modes of each matrix.
@@ -115,7 +117,7 @@ def meet(
             if on_progress is not None:
                 on_progress(PricingProgress(name, index, len(targets), done / count))
 
-        curves.append(_priced(checkpoint, target, request, seed, device, on_step))
+        curves.append(_priced(checkpoint, target, request, seed, device, on_step, order_units=order_units))
     budget = wish.budget(sum(curve.dense_params for curve in curves), checkpoint.source.n_params)
     points = [_acceptable(curve, wish) for curve in curves]
     if budget is None:
@@ -129,7 +131,9 @@ def meet(
         PlannedMatrix(form.name, form.point.shape, _fallback(form, wish)) for form in forms if form.point is not None
     )
     left_dense = tuple(LeftDense(form.name, form.reason) for form in forms if form.point is None)
-    plan = replace(chosen, matrices=planned, left_dense=(*chosen.left_dense, *left_dense), notices=())
+    obstacles = ((target.name, obstacle_to_orders(target.shape)) for target in targets if order_units)
+    notices = tuple(f"{name}: none of its forms has an order, as {why}." for name, why in obstacles if why)
+    plan = replace(chosen, matrices=planned, left_dense=(*chosen.left_dense, *left_dense), notices=notices)
     return PricedPlan(plan, wish, forms, checkpoint.source.n_params)
 
 
@@ -140,12 +144,17 @@ def _priced(
     seed: int,
     device: torch.device | str,
     on_step: Callable[[int, int], None],
+    *,
+    order_units: bool = False,
 ) -> Curve:
     shape, matrix = target.shape, checkpoint.tensors[target.name]
     n_gates = shape.n_parts * shape.part.n_gates
     tried = candidates(target.name, shape.out_size, shape.in_size, n_gates, request)
     try:
         curve = price(matrix, tried.without_core, tried.with_core, seed=seed, device=device, on_step=on_step)
+        if order_units:
+            forms = (tried.without_core, tried.with_core)
+            curve = price_in_orders(matrix, curve, *forms, seed=seed, device=device, on_step=on_step)
     except BTCompressError as error:
         raise type(error)(f"{target.name}: {error}") from error
     rounding = torch.finfo(matrix.dtype).eps / 2
@@ -216,7 +225,10 @@ def _why_dense(curve: Curve, wish: Wish) -> str:
 
 def _fallback(form: ChosenForm, wish: Wish) -> Fallback | None:
     """What is fitted exactly, for a form whose fit may come out worse than foreseen."""
-    if form.point is None or form.point.shape.part.core == "identity":
+    if form.point is None:
+        return None
+    part = form.point.shape.part
+    if part.core == "identity" and not part.order_sizes:
         return None
     at_equal_size = math.inf if form.low_rank is None else form.low_rank.error
     if wish.max_error is not None and wish.max_error < at_equal_size:
