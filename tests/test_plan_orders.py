@@ -74,6 +74,16 @@ def test_points_with_orders_are_fits_in_orders_by_similarity_whose_integers_coun
     assert fit_ordered(matrix, point.shape).weight_error <= fitted
 
 
+@pytest.mark.parametrize("in_modes", [(4, 5), (5, 4)], ids=str)
+@pytest.mark.parametrize("names", SIDES, ids=" and ".join)
+def test_sums_of_kronecker_products_in_orders_are_priced_at_every_rank_that_is_smaller(in_modes, names, generator):
+    shape = MatrixShape(replace(PLAIN, in_modes=in_modes).ordered(names))
+    matrix = torch.randn(96, 20, generator=generator, dtype=torch.float64)
+    points = price(matrix, [shape], []).points
+    every = (replace(shape, part=replace(shape.part, ranks=(rank, rank))) for rank in range(1, 21))
+    assert [point.shape for point in points] == [each for each in every if each.n_params < matrix.numel()]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_orders_only_ever_lower_a_curve_and_leave_low_rank_on_it(seed):
     generator = torch.Generator().manual_seed(seed)

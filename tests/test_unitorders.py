@@ -76,6 +76,16 @@ def test_what_a_matrix_is_scaled_by_changes_nothing(generator):
         assert all(torch.equal(orders_of(small[key])[side], order) for side, order in orders_of(large[key]).items())
 
 
+def test_an_order_that_makes_a_form_as_large_as_its_matrix_is_not_shared():
+    shape = BlockTermShape((2, 2), (8, 2), (3, 3), n_gates=4, core="identity")
+    generator = torch.Generator().manual_seed(4)
+    units = torch.tensor([2, 0, 3, 1])
+    exact = in_orders(random_form(shape, generator).to_dense(), {ROWS: units, COLUMNS: units}, 4)
+    assert shape.n_params + 4 == exact.numel()
+    own, fits = shared({"u": exact}, {"u": shape})
+    assert fits == own
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_sharing_never_explains_less_per_parameter(seed):
     generator = torch.Generator().manual_seed(seed)
