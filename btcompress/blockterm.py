@@ -68,7 +68,7 @@ class BlockTerm:
     @property
     def n_params(self) -> int:
         """Parameters, and integers of orders, counted on the tensors themselves."""
-        return sum(tensor.numel() for tensor in (*self.tensors, *self.orders))
+        return params_of((self,))
 
     def to(self, target: torch.dtype | torch.device | str) -> BlockTerm:
         """The same form on another device or in another dtype, of which orders know none."""
@@ -170,6 +170,12 @@ class BlockTerm:
             return rows
         gates = rows.reshape(shape.n_gates, shape.padded_out // shape.n_gates, -1)
         return gates[:, : shape.out_size // shape.n_gates].reshape(shape.out_size, -1)
+
+
+def params_of(parts: Sequence[BlockTerm]) -> int:
+    """Parameters of a matrix's forms, and integers of their orders; what is one and the same tensor counts once."""
+    orders = {order.data_ptr(): order.numel() for part in parts for order in part.orders}
+    return sum(tensor.numel() for part in parts for tensor in part.tensors) + sum(orders.values())
 
 
 def init_scale(shape: BlockTermShape, variance: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
@@ -10,10 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btcompress.blockterm import BlockTerm
+from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import FitOptions, MatrixFit, Samples, fit_matrix, fit_ordered, truncated_svd, weight_error
+from btcompress.fit import (
+    FitOptions,
+    MatrixFit,
+    OnSweep,
+    Samples,
+    fit_matrix,
+    fit_ordered,
+    share_orders,
+    truncated_svd,
+    weight_error,
+)
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
@@ -23,6 +34,7 @@ from btcompress.shapes import Gates, MatrixShape
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
 OnProgress = Callable[[FitProgress], None]
 
+_SIDE_WORDS = {"row_order": "rows", "column_order": "columns"}
 #: Random starts of a fit that came out worse than its plan foresaw.
 _RESTARTS_FOR_A_PLAN = 3
 
@@ -66,8 +78,9 @@ def factorize(
         allow_growth: also factorize a matrix that this makes larger.
         container: where a file holds several state dicts, the path of the one to read.
         plan: what :func:`plan_for` chose for the same weights; ranks, modes and layers are then its own.
-        order_units: give the rows and columns of a matrix an order of their own where it fits so much better in it
-            that the integers stored with it pay; not with a plan, which does not count them.
+        order_units: give the rows and columns of a matrix an order of their own, or the hidden units of an LSTM layer
+            one order in all its matrices, where they fit so much better in it that the integers stored with it pay. A
+            plan says itself which sides have an order, whatever is given here.
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
 
@@ -77,14 +90,8 @@ def factorize(
     Raises:
         CheckpointError: the weights cannot be read, or hold no matrix that was chosen.
         ShapeError: modes, ranks and sizes do not fit together.
-        BTCompressError: a matrix is not finite, there is no such kind of matrices, or both a plan and orders were
-            asked for.
+        BTCompressError: a matrix is not finite, or there is no such kind of matrices.
     """
-    if order_units and plan is not None:
-        raise BTCompressError(
-            "a plan does not count the integers that an order of units costs, but order_units was given with one. "
-            "Leave out one of the two."
-        )
     request = ShapeRequest(
         cp_rank,
         tucker_rank if isinstance(tucker_rank, int) else tuple(tucker_rank),
@@ -118,6 +125,7 @@ def plan_for(
     layers: Sequence[str] = (),
     container: str | None = None,
     samples: Mapping[str, Samples] | None = None,
+    order_units: bool = False,
     seed: int = 0,
     device: str = "cpu",
     on_progress: OnPricing | None = None,
@@ -145,6 +153,8 @@ def plan_for(
         samples: of what matrices meet in the model, as :func:`btcompress.calibration.gather_samples` gives them;
             these are priced by their outputs. Their forms serve once :func:`btcompress.calibration.calibrate` has
             fitted them to the same sequences.
+        order_units: price forms also with rows and columns in orders by similarity, their integers counted; the final
+            fit looks for better orders of the same sides.
         seed: of every random draw.
         device: where to compute.
         on_progress: called now and then while forms are priced.
@@ -164,7 +174,17 @@ def plan_for(
     request = ShapeRequest(1, 1, in_modes, out_modes, order, input_shape, gates)
     checkpoint = open_weights(weights, container)
     chosen = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=True)
-    return meet(checkpoint, chosen, wish, request, samples=samples, seed=seed, device=device, on_progress=on_progress)
+    return meet(
+        checkpoint,
+        chosen,
+        wish,
+        request,
+        samples=samples,
+        order_units=order_units,
+        seed=seed,
+        device=device,
+        on_progress=on_progress,
+    )
 
 
 def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
@@ -193,12 +213,13 @@ def factorize_as_planned(
 
     Args:
         checkpoint: what the plan was made for.
-        plan: the shape of each matrix.
+        plan: the shape of each matrix; one with orders gets the best that are found for just these sides.
         request: what the plan was made from, for the record; None for a plan written by hand.
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
-        order_units: give rows and columns orders of their own where :func:`btcompress.fit.fit_ordered` finds that
-            these pay.
+        order_units: look for orders that pay of matrices whose shape has none: of each matrix by itself, as
+            :func:`btcompress.fit.fit_ordered` does, and of an LSTM layer's hidden units in all of its matrices, as
+            :func:`btcompress.fit.share_orders` does. Not for a plan that meets a wish, as they may exceed it.
 
     Raises:
         CheckpointError: the plan has no matrix to factorize, or none whose block terms fit the range of its dtype.
@@ -210,27 +231,30 @@ def factorize_as_planned(
     matrices: dict[str, CompressedMatrix] = {}
     left_dense = list(plan.left_dense)
     told: list[str] = []
-    fit_one = fit_ordered if order_units else fit_matrix
-    for index, planned in enumerate(plan.matrices):
+    indices = {planned.name: index for index, planned in enumerate(plan.matrices)}
 
-        def on_sweep(sweep: Sweep, name: str = planned.name, index: int = index) -> None:
+    def on_sweep_of(name: str) -> OnSweep:
+        def on_sweep(sweep: Sweep) -> None:
             if on_progress is not None:
-                on_progress(FitProgress(name, index, len(plan.matrices), sweep))
+                on_progress(FitProgress(name, indices[name], len(indices), sweep))
 
+        return on_sweep
+
+    ready = _in_orders(checkpoint, plan, options, on_sweep_of) if order_units else {}
+    for planned in plan.matrices:
         matrix = checkpoint.tensors[planned.name]
-        fit = _fit(planned, matrix, options, on_sweep, fit_one)
+        fit = _fit(planned, matrix, options, on_sweep_of(planned.name), ready.get(planned.name))
         if fit is None:
             left_dense.append(LeftDense(planned.name, "its block terms came out worse than foreseen"))
             continue
         fitted, measured = fit
-        if replace(measured.shape, part=measured.shape.part.ordered()) != planned.shape:
+        if measured.shape.ordered() != planned.shape.ordered():
             told.append(
                 f"{planned.name}: its block terms came out worse than foreseen, so it is low rank "
                 f"{measured.shape.part.ranks[0]} instead."
             )
         if all(torch.isfinite(tensor).all() for part in fitted for tensor in part.tensors):
             parts[planned.name], matrices[planned.name] = fitted, measured
-            told += _orders_told(planned.name, measured.shape) if order_units else ()
         else:
             left_dense.append(LeftDense(planned.name, f"its block terms do not fit the range of {matrix.dtype}"))
     if not parts:
@@ -238,12 +262,13 @@ def factorize_as_planned(
         raise CheckpointError(
             f"{checkpoint.source.name}: nothing could be factorized. {reasons}. Convert it to float32 first."
         )
+    told += _orders_told(parts, also_without=order_units)
     step = {
         "step": "factorize",
         "request": None if request is None else asdict(request),
         "matrices": list(plan.kinds),
         # The device changes where, not what.
-        "order_units": order_units,
+        "order_units": order_units or any(matrix.shape.part.order_sizes for matrix in matrices.values()),
         "options": {name: value for name, value in asdict(options).items() if name != "device"},
         "left_dense": [asdict(left) for left in left_dense],
     }
@@ -251,23 +276,33 @@ def factorize_as_planned(
     return CompressedCheckpoint.of(checkpoint, matrices, parts, [step], (*plan.notices, *told, *others))
 
 
+def _in_orders(
+    checkpoint: Checkpoint, plan: Plan, options: FitOptions, on_sweep_of: Callable[[str], OnSweep]
+) -> dict[str, MatrixFit]:
+    """The fits of matrices without orders in those that pay: a matrix's own, or one that several have in common."""
+    shapes = {planned.name: planned.shape for planned in plan.matrices if not planned.shape.part.order_sizes}
+    matrices = {name: checkpoint.tensors[name] for name in shapes}
+    own = {}
+    for name, shape in shapes.items():
+        with _named(name):
+            own[name] = fit_ordered(matrices[name], shape, options, on_sweep_of(name))
+    units = [sides for lstm in plan.lstms for sides in lstm.unit_sides]
+    return share_orders(matrices, shapes, units, own, options, on_sweep_of)
+
+
 def _fit(
-    planned: PlannedMatrix,
-    matrix: Tensor,
-    options: FitOptions,
-    on_sweep: Callable[[Sweep], None],
-    fit_one: Callable[..., MatrixFit],
+    planned: PlannedMatrix, matrix: Tensor, options: FitOptions, on_sweep: OnSweep, ready: MatrixFit | None
 ) -> tuple[tuple[BlockTerm, ...], CompressedMatrix] | None:
     """The block terms of a matrix and their measure; None where they, and their fallback, leave it dense."""
     fallback = planned.fallback
-    parts, measured = _fit_shape(planned.name, planned.shape, matrix, options, on_sweep, fit_one)
+    parts, measured = _fit_shape(planned.name, planned.shape, matrix, options, on_sweep, ready)
     if fallback is not None and not measured.weight_error <= fallback.max_error:
         harder = replace(options, restarts=max(options.restarts, _RESTARTS_FOR_A_PLAN))
-        parts, measured = _fit_shape(planned.name, planned.shape, matrix, harder, on_sweep, fit_one)
+        parts, measured = _fit_shape(planned.name, planned.shape, matrix, harder, on_sweep)
         if not measured.weight_error <= fallback.max_error:
             if fallback.shape is None:
                 return None
-            parts, measured = _fit_shape(planned.name, fallback.shape, matrix, options, on_sweep, fit_one)
+            parts, measured = _fit_shape(planned.name, fallback.shape, matrix, options, on_sweep)
     return parts, measured
 
 
@@ -276,28 +311,51 @@ def _fit_shape(
     shape: MatrixShape,
     matrix: Tensor,
     options: FitOptions,
-    on_sweep: Callable[[Sweep], None],
-    fit_one: Callable[..., MatrixFit],
+    on_sweep: OnSweep,
+    ready: MatrixFit | None = None,
 ) -> tuple[tuple[BlockTerm, ...], CompressedMatrix]:
-    try:
-        fitted = fit_one(matrix, shape, options, on_sweep)
-    except BTCompressError as error:
-        raise type(error)(f"{name}: {error}") from error
+    with _named(name):
+        fit_one = fit_ordered if shape.part.order_sizes else fit_matrix
+        fitted = ready or fit_one(matrix, shape, options, on_sweep)
     parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
-    yardstick = truncated_svd(matrix, sum(part.n_params for part in parts), options.device)
+    yardstick = truncated_svd(matrix, params_of(parts), options.device)
     # Ranks stay as planned: those beyond what the modes hold are lowered there already.
-    shape = replace(shape, part=shape.part.ordered(parts[0].shape.order_sizes))
+    shape = shape.ordered(parts[0].shape.order_sizes)
     return parts, CompressedMatrix(shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error)
 
 
-def _orders_told(name: str, shape: MatrixShape) -> Iterator[str]:
-    sizes = shape.part.order_sizes
-    if not sizes:
-        yield f"{name}: its rows and columns stay in their order, as no other pays."
-        return
-    sides = " and ".join({"row_order": "rows", "column_order": "columns"}[side] for side in sizes)
-    n_integers = shape.n_parts * sum(sizes.values())
-    yield f"{name}: its {sides} are in an order of their own, {n_integers:,} integers that count as parameters."
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put a matrix's name before what is wrong with it."""
+    try:
+        yield
+    except BTCompressError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _orders_told(parts: Mapping[str, Sequence[BlockTerm]], *, also_without: bool) -> Iterator[str]:
+    """What the orders of matrices are and cost; ``also_without``: and which matrices have none."""
+    held = [
+        (name, _SIDE_WORDS[side], order)
+        for name, forms in parts.items()
+        for form in forms
+        for side, order in zip(form.shape.order_sizes, form.orders, strict=True)
+    ]
+    holders: dict[int, dict[tuple[str, str], int]] = {}
+    for name, side, order in held:
+        holders.setdefault(order.data_ptr(), {})[name, side] = len(order)
+    for name in parts:
+        own = [(side, order) for owner, side, order in held if owner == name and len(holders[order.data_ptr()]) == 1]
+        if own:
+            sides = " and ".join(dict.fromkeys(side for side, _ in own))
+            n_integers = sum(len(order) for _, order in own)
+            yield f"{name}: its {sides} are in an order of their own, {n_integers:,} integers that count as parameters."
+        elif also_without and name not in {owner for owner, _, _ in held}:
+            yield f"{name}: its rows and columns stay in their order, as no other pays."
+    for sharing in holders.values():
+        if len(sharing) > 1:
+            who = ", ".join(f"the {side} of {name}" for name, side in sharing)
+            yield f"One order of units holds for {who}: {max(sharing.values()):,} integers that count once."
 
 
 def _nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
-from btcompress.blockterm import BlockTerm
+from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import (
@@ -153,12 +153,14 @@ def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) 
         tucker_ranks=shape.part.ranks,
         core=shape.part.core,
         params_before=shape.dense_params,
-        params_after=sum(part.n_params for part in compressed.parts(name)),
+        params_after=params_of(compressed.parts(name)),
         weight_error=matrix.weight_error,
         svd_rank=matrix.svd_rank,
         svd_error=matrix.svd_error,
         activation_error=latest.get("activation_errors", {}).get(name),
         weighted_activation_error=latest.get("weighted_activation_errors", {}).get(name),
+        row_order=shape.part.row_order,
+        column_order=shape.part.column_order,
     )
 
 
@@ -178,7 +180,7 @@ def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpo
             "measured against it. Give the checkpoint that the result was made from."
         )
     parts = compressed.parts(name)
-    yardstick = truncated_svd(dense, sum(part.n_params for part in parts))
+    yardstick = truncated_svd(dense, params_of(parts))
     error = weight_error(dense, parts)
     return replace(matrix, weight_error=error, svd_rank=yardstick.rank, svd_error=yardstick.error)
 
@@ -227,7 +229,7 @@ def _others(
     if fitted is not None:
         error = weight_error(matrix, fitted)
         yield replace(low_rank, kind="low_rank_on_inputs", weight_error=error, parts=fitted)
-    yield from structured_forms(matrix, compressed.matrices[row.name].shape)
+    yield from structured_forms(matrix, compressed.matrices[row.name].shape, row.params_after)
 
 
 def _skipped(rows: tuple[MatrixReport, ...]) -> Iterator[str]:

@@ -93,7 +93,8 @@ class MatrixReport:
         tucker_ranks: ``(R_1..R_d)``.
         core: ``"full"``, or ``"identity"`` for a form without parameters in its core.
         params_before: entries of the dense matrix.
-        params_after: entries of the tensors that replace it, counted on those tensors.
+        params_after: entries of the tensors that replace it, counted on those tensors; an order of several of its sides
+            counts once, one that it shares with other matrices counts here too.
         weight_error: ``||W - W'||_F / ||W||_F``, measured on the tensors as stored.
         svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
         svd_error: weight error of that truncated SVD.
@@ -101,6 +102,8 @@ class MatrixReport:
             calibrate, on the sequences held back then; None where it was not measured.
         weighted_activation_error: likewise, each output weighted with what it counts for the hidden states.
         yardsticks: other forms of equal size, where they were asked for.
+        row_order: whether its rows are in an order of their own, or of the units.
+        column_order: likewise for its columns.
     """
 
     name: str
@@ -119,6 +122,8 @@ class MatrixReport:
     activation_error: float | None = None
     weighted_activation_error: float | None = None
     yardsticks: tuple[YardstickReport, ...] = ()
+    row_order: bool = False
+    column_order: bool = False
 
     @property
     def weights_ratio(self) -> float:

@@ -281,6 +281,10 @@ class MatrixShape:
         """Weights ratio, dense over block-term; above 1 is smaller."""
         return self.dense_params / self.n_params
 
+    def ordered(self, names: Collection[str] = ()) -> MatrixShape:
+        """The same with the orders named, ``row_order`` and ``column_order``, and no other."""
+        return replace(self, part=self.part.ordered(names))
+
     def limited(self) -> MatrixShape:
         """The same with ranks lowered to what the modes can hold."""
         return replace(self, part=self.part.limited())

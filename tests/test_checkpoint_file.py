@@ -313,6 +313,19 @@ def test_the_reader_in_the_document_gives_the_dense_state_dict(tmp_path, case, d
         assert found[key].dtype == tensor.numpy().dtype
 
 
+def test_the_reader_in_the_document_reads_an_order_that_several_names_stand_for(tmp_path):
+    compressed = compress("separate, ordered")
+    order = compressed.tensors[f"{W}.gate_i.row_order"]
+    shared = {f"{W}.gate_{gate}.row_order": order for gate in "ifgo"}
+    compressed = replace(compressed, tensors={**compressed.tensors, **shared})
+    write(compressed, tmp_path / "out")
+    assert set(load_file(tmp_path / "out")) & set(shared) == {f"{W}.gate_i.row_order"}
+    np.testing.assert_allclose(document_reader()(tmp_path / "out")[W], compressed.dense_state_dict()[W], atol=1e-12)
+    opened = read_compressed(tmp_path / "out")
+    assert len({id(opened.tensors[name]) for name in shared}) == 1
+    assert opened.n_params == compressed.n_params == compress("separate, ordered").n_params - 3 * len(order)
+
+
 def test_the_document_names_every_field_of_the_metadata(written):
     text = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
     with safe_open(written, framework="pt") as file:

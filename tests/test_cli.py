@@ -13,6 +13,8 @@ from torch import nn
 import btcompress
 from btcompress.cli import main
 from btcompress.demo import DemoSize
+from btcompress.shapes import BlockTermShape
+from forms import in_blocks
 
 
 @pytest.fixture
@@ -159,8 +161,6 @@ def test_report_against_measures_anew(model, run):
         (["--plan", "model.pt"], "model.pt is"),
         (["--plan", "plan.yaml", "--tucker-rank", "3"], "--plan says it all"),
         (["--plan", "plan.yaml", "--layer", "lstm"], "--plan says it all"),
-        (["--max-error", "0.5", "--order-units"], "does not count"),
-        (["--plan", "plan.yaml", "--order-units"], "does not count"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -199,6 +199,31 @@ def test_what_is_planned_is_what_factorize_does_with_the_wish_or_the_plan(model,
     stored = load_file(tmp_path / "a")
     assert stored.keys() == load_file(tmp_path / "b").keys()
     assert all(torch.equal(tensor, stored[name]) for name, tensor in load_file(tmp_path / "b").items())
+
+
+def test_wish_and_plan_do_the_same_with_orders_as_planned(tmp_path, run):
+    model = nn.LSTM(20, 24)
+    part = BlockTermShape((4, 5), (24, 4), (2, 2), n_gates=4, core="identity")
+    with torch.no_grad():
+        model.weight_ih_l0.copy_(in_blocks(part, torch.Generator().manual_seed(0)))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    wish, plan = ("--max-params", "160", "--order", "2", "--order-units"), tmp_path / "plan.yaml"
+    out = run("plan", tmp_path / "model.pt", *wish, "--save-plan", plan)[0]
+    assert "rows and columns in order" in out
+    planned = json.loads(run("plan", tmp_path / "model.pt", *wish, "--json")[0])["matrices"][0]["chosen"]
+    assert planned["row_order"]
+    assert planned["column_order"]
+    command = ("factorize", tmp_path / "model.pt", "--json", "-o")
+    direct = json.loads(run(*command, tmp_path / "a", *wish)[0])["matrices"][0]
+    for extra in ((), ("--order-units",)):
+        from_plan = json.loads(run(*command, tmp_path / "b", "--plan", plan, "--force", *extra)[0])["matrices"][0]
+        assert from_plan == direct
+    assert direct["row_order"]
+    assert direct["params_after"] == planned["params"] <= 160
+    assert direct["weight_error"] <= planned["weight_error"]
+    assert "rows and columns in order" in run("report", tmp_path / "a")[0]
+    dry = json.loads(run(*command, tmp_path / "c", "--plan", plan, "--dry-run")[0])["matrices"][0]
+    assert dry.items() <= direct.items()
 
 
 def test_existing_plans_are_kept_unless_forced(model, run):

@@ -13,10 +13,9 @@ from torch import nn
 import btcompress
 from btcompress.blockterm import BlockTerm
 from btcompress.cli import app
-from btcompress.errors import BTCompressError, ShapeError
-from btcompress.fit import FitOptions, fit_matrix, fit_ordered, ordering, weight_error
-from btcompress.fit.blockfit import joined
-from btcompress.fit.ordering import best_places, in_orders, neighbours
+from btcompress.errors import ShapeError
+from btcompress.fit import FitOptions, fit_matrix, fit_ordered, ordersearch, weight_error
+from btcompress.fit.ordersearch import Piece, best_places, by_similarity, in_orders, moved, neighbours
 from btcompress.nn import BTLinear, BTWeight
 from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import random_form
@@ -34,6 +33,11 @@ def shuffled(shape, names, generator, noise=0.0):
     smooth = [factor.cumsum(dim=1).cumsum(dim=2) for factor in form.factors]
     dense = BlockTerm(form.shape, form.cores, smooth, form.orders).to_dense()
     return dense + noise * dense.std() * torch.randn(dense.shape, generator=generator, dtype=dense.dtype)
+
+
+def moved_from(matrix, shape, start, options):
+    ties = [((0, name),) for name in start]
+    return moved([Piece(matrix, shape)], ties, list(start.values()), options)
 
 
 def test_rows_are_ordered_alike_in_all_gates_and_columns_as_named():
@@ -69,16 +73,16 @@ def test_moving_rows_and_columns_never_raises_the_error(seed):
     matrix = torch.randn(24, 20, generator=generator, dtype=torch.float64)
     sizes = shape.ordered(SIDES[2]).order_sizes
     start = {name: torch.randperm(size, generator=generator).int() for name, size in sizes.items()}
-    moved = ordering._moved(matrix, shape, start, options)
+    moved = dict(zip(start, moved_from(matrix, shape, start, options), strict=True))
     before, after = (fit_matrix(in_orders(matrix, each, 1), MatrixShape(shape), options) for each in (start, moved))
     assert after.weight_error <= before.weight_error
 
 
 def test_a_move_that_raises_the_error_is_taken_back(monkeypatch, generator):
-    monkeypatch.setattr(ordering, "best_places", lambda vectors, _: torch.arange(len(vectors)).flip(0).roll(3).int())
+    monkeypatch.setattr(ordersearch, "best_places", lambda vectors, _: torch.arange(len(vectors)).flip(0).roll(3).int())
     start = {name: torch.arange(size).int() for name, size in GATE.ordered(SIDES[2]).order_sizes.items()}
-    moved = ordering._moved(random_form(GATE, generator).to_dense(), GATE, start, FitOptions())
-    assert all(torch.equal(moved[name], start[name]) for name in start)
+    moved = moved_from(random_form(GATE, generator).to_dense(), GATE, start, FitOptions())
+    assert all(torch.equal(new, old) for new, old in zip(moved, start.values(), strict=True))
 
 
 @pytest.mark.parametrize("names", SIDES, ids=" and ".join)
@@ -132,8 +136,7 @@ def test_an_order_that_gains_less_than_as_many_parameters_do_is_not_kept():
     matrix = torch.cat([shuffled(part, SIDES[2], generator, noise=0.01) for _ in range(4)])
     shape = MatrixShape(replace(GATE, core="full"), "separate")
     plain = fit_matrix(matrix, shape)
-    tries = [ordering._in_best_orders(each, shape.part, SIDES[2], FitOptions(), None) for each in matrix.chunk(4)]
-    assert joined([fitted for fitted, _ in tries]).weight_error < plain.weight_error - 0.05
+    assert fit_ordered(matrix, shape.ordered(SIDES[2])).weight_error < plain.weight_error - 0.05
     assert not fit_ordered(matrix, shape).parts[0].shape.order_sizes
 
 
@@ -155,6 +158,41 @@ def test_zero_matrix_is_fitted():
 def test_orders_cannot_be_asked_of_a_plain_fit(generator):
     with pytest.raises(ShapeError, match="fit_ordered"):
         fit_matrix(torch.ones(96, 20), MatrixShape(PLAIN.ordered(SIDES[0])))
+
+
+@pytest.mark.parametrize("names", SIDES, ids=" and ".join)
+def test_orders_asked_for_are_found_of_just_these_sides_and_as_good_as_those_by_similarity(names, generator):
+    matrix = shuffled(PLAIN, SIDES[2], generator, noise=0.3)
+    fitted = fit_ordered(matrix, MatrixShape(PLAIN.ordered(names)))
+    part = fitted.parts[0]
+    assert tuple(part.shape.order_sizes) == names
+    assert weight_error(matrix, fitted.parts) == pytest.approx(fitted.weight_error, abs=1e-9)
+    similar = {name: by_similarity([Piece(matrix, PLAIN)], ((0, name),)) for name in names}
+    assert fitted.weight_error <= fit_matrix(in_orders(matrix, similar, 4), MatrixShape(PLAIN)).weight_error
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (
+            BlockTermShape.low_rank(96, 20, 2, n_gates=4).ordered(SIDES[1]),
+            "column_order was asked for, but a plain low",
+        ),
+        (BlockTermShape((20,), (96,), (3,), n_gates=4).ordered(SIDES[0]), "order 1"),
+        (BlockTermShape((3, 1), (8, 4), (1, 1), n_gates=4).ordered(SIDES[2]), "there are 3 columns"),
+        (BlockTermShape((2, 2), (8, 400), (1, 1)).ordered(SIDES[0]), "there are 3,200 rows"),
+        (BlockTermShape((32, 32), (32, 33), (1, 1)).ordered(SIDES[0]), "1,081,344 entries"),
+    ],
+    ids=["low rank", "order 1", "few columns", "many rows", "many entries"],
+)
+def test_orders_that_are_not_looked_for_are_refused_where_asked_for(shape, words):
+    with pytest.raises(ShapeError, match=words):
+        fit_ordered(torch.ones(shape.out_size, shape.in_size), MatrixShape(shape))
+
+
+def test_orders_asked_for_need_a_matrix_of_the_shapes_size():
+    with pytest.raises(ShapeError, match="the matrix is 20 x 96"):
+        fit_ordered(torch.ones(20, 96), MatrixShape(PLAIN.ordered(SIDES[0])))
 
 
 @pytest.mark.parametrize("names", SIDES, ids=" and ".join)
@@ -273,13 +311,6 @@ def test_same_seed_finds_the_same_orders():
     assert any(name.endswith("_order") for name in first.tensors)
     assert first.tensors.keys() == second.tensors.keys()
     assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
-
-
-def test_a_plan_and_orders_together_are_refused():
-    model = ordered_model()
-    plan = btcompress.plan_for(model, target_ratio=4)
-    with pytest.raises(BTCompressError, match="order_units was given"):
-        btcompress.factorize(model, plan=plan, order_units=True)
 
 
 def test_command_line_finds_orders_when_asked(tmp_path, capsys):

@@ -73,6 +73,24 @@ class LSTMEntry:
         return tuple(f"{self.prefix}weight_hr{suffix}" for suffix in self.suffixes) if self.proj_size else ()
 
     @property
+    def unit_sides(self) -> tuple[tuple[tuple[str, str], ...], ...]:
+        """For each layer and direction the sides of matrices that stand for its hidden units, at the same index alike.
+
+        Each side is a key, and ``"row_order"`` for the rows of each gate or ``"column_order"`` for the columns. The
+        columns of a layer that follows two directions, or a projection, do not stand for the units of one layer.
+        """
+        units = []
+        for n, suffix in enumerate(self.suffixes):
+            inputs, recurrent = f"{self.prefix}weight_ih{suffix}", f"{self.prefix}weight_hh{suffix}"
+            sides = [(inputs, "row_order"), (recurrent, "row_order")]
+            if not self.proj_size:
+                sides.append((recurrent, "column_order"))
+                if not self.bidirectional and n + 1 < self.num_layers:
+                    sides.append((f"{self.prefix}weight_ih{self.suffixes[n + 1]}", "column_order"))
+            units.append(tuple(sides))
+        return tuple(units)
+
+    @property
     def matrix_keys(self) -> tuple[str, ...]:
         """Keys of all matrices, in the order of ``torch.nn.LSTM``."""
         return tuple(key for key, shape in self.shapes.items() if len(shape) == 2)

@@ -26,6 +26,7 @@ from btcompress.cli.options import (
     Model,
     OfOption,
     Order,
+    OrderUnits,
     OutModes,
     Scale,
     TargetRatio,
@@ -37,7 +38,6 @@ from btcompress.cli.options import (
 )
 from btcompress.cli.planning import gathered, opened, planned_as_asked, planned_from_file
 from btcompress.cli.reports import show_result
-from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,10 +94,7 @@ def factorize(
     max_sweeps: Annotated[int, typer.Option(min=0, help="Most joint least-squares sweeps of a fit.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="Where to fit: cpu, cuda, cuda:1, ...")] = "cpu",
-    order_units: Annotated[
-        bool,
-        typer.Option("--order-units/--no-order-units", help="Reorder rows and columns where the fit gains by it."),
-    ] = False,
+    order_units: OrderUnits = False,
     json: JSON = False,
 ) -> None:
     """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
@@ -109,10 +106,6 @@ def factorize(
     wish = make_wish(target_ratio, max_params, max_error, max_activation_error, of, ranks=ranks, plan_file=plan_file)
     if plan_file is not None:
         refuse("--plan says it all", *ranks, *sizes, *(layer or ()), None if gates == "fused" else gates)
-    if order_units and (wish is not None or plan_file is not None):
-        raise BTCompressError(
-            "a plan or a wish does not count the integers that --order-units costs. Leave out one of the two."
-        )
     request = shape_request(1 if cp_rank is None else cp_rank, tucker_rank or "4", *sizes, gates)
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=usable(device))
     sequences = calibration_request(calibration, scale, lstm, train=calibration_epochs > 0)
@@ -125,15 +118,27 @@ def factorize(
     if plan_file is not None:
         planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
     else:
-        planned = planned_as_asked(checkpoint, request, wish, layer or (), matrices, allow_growth, samples, options)
+        planned = planned_as_asked(
+            checkpoint,
+            request,
+            wish,
+            layer or (),
+            matrices,
+            allow_growth,
+            samples,
+            options,
+            order_units=order_units,
+        )
     if dry_run:
         show = display.show_inventory_json if json else display.show_plan
         show(checkpoint, planned)
         return
     asked = None if plan_file is not None else wish or request
+    # A plan that was priced says itself which sides have an order: further ones are not in its budget.
+    search = order_units and asked is request
     with display.fit_progress() as on_progress:
         compressed = factorization.factorize_as_planned(
-            checkpoint, planned, asked, options, on_progress, order_units=order_units
+            checkpoint, planned, asked, options, on_progress, order_units=search
         )
     if sequences is not None:
         compressed = _calibrated(

@@ -94,6 +94,13 @@ OutModes = Annotated[
     typer.Option(metavar="J,J,...", help="Output mode sizes, gates included when fused. Default: chosen."),
 ]
 Order = Annotated[int | None, typer.Option(min=1, help="Number of modes. Default: what suits the matrix's size.")]
+OrderUnits = Annotated[
+    bool,
+    typer.Option(
+        "--order-units/--no-order-units",
+        help="Reorder rows and columns, or an LSTM's hidden units, where that is worth the integers it takes.",
+    ),
+]
 InputShape = Annotated[
     str | None,
     typer.Option(

@@ -24,6 +24,7 @@ from btcompress.cli.options import (
     Model,
     OfOption,
     Order,
+    OrderUnits,
     OutModes,
     Scale,
     TargetRatio,
@@ -72,6 +73,7 @@ def plan_command(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the plan file if it exists.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    order_units: OrderUnits = False,
     json: JSON = False,
 ) -> None:
     """Show which form of each matrix meets a wish at the least loss, and what else there is."""
@@ -87,7 +89,7 @@ def plan_command(
         check_target(save_plan, force=force, inputs=checkpoint.files)
     chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
     samples = gathered(checkpoint, sequences, seed)
-    priced = _priced(checkpoint, chosen, wish, request, samples, seed, device)
+    priced = _priced(checkpoint, chosen, wish, request, samples, seed, device, order_units=order_units)
     show = display.show_priced_plan_json if json else display.show_priced_plan
     show(checkpoint, priced)
     if save_plan is not None:
@@ -139,6 +141,8 @@ def planned_as_asked(
     allow_growth: bool,
     samples: Mapping[str, Samples] | None,
     options: FitOptions,
+    *,
+    order_units: bool = False,
 ) -> Plan:
     """The plan that meets a wish; without one, at the ranks asked for."""
     from btcompress import plan
@@ -147,7 +151,9 @@ def planned_as_asked(
     planned = plan.make_plan(checkpoint, request, layers, matrices=kinds(matrices), allow_growth=growth)
     if wish is None:
         return planned
-    return _priced(checkpoint, planned, wish, request, samples, options.seed, options.device).plan
+    return _priced(
+        checkpoint, planned, wish, request, samples, options.seed, options.device, order_units=order_units
+    ).plan
 
 
 def gathered(checkpoint: Checkpoint, sequences: CalibrationRequest | None, seed: int) -> dict[str, Samples] | None:
@@ -168,10 +174,20 @@ def _priced(
     samples: Mapping[str, Samples] | None,
     seed: int,
     device: torch.device | str,
+    *,
+    order_units: bool = False,
 ) -> PricedPlan:
     from btcompress import display, plan
 
     with display.pricing_progress() as on_progress:
         return plan.meet(
-            checkpoint, chosen, wish, request, samples=samples, seed=seed, device=device, on_progress=on_progress
+            checkpoint,
+            chosen,
+            wish,
+            request,
+            samples=samples,
+            order_units=order_units,
+            seed=seed,
+            device=device,
+            on_progress=on_progress,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -46,15 +46,22 @@ def show_written(path: object) -> None:
 
 
 def form_text(
-    name: str, size: tuple[int, int], out_modes: Sequence[int], in_modes: Sequence[int], gates: str, core: str
+    name: str,
+    size: tuple[int, int],
+    out_modes: Sequence[int],
+    in_modes: Sequence[int],
+    gates: str,
+    core: str,
+    orders: Collection[str] = (),
 ) -> Text:
-    """The first cell of a matrix's row: what it is, and in what form."""
+    """The first cell of a matrix's row: what it is, and in what form; ``orders`` are the sides that have one."""
     each = "4 gates, each " if gates == "separate" else ""
     modes = " by ".join(",".join(map(str, sizes)) for sizes in (out_modes, in_modes))
     if core == "identity":
         low_rank = len(in_modes) == 2 and (in_modes[1], out_modes[0]) == (1, 1)
         modes = "low rank" if low_rank else f"{modes} without a core"
-    return Text(f"{name}\n  {size[0]} x {size[1]}\n  as {each}{modes}")
+    ordered = " and ".join({"row_order": "rows", "column_order": "columns"}[side] for side in orders)
+    return Text(f"{name}\n  {size[0]} x {size[1]}\n  as {each}{modes}" + f"\n  {ordered} in order" * bool(ordered))
 
 
 def rank_text(ranks: Sequence[int]) -> str:

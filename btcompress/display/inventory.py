@@ -54,7 +54,13 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
         shape, part = planned.shape, planned.shape.part
         table.add_row(
             form_text(
-                planned.name, (shape.out_size, shape.in_size), part.out_modes, part.in_modes, shape.gates, part.core
+                planned.name,
+                (shape.out_size, shape.in_size),
+                part.out_modes,
+                part.in_modes,
+                shape.gates,
+                part.core,
+                part.order_sizes,
             ),
             str(part.n_blocks),
             rank_text(part.ranks),
@@ -107,6 +113,8 @@ def form_json(name: str, shape: MatrixShape) -> dict[str, Any]:
         "cp_rank": shape.part.n_blocks,
         "tucker_ranks": list(shape.part.ranks),
         "core": shape.part.core,
+        "row_order": shape.part.row_order,
+        "column_order": shape.part.column_order,
         "params_before": shape.dense_params,
         "params_after": shape.n_params,
         "weights_ratio": shape.ratio,

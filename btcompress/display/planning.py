@@ -80,7 +80,7 @@ def _forms_table(forms: Sequence[ChosenForm]) -> Table:
             continue
         shape, part = form.point.shape, form.point.shape.part
         table.add_row(
-            form_text(form.name, form.size, part.out_modes, part.in_modes, shape.gates, part.core),
+            form_text(form.name, form.size, part.out_modes, part.in_modes, shape.gates, part.core, part.order_sizes),
             str(part.n_blocks),
             rank_text(part.ranks),
             f"{before:,}",
@@ -146,7 +146,7 @@ def _point_json(chosen: ChosenForm, point: Point) -> dict[str, Any]:
         "weighted_activation_error": of_outputs,
         "activation_error": point.activation_error,
     }
-    return {"params": point.n_params, **errors, **{key: form[key] for key in kept}}
+    return {"params": point.n_params, **errors, **{key: form[key] for key in (*kept, "row_order", "column_order")}}
 
 
 def _total_json(before: int, after: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
     for row in matrices:
         of_outputs = (_plain_text(error) for error in (row.activation_error, row.weighted_activation_error))
         table.add_row(
-            form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core),
+            form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core, _orders(row)),
             str(row.cp_rank),
             rank_text(row.tucker_ranks),
             f"{row.params_before:,}",
@@ -69,6 +69,10 @@ def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
 
 def _plain_text(error: float | None) -> str:
     return "not measured" if error is None else f"{error:.3f}"
+
+
+def _orders(row: MatrixReport) -> list[str]:
+    return [name for name in ("row_order", "column_order") if getattr(row, name)]
 
 
 def _yardstick_table(matrices: Sequence[MatrixReport]) -> Table:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.checkpoint.compressed import order_names
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.finetune.data import Batch, Data
@@ -204,8 +205,12 @@ def _parameters(network: Network) -> Mapping[str, nn.Parameter]:
 
 
 def stored_tensors(network: Network, compressed: CompressedCheckpoint) -> dict[str, Tensor]:
-    """The network's tensors in the file's dtypes, to which the network itself is rounded as well."""
-    live = network.file_tensors()
+    """The network's tensors in the file's dtypes, to which the network itself is rounded as well.
+
+    Orders of rows and columns are not trained: they are the file's own, which one may share with another.
+    """
+    orders = {name for key, matrix in compressed.matrices.items() for name in order_names(key, matrix.shape)}
+    live = {name: tensor for name, tensor in network.file_tensors().items() if name not in orders}
     aliases = find_aliases(live)
     stored: dict[str, Tensor] = {}
     with torch.no_grad():

@@ -1,12 +1,13 @@
 """Dense matrix to block-term form, and the yardsticks to hold it against."""
 
-from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, balanced, fit, fit_matrix
+from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, OnSweep, balanced, fit, fit_matrix
 from btcompress.fit.curves import Curve, FormsWithCore, Point, price
 from btcompress.fit.inputcurves import price_on_inputs
 from btcompress.fit.inputfit import InputFit, fit_to_inputs
-from btcompress.fit.ordering import fit_ordered
+from btcompress.fit.ordering import check_orders, fit_ordered, obstacle_to_orders, price_in_orders
 from btcompress.fit.otherforms import OtherForm, low_rank_form, structured_forms
 from btcompress.fit.samples import OutputErrors, Samples
+from btcompress.fit.unitorders import share_orders
 from btcompress.fit.yardsticks import SVDYardstick, truncated_svd, weight_error
 
 __all__ = [
@@ -16,19 +17,24 @@ __all__ = [
     "FormsWithCore",
     "InputFit",
     "MatrixFit",
+    "OnSweep",
     "OtherForm",
     "OutputErrors",
     "Point",
     "SVDYardstick",
     "Samples",
     "balanced",
+    "check_orders",
     "fit",
     "fit_matrix",
     "fit_ordered",
     "fit_to_inputs",
     "low_rank_form",
+    "obstacle_to_orders",
     "price",
+    "price_in_orders",
     "price_on_inputs",
+    "share_orders",
     "structured_forms",
     "truncated_svd",
     "weight_error",

@@ -98,11 +98,7 @@ def fit_matrix(
         ShapeError: the matrix does not have the shape's size.
         BTCompressError: the matrix is not finite.
     """
-    if tuple(matrix.shape) != (shape.out_size, shape.in_size):
-        raise ShapeError(
-            f"the matrix is {' x '.join(map(str, matrix.shape))}, but its block-term shape is for "
-            f"{shape.out_size} x {shape.in_size}. Choose modes for the matrix's own size."
-        )
+    check_size(matrix, shape)
     stacked = matrix.detach().reshape(shape.n_parts, shape.part.out_size, shape.in_size)
     fits = [fit(part, shape.part, options, on_sweep) for part in stacked]
     return joined(fits)
@@ -135,7 +131,7 @@ def fit(
         BTCompressError: the matrix is not finite.
     """
     if shape.order_sizes:
-        raise ShapeError("orders of rows or columns are found, not asked for. Give the shape without, to fit_ordered.")
+        raise ShapeError("a shape with orders of rows or columns is for fit_ordered, which finds them. Leave them out.")
     shape = shape.limited()
     device = torch.device(options.device)
     scale = check_finite(matrix)
@@ -153,6 +149,19 @@ def fit(
         best.converged,
         compression.norm,
     )
+
+
+def check_size(matrix: Tensor, shape: MatrixShape) -> None:
+    """Refuse a matrix of another size than its shape's.
+
+    Raises:
+        ShapeError: it has another size.
+    """
+    if tuple(matrix.shape) != (shape.out_size, shape.in_size):
+        raise ShapeError(
+            f"the matrix is {' x '.join(map(str, matrix.shape))}, but its block-term shape is for "
+            f"{shape.out_size} x {shape.in_size}. Choose modes for the matrix's own size."
+        )
 
 
 def check_finite(matrix: Tensor) -> float:

@@ -105,6 +105,7 @@ def price(
     without_core: Sequence[MatrixShape],
     with_core: Sequence[FormsWithCore],
     *,
+    known: Sequence[Point] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_step: Callable[[int, int], None] | None = None,
@@ -116,6 +117,7 @@ def price(
         without_core: order-2 forms with an identity core, each priced at all of its ranks; the first is the
             plain low-rank one.
         with_core: forms to be fitted.
+        known: points to beat, which stay where none does.
         seed: of the random starts of several blocks.
         device: where to compute.
         on_step: called with steps done and steps in all, after each choice of modes.
@@ -129,7 +131,7 @@ def price(
     zero = largest(matrix) == 0
     n_steps = len(without_core) + len(with_core)
     low_rank: list[Point] = []
-    front: list[Point] = []
+    front = list(known)
     for step, shape in enumerate(without_core):
         points = _price_ranks(matrix, shape, device, zero=zero)
         low_rank = low_rank if step else points
@@ -146,8 +148,9 @@ def price(
 
 def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, zero: bool) -> list[Point]:
     """Every rank of a form without a core that has fewer parameters than the matrix."""
-    each = replace(shape, part=replace(shape.part, ranks=(1, 1))).n_params
-    n_ranks = min((matrix.numel() - 1) // each, *shape.part.mode_sizes)
+    orders = shape.n_parts * sum(shape.part.order_sizes.values())
+    each = replace(shape, part=replace(shape.part, ranks=(1, 1))).n_params - orders
+    n_ranks = min((matrix.numel() - 1 - orders) // each, *shape.part.mode_sizes)
     if n_ranks < 1:
         return []
     if zero:

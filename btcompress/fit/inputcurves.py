@@ -22,9 +22,11 @@ from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Sweeps, and between which shares of the known error a form goes on after them: above it is hopeless, as further
 #: sweeps do not help that much; below it has won, and the final fit only betters what is foretold.
-_ROUNDS = ((1, 0.0, 1.5), (2, 0.9, 1.1), (4, 0.0, 0.0))
+_ROUNDS = ((1, 0.0, 1.4), (2, 0.9, 1.1), (3, 0.0, 0.0))
 #: So many larger forms in a row that are beaten end the search on their modes: the larger, the better low rank is.
 _BEATEN_IN_A_ROW = 3
+#: Forms with more parameters than this share of the matrix are not tried: low rank was better in all cases measured.
+_LARGEST_SHARE = 1 / 12
 #: Rows of inputs that a form of a matrix with many inputs is priced on.
 _ROWS = 512
 _MANY_INPUTS = 4096
@@ -113,14 +115,14 @@ def _improved(
 def _starts(
     matrix: Tensor, forms: FormsWithCore, device: torch.device, seed: int
 ) -> Iterator[tuple[MatrixShape, tuple[BlockTerm, ...]]]:
-    """Forms with a core that are smaller than the matrix, roughly fitted to its entries."""
+    """Forms with a core, much smaller than the matrix, roughly fitted to its entries."""
     shape, rows_each = forms.shape, forms.shape.part.out_size
     gates = [(rows, largest(rows)) for rows in matrix.detach().split(rows_each)]
     cores = [SortedCore(rows, shape.part, scale, device) if scale else None for rows, scale in gates]
     for n_blocks, rank in forms.ranks:
         part = replace(shape.part, n_blocks=n_blocks, ranks=(rank,) * shape.part.order).limited()
         form = replace(shape, part=part)
-        if form.n_params < matrix.numel():
+        if form.n_params <= _LARGEST_SHARE * matrix.numel():
             yield form, tuple(_start(core, part, seed, device) for core in cores)
 
 

@@ -6,30 +6,33 @@ of a matrix, alike in all gates, and its columns may be given an order of their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, OnSweep, check_finite, fit, fit_matrix, joined
-from btcompress.shapes import BlockTermShape, MatrixShape
+from btcompress.errors import ShapeError
+from btcompress.fit.blockfit import (
+    Fit,
+    FitOptions,
+    MatrixFit,
+    OnSweep,
+    check_finite,
+    check_size,
+    fit,
+    fit_matrix,
+    joined,
+)
+from btcompress.fit.curves import Curve, FormsWithCore, price
+from btcompress.fit.ordersearch import Orders, Piece, by_similarity, in_orders, moved_to_better_places, orders_of
+from btcompress.shapes import MatrixShape
 
-#: Entries of a matrix up to which it is copied in float64 to find orders; rows or columns that are compared in pairs.
+#: Entries of a matrix up to which it is copied in float64 to find orders.
 _MOST_ENTRIES = 2**20
-_MOST_PAIRED = 2**11
-#: Tucker ranks at which rows and columns are moved to better places, one after the other, before the form's own.
-_RISING_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
-#: Moves at each rank, and sweeps of the fit after each.
-_MOVES = 10
-_SWEEPS = 20
-#: A side of fewer places has no order worth storing.
-_FEWEST = 4
-
-Orders = dict[str, Tensor]
+#: Rows of a gate, or columns, that are compared in pairs; an order of fewer is not worth storing.
+_FEWEST, _MOST = 4, 2**11
+_SIDES = {"row_order": "rows", "column_order": "columns"}
 
 
 def fit_ordered(
@@ -37,14 +40,14 @@ def fit_ordered(
 ) -> MatrixFit:
     """Fit a matrix as :func:`btcompress.fit.fit_matrix` does, or in better orders of its rows and columns.
 
-    Orders are found for rows, for columns and for both; those that are kept leave the share of ``||W||_F^2`` that
-    each parameter explains, the integers of the orders counted, higher than it is without, and the form smaller than
-    the matrix. If none do, or the form is plain low rank, of order 1 or of a matrix of more than 2^20 entries, the
-    matrix keeps its order.
+    A shape with orders gets the best ones found for just these sides. For one without, orders are found for rows, for
+    columns and for both; those that are kept leave the share of ``||W||_F^2`` that each parameter explains, the
+    integers of the orders counted, higher than it is without, and the form smaller than the matrix. If none do, or
+    the form is one of those that have no orders (:func:`sides_to_order`), the matrix keeps its order.
 
     Args:
         matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
-        shape: block-term shape, without orders; ranks beyond what its modes hold are lowered.
+        shape: block-term shape; ranks beyond what its modes hold are lowered.
         options: effort and device.
         on_sweep: called after each joint sweep of a final fit.
 
@@ -52,133 +55,171 @@ def fit_ordered(
         The forms, whose shapes say which orders they have.
 
     Raises:
-        ShapeError: the matrix does not have the shape's size, or the shape has orders.
+        ShapeError: the matrix does not have the shape's size, or as :func:`check_orders`.
         BTCompressError: the matrix is not finite.
     """
+    asked = tuple(shape.part.order_sizes)
+    if asked:
+        check_orders(shape)
+        check_size(matrix, shape)
+        return _in_best_orders(matrix, shape.ordered(), asked, options, on_sweep)
     plain = fit_matrix(matrix, shape, options, on_sweep)
-    if shape.part.is_low_rank or shape.part.order == 1 or matrix.numel() > _MOST_ENTRIES or not plain.weight_error:
+    if not plain.weight_error:
         return plain
-    stacked = matrix.detach().reshape(shape.n_parts, shape.part.out_size, shape.in_size)
     plain_params = shape.limited().n_params
-    price = (1 - plain.weight_error**2) / plain_params
+    price_each = (1 - plain.weight_error**2) / plain_params
     best, best_gain = plain, 0.0
-    for names in _sides(shape.part):
-        tries = [_in_best_orders(part, shape.part, names, options, on_sweep) for part in stacked]
-        ordered = joined([fitted for fitted, _ in tries])
+    for names in choices_of_sides(shape):
+        ordered = _in_best_orders(matrix, shape, names, options, on_sweep)
         n_added = shape.n_parts * sum(shape.part.ordered(names).order_sizes.values())
-        gain = plain.weight_error**2 - ordered.weight_error**2 - price * n_added
+        gain = plain.weight_error**2 - ordered.weight_error**2 - price_each * n_added
         if gain > best_gain and plain_params + n_added < shape.dense_params:
-            forms = (form.ordered(orders) for form, (_, orders) in zip(ordered.parts, tries, strict=True))
-            best, best_gain = MatrixFit(tuple(forms), ordered.weight_error), gain
+            best, best_gain = ordered, gain
     return best
 
 
-def in_orders(matrix: Tensor, orders: Mapping[str, Tensor], n_gates: int) -> Tensor:
-    """The matrix with the rows of each gate, and the columns, in these orders.
+def price_in_orders(
+    matrix: Tensor,
+    curve: Curve,
+    without_core: Sequence[MatrixShape],
+    with_core: Sequence[FormsWithCore],
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """A curve with forms in orders by similarity, which cost little to find, wherever one beats what was on it.
+
+    :func:`fit_ordered` finds orders of the same sides that are at least as good.
 
     Args:
-        matrix: shape ``(out_size, in_size)``.
-        orders: ``row_order``, integers of shape ``(out_size / n_gates,)``, and ``column_order``, ``(in_size,)``; a
-            side without one stays as it is.
-        n_gates: row groups, ordered alike.
+        matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
+        curve: of the same forms without orders.
+        without_core: as for :func:`btcompress.fit.price`; forms that have no orders are passed over.
+        with_core: likewise.
+        seed: likewise.
+        device: likewise.
+        on_step: likewise.
     """
-    if "row_order" in orders:
-        rows = orders["row_order"].to(matrix.device)
-        matrix = matrix.reshape(n_gates, -1, matrix.shape[1]).index_select(1, rows).reshape(matrix.shape)
-    if "column_order" in orders:
-        matrix = matrix.index_select(1, orders["column_order"].to(matrix.device))
-    return matrix
+    shapes = [shape for shape in without_core if sides_to_order(shape)]
+    forms = [each for each in with_core if sides_to_order(each.shape)]
+    every = [*shapes, *(each.shape for each in forms)]
+    # Gates in orders of their own make another matrix than gates ordered alike.
+    tries = [
+        (names, gates)
+        for gates in dict.fromkeys(shape.gates for shape in every)
+        for names in choices_of_sides(next(shape for shape in every if shape.gates == gates))
+    ]
+    for done, (names, gates) in enumerate(tries):
+
+        def step(part: int, count: int, done: int = done) -> None:
+            if on_step is not None:
+                on_step(done * count + part, len(tries) * count)
+
+        like = next(shape for shape in every if shape.gates == gates)
+        found = price(
+            _in_similar_orders(matrix, like, names, device),
+            [shape.ordered(names) for shape in shapes if shape.gates == gates],
+            [replace(each, shape=each.shape.ordered(names)) for each in forms if each.shape.gates == gates],
+            known=curve.points,
+            seed=seed,
+            device=device,
+            on_step=step,
+        )
+        curve = replace(curve, points=found.points)
+    return curve
 
 
-def neighbours(vectors: Tensor) -> Tensor:
-    """An order in which like vectors are neighbours: the leaves of a tree of average linkage on correlation.
+def sides_to_order(shape: MatrixShape) -> tuple[str, ...]:
+    """Which of ``row_order`` and ``column_order`` a form may have.
 
-    Args:
-        vectors: shape ``(n, m)``, float64, with ``n`` at least 2.
-
-    Returns:
-        Their indices, int32.
+    None, where it is plain low rank, which fits alike in every order, or of order 1, or where the matrix has more
+    than 2^20 entries. Else each side of 4 to 2,048 rows of a gate, or columns.
     """
-    centred = vectors - vectors.mean(dim=1, keepdim=True)
-    norms = centred.norm(dim=1, keepdim=True)
-    directions = centred / torch.where(norms > 0, norms, 1.0)
-    distances = (1 - directions @ directions.T).clamp_min(0).fill_diagonal_(0)
-    symmetric = (distances + distances.T).div(2).cpu().numpy()
-    tree = linkage(squareform(symmetric, checks=False), "average", optimal_ordering=True)
-    return torch.from_numpy(leaves_list(tree).astype("int32"))
+    return () if _obstacle(shape) else tuple(name for name in _SIDES if not _obstacle_of_side(shape, name))
 
 
-def best_places(vectors: Tensor, places: Tensor) -> Tensor:
-    """The order of vectors that puts them nearest, in the sum of squared distances, to what stands at each place.
-
-    Args:
-        vectors: shape ``(n, m)``, float64.
-        places: likewise.
-
-    Returns:
-        For each place the index of the vector to put there, int32.
-    """
-    _, chosen = linear_sum_assignment((places @ vectors.T).cpu().numpy(), maximize=True)
-    return torch.from_numpy(chosen.astype("int32"))
+def obstacle_to_orders(shape: MatrixShape) -> str:
+    """Why a form may have no order at all, in words; empty where it may."""
+    return _obstacle(shape) or (
+        "" if sides_to_order(shape) else " and ".join(_obstacle_of_side(shape, n) for n in _SIDES)
+    )
 
 
-def _sides(shape: BlockTermShape) -> Iterator[tuple[str, ...]]:
-    """The sides to order: rows, columns, both; none that is too short or too long."""
-    every = ("row_order", "column_order") if shape.out_size % shape.n_gates == 0 else ("column_order",)
-    sizes = shape.ordered(every).order_sizes
-    names = tuple(name for name, size in sizes.items() if _FEWEST <= size <= _MOST_PAIRED)
+def choices_of_sides(shape: MatrixShape) -> Iterator[tuple[str, ...]]:
+    """The sides that a form may have in orders of their own: each, and both."""
+    names = sides_to_order(shape)
     yield from ((name,) for name in names)
     if len(names) > 1:
         yield names
 
 
-def _in_best_orders(
-    matrix: Tensor, shape: BlockTermShape, names: tuple[str, ...], options: FitOptions, on_sweep: OnSweep | None
-) -> tuple[Fit, Orders]:
-    """The better fit of two: with like rows or columns as neighbours, and after moving them to better places."""
-    device = torch.device(options.device)
-    scaled = matrix.to(device, torch.float64) / (check_finite(matrix) or 1.0)
-    start = {name: neighbours(_vectors(scaled, name, shape.n_gates)) for name in names}
-    moved = start
-    for rung in _rungs(shape):
-        moved = _moved(scaled, rung, moved, options)
-    fits = [fit(in_orders(matrix, each, shape.n_gates), shape, options, on_sweep) for each in (start, moved)]
-    return min(zip(fits, (start, moved), strict=True), key=lambda one: one[0].weight_error)
+def check_orders(shape: MatrixShape) -> None:
+    """Refuse orders that :func:`fit_ordered` does not find.
 
-
-def _rungs(shape: BlockTermShape) -> Iterator[BlockTermShape]:
-    """Single blocks of rising ranks, and then the form itself.
-
-    At the form's own ranks hardly any move pays, as the fit has adapted to where everything stands.
+    Raises:
+        ShapeError: the shape has an order that is not among its :func:`sides_to_order`.
     """
-    for rank in _RISING_RANKS:
-        if rank < max(shape.ranks):
-            yield replace(shape, n_blocks=1, ranks=tuple(min(rank, own) for own in shape.ranks))
-    yield shape
+    for name in shape.part.order_sizes:
+        obstacle = _obstacle(shape) or _obstacle_of_side(shape, name)
+        if obstacle:
+            raise ShapeError(f"{name} was asked for, but {obstacle}. Leave it out.")
 
 
-def _moved(matrix: Tensor, shape: BlockTermShape, orders: Orders, options: FitOptions) -> Orders:
-    """Move rows and columns to where the fit is like them, fit anew, and repeat while the error falls."""
-    options = replace(options, max_sweeps=min(options.max_sweeps, _SWEEPS), restarts=0)
-    best = fit(in_orders(matrix, orders, shape.n_gates), shape, options)
-    for _ in range(_MOVES):
-        approximation, candidate = best.value.to_dense(), dict(orders)
-        for name in orders:
-            others = {other: order for other, order in candidate.items() if other != name}
-            target = in_orders(matrix, others, shape.n_gates)
-            vectors = (_vectors(each, name, shape.n_gates) for each in (target, approximation))
-            candidate[name] = best_places(*vectors)
-        if all(torch.equal(candidate[name], orders[name]) for name in orders):
-            break
-        fitted = fit(in_orders(matrix, candidate, shape.n_gates), shape, options)
-        if fitted.weight_error >= best.weight_error:
-            break
-        best, orders = fitted, candidate
-    return orders
+def _obstacle(shape: MatrixShape) -> str:
+    if shape.part.is_low_rank:
+        return "a plain low-rank matrix fits alike in every order"
+    if shape.part.order == 1:
+        return "a form of order 1 holds its rows and columns in one mode"
+    if shape.dense_params > _MOST_ENTRIES:
+        return f"the matrix has {shape.dense_params:,} entries, and orders are found for up to {_MOST_ENTRIES:,}"
+    return ""
 
 
-def _vectors(matrix: Tensor, name: str, n_gates: int) -> Tensor:
-    """What is to be ordered: the rows, those of all gates side by side, or the columns; each a row of the result."""
-    if name == "column_order":
-        return matrix.T
-    return matrix.reshape(n_gates, -1, matrix.shape[1]).transpose(0, 1).reshape(-1, n_gates * matrix.shape[1])
+def _obstacle_of_side(shape: MatrixShape, name: str) -> str:
+    part = shape.part
+    if name == "row_order" and part.out_size % part.n_gates:
+        return f"{part.out_size} rows of {part.n_gates} gates cannot be ordered alike in each"
+    size = part.ordered((name,)).order_sizes[name]
+    if not _FEWEST <= size <= _MOST:
+        return f"there are {size:,} {_SIDES[name]}, and orders are found for {_FEWEST} to {_MOST:,}"
+    return ""
+
+
+def _in_best_orders(
+    matrix: Tensor, shape: MatrixShape, names: Sequence[str], options: FitOptions, on_sweep: OnSweep | None
+) -> MatrixFit:
+    """Each part in the better orders of two: with like rows or columns as neighbours, or moved to better places."""
+    tries = [_part_in_best_orders(rows, shape, names, options, on_sweep) for rows in parts_of(matrix, shape)]
+    forms = (fitted.value.ordered(orders) for fitted, orders in tries)
+    return MatrixFit(tuple(forms), joined([fitted for fitted, _ in tries]).weight_error)
+
+
+def _part_in_best_orders(
+    rows: Tensor, shape: MatrixShape, names: Sequence[str], options: FitOptions, on_sweep: OnSweep | None
+) -> tuple[Fit, Orders]:
+    pieces = [Piece(_scaled(rows, options.device), shape.part)]
+    ties = [((0, name),) for name in names]
+    similar = [by_similarity(pieces, tie) for tie in ties]
+    tries = [orders_of(0, ties, each) for each in (similar, moved_to_better_places(pieces, ties, similar, options))]
+    fits = [fit(in_orders(rows, each, shape.part.n_gates), shape.part, options, on_sweep) for each in tries]
+    return min(zip(fits, tries, strict=True), key=lambda one: one[0].weight_error)
+
+
+def _in_similar_orders(matrix: Tensor, shape: MatrixShape, names: Sequence[str], device: torch.device | str) -> Tensor:
+    """The matrix with like rows or columns as neighbours, in each part for itself."""
+    ordered = []
+    for rows in parts_of(matrix, shape):
+        piece = Piece(_scaled(rows, device), shape.part)
+        orders = {name: by_similarity([piece], ((0, name),)) for name in names}
+        ordered.append(in_orders(rows, orders, shape.part.n_gates))
+    return torch.cat(ordered)
+
+
+def parts_of(matrix: Tensor, shape: MatrixShape) -> Tensor:
+    """The rows of each form of a matrix, shape ``(n_parts, out_size / n_parts, in_size)``."""
+    return matrix.detach().reshape(shape.n_parts, shape.part.out_size, shape.in_size)
+
+
+def _scaled(matrix: Tensor, device: torch.device | str) -> Tensor:
+    return matrix.to(torch.device(device), torch.float64) / (check_finite(matrix) or 1.0)

@@ -69,25 +69,28 @@ def low_rank_form(matrix: Tensor, yardstick: SVDYardstick) -> OtherForm:
     return OtherForm("low_rank", (yardstick.rank,), shape.n_params, yardstick.error, (form,))
 
 
-def structured_forms(matrix: Tensor, shape: MatrixShape) -> tuple[OtherForm, OtherForm]:
-    """A tensor train with at most as many parameters, and greedy deflation with as many, on the same modes.
+def structured_forms(matrix: Tensor, shape: MatrixShape, max_params: int | None = None) -> tuple[OtherForm, OtherForm]:
+    """A tensor train with at most as many parameters, and greedy deflation with the same blocks, on the same modes.
 
-    Separate gates are given one each.
+    Separate gates are given one each. Rows and columns stand as in the matrix, whatever orders the shape has.
 
     Args:
         matrix: ``W``, shape ``(J, I)``, any real floating dtype, not zero; read only.
         shape: of its block terms.
+        max_params: parameters of the block terms, where an order that counts once makes them fewer than the shape says.
     """
+    max_params = shape.n_params if max_params is None else max_params
+    shape = shape.ordered()
     part = shape.part.limited()
     if part.core == "identity":
         reason = "two modes without a core are this form already"
         return OtherForm("tensor_train", skipped=reason), OtherForm("greedy", skipped=reason)
-    return _tensor_train(matrix, shape), _greedy(matrix, replace(shape, part=part))
+    return _tensor_train(matrix, shape, max_params // shape.n_parts), _greedy(matrix, replace(shape, part=part))
 
 
-def _tensor_train(matrix: Tensor, shape: MatrixShape) -> OtherForm:
+def _tensor_train(matrix: Tensor, shape: MatrixShape, max_params_each: int) -> OtherForm:
     part = shape.part
-    ranks = tensor_train_ranks(part.mode_sizes, part.n_params)
+    ranks = tensor_train_ranks(part.mode_sizes, max_params_each)
     kept = basis_sizes(part.mode_sizes, [r * s for r, s in zip((1, *ranks), (*ranks, 1), strict=True)])
     if math.prod(kept) > _LARGEST_CORE:
         reason = f"at ranks {','.join(map(str, ranks))} it would take a core of {math.prod(kept):,} entries to find one"

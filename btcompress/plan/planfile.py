@@ -12,6 +12,7 @@ import yaml
 
 from btcompress.checkpoint import Checkpoint, replacing
 from btcompress.errors import BTCompressError, ShapeError
+from btcompress.fit import check_orders
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
@@ -22,6 +23,7 @@ _HEADER = """\
 # The form of each matrix, as btcompress plan chose it. Edit and keep it, then:
 #     btcompress factorize {name} --plan THIS_FILE
 # predicted: for reading only. otherwise: what is taken where the fit's weight error comes out above; may go.
+# row_order, column_order: true gives the rows, or the columns, the best order that is found for them.
 # A matrix with "dense: true", or that is not listed, stays as it is.
 """
 #: A file of this many bytes lists more matrices than any model has.
@@ -29,7 +31,8 @@ _LARGEST_FILE = 2**24
 #: No tensor has more modes or larger ones; without a bound a forged file could ask for endless arithmetic.
 _MAX_ORDER = 16
 _MAX_SIZE = 2**40
-_FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core")
+_ORDERS = ("row_order", "column_order")
+_FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", *_ORDERS)
 _OTHER_FIELDS = ("size", "dense", "reason", "predicted", "otherwise")
 
 
@@ -103,7 +106,7 @@ def _entry(form: ChosenForm, fallback: Fallback | None) -> dict[str, Any]:
     if form.point is None:
         return {**size, "dense": True, "reason": form.reason}
     data = form.point.shape.to_dict()
-    entry = {**size, **{name: data[name] for name in _FIELDS}}
+    entry = {**size, **{name: data[name] for name in _FIELDS if name in data}}
     what = "weighted_activation_error" if form.curve.on_inputs else "weight_error"
     entry["predicted"] = {"params": form.point.n_params, what: form.point.error}
     if form.point.activation_error is not None:
@@ -164,9 +167,12 @@ def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixS
         "in_size": known.in_size,
         "out_size": known.out_size // n_parts,
         "n_gates": n_gates // n_parts,
+        **{name: fields[name] for name in _ORDERS if name in fields},
     }
     try:
-        return MatrixShape.from_dict(data)
+        shape = MatrixShape.from_dict(data)
+        check_orders(shape)
+        return shape
     except ShapeError as error:
         raise ShapeError(f"{where}: {error}") from error
 

@@ -10,7 +10,7 @@ import torch
 
 from btcompress.checkpoint import Checkpoint
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import Curve, Point, Samples, price, price_on_inputs
+from btcompress.fit import Curve, Point, Samples, obstacle_to_orders, price, price_in_orders, price_on_inputs
 from btcompress.modes import ShapeRequest
 from btcompress.plan.budget import allocate
 from btcompress.plan.candidates import candidates
@@ -81,6 +81,7 @@ def meet(
     request: ShapeRequest = ShapeRequest(),
     *,
     samples: Mapping[str, Samples] | None = None,
+    order_units: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_progress: OnPricing | None = None,
@@ -98,6 +99,7 @@ def meet(
         request: modes and gates to keep to, where they fit; its ranks do not matter.
         samples: what matrices meet in the model, by their keys; these are priced on it, unless a weight error is
             wished for. All others are priced by their weight errors.
+        order_units: price forms also in orders of rows and columns, whose integers count.
         seed: of the random starts of fits.
         device: where to compute.
         on_progress: called after each choice of modes of each matrix.
@@ -127,7 +129,7 @@ def meet(
                 on_progress(PricingProgress(name, index, len(targets), done / count))
 
         sample = samples.get(target.name) if wish.max_error is None else None
-        curves.append(_priced(checkpoint, target, request, sample, seed, device, on_step))
+        curves.append(_priced(checkpoint, target, request, sample, seed, device, on_step, order_units=order_units))
     budget = wish.budget(sum(curve.dense_params for curve in curves), checkpoint.source.n_params)
     points = [_acceptable(curve, wish) for curve in curves]
     if budget is None:
@@ -141,7 +143,14 @@ def meet(
         PlannedMatrix(form.name, form.point.shape, _fallback(form, wish)) for form in forms if form.point is not None
     )
     left_dense = tuple(LeftDense(form.name, form.reason) for form in forms if form.point is None)
-    plan = replace(chosen, matrices=planned, left_dense=(*chosen.left_dense, *left_dense), notices=())
+    on_inputs = {target.name for target, curve in zip(targets, curves, strict=True) if curve.on_inputs}
+    obstacles = (
+        (name, "they are priced on sample inputs" if name in on_inputs else obstacle_to_orders(target.shape))
+        for name, target in ((target.name, target) for target in targets)
+        if order_units
+    )
+    notices = tuple(f"{name}: none of its forms has an order, as {why}." for name, why in obstacles if why)
+    plan = replace(chosen, matrices=planned, left_dense=(*chosen.left_dense, *left_dense), notices=notices)
     return PricedPlan(plan, wish, forms, checkpoint.source.n_params)
 
 
@@ -153,16 +162,20 @@ def _priced(
     seed: int,
     device: torch.device | str,
     on_step: Callable[[int, int], None],
+    *,
+    order_units: bool = False,
 ) -> Curve:
     shape, matrix = target.shape, checkpoint.tensors[target.name]
     n_gates = shape.n_parts * shape.part.n_gates
     tried = candidates(target.name, shape.out_size, shape.in_size, n_gates, request)
     try:
         forms = (matrix, tried.without_core, tried.with_core)
-        if sample is None:
-            curve = price(*forms, seed=seed, device=device, on_step=on_step)
-        else:
+        if sample is not None:
             curve = price_on_inputs(*forms, sample, seed=seed, device=device, on_step=on_step)
+        else:
+            curve = price(*forms, seed=seed, device=device, on_step=on_step)
+            if order_units:
+                curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
     except BTCompressError as error:
         raise type(error)(f"{target.name}: {error}") from error
     rounding = torch.finfo(matrix.dtype).eps / 2
@@ -243,8 +256,11 @@ def _why_dense(curve: Curve, wish: Wish) -> str:
 
 def _fallback(form: ChosenForm, wish: Wish) -> Fallback | None:
     """What is fitted exactly, for a form whose fit may come out worse than foreseen."""
-    if form.point is None or form.point.shape.part.core == "identity" or form.curve.on_inputs:
+    if form.point is None or form.curve.on_inputs:
         return None  # what is priced on inputs is fitted to them later, where a weight error means nothing
+    part = form.point.shape.part
+    if part.core == "identity" and not part.order_sizes:
+        return None
     at_equal_size = math.inf if form.low_rank is None else form.low_rank.error
     if wish.max_error is not None and wish.max_error < at_equal_size:
         within = (point.shape for point in form.curve.low_rank if point.error <= wish.max_error)
