@@ -128,7 +128,7 @@ def test_refit_low_rank_has_the_least_weighted_activation_error_of_its_rank(gate
         error = float((inputs.reshape(-1, 12) @ (weight - given).T * scale).square().sum())
         assert error == pytest.approx(least)
     weights = {key: sample.weights for key, sample in samples.items()}
-    before, now = (activation_errors(form, dense, entry, data, weights) for form in (compressed, after))
+    before, now = activation_errors([compressed, after], dense, entry, data, weights)
     assert len(before) == 4 * (1 + bidirectional)
     assert all(now[key].weighted < before[key].weighted for key in before)
 

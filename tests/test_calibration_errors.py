@@ -58,7 +58,8 @@ def weights_of(entry, seed=1):
 
 def errors_of(compressed, dense, data, name="", **arguments):
     entry = entry_of(dense, name)
-    return activation_errors(compressed, dense, entry, data, weights_of(entry), **arguments)
+    (errors,) = activation_errors([compressed], dense, entry, data, weights_of(entry), **arguments)
+    return errors
 
 
 def step_by_step(entry, dense, compressed, data):

@@ -113,8 +113,8 @@ def test_rows_stand_for_the_mean_over_all_steps_that_count():
 
 def test_of_many_inputs_steps_are_drawn_by_the_seed(monkeypatch):
     monkeypatch.setattr(sampling, "_MOST_MOMENTS", 5)
-    monkeypatch.setattr(sampling, "_ROWS", 6)
-    monkeypatch.setattr(sampling, "_HELD_ROWS", 4)
+    monkeypatch.setattr(sampling, "_DRAWN_ENTRIES", 36)
+    monkeypatch.setattr(sampling, "_HELD_ENTRIES", 24)
     module = nn.LSTM(6, 4).double()
     _, data, samples = given(module, lengths=[5, 2, 4, 1], batch_size=2)
     drawn = samples["weight_ih_l0"]

@@ -75,6 +75,21 @@ def test_each_update_of_a_factor_is_the_least_squares_solution(shape, generator,
         assert float(factor.grad.norm()) < 1e-6 * float(start.grad.norm())
 
 
+def test_factors_with_many_entries_are_solved_for_on_several_threads(generator):
+    shape = BlockTermShape((80, 3), (4, 5), (2, 2))
+    matrix = torch.randn(shape.out_size, shape.in_size, generator=generator, dtype=torch.float64)
+    samples = samples_for(shape, generator)
+    samples = replace(samples, held=samples.inputs)
+    start, threads = (random_form(shape, generator),), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        fitted = fit_to_inputs(matrix, start, samples, max_sweeps=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert fitted.n_sweeps
+    assert fitted.errors.weighted < errors_on(matrix, start, samples).weighted
+
+
 def test_cores_end_at_the_least_squares_solution(generator, monkeypatch):
     monkeypatch.setattr(inputfit, "_CORE_STEPS", (200, 200))
     matrix = torch.randn(UNEVEN.out_size, UNEVEN.in_size, generator=generator, dtype=torch.float64)

@@ -9,7 +9,7 @@ layers together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -37,7 +37,7 @@ from btcompress.finetune.networks import (
     training_dtype,
 )
 from btcompress.finetune.tasks import HiddenStates
-from btcompress.fit import OutputErrors, Samples, weight_error
+from btcompress.fit import Samples, weight_error
 
 OnEpoch = Callable[[str, Epoch], None]
 
@@ -81,20 +81,23 @@ class _Stage:
     config: TrainConfig
 
 
-def gather_samples(dense: Checkpoint, request: CalibrationRequest, seed: int = 0) -> dict[str, Samples]:
+def gather_samples(
+    dense: Checkpoint, request: CalibrationRequest, seed: int = 0, keys: Collection[str] | None = None
+) -> dict[str, Samples]:
     """Samples of the inputs of a dense LSTM's matrices, by their keys, to plan with before anything is factorized.
 
     Args:
         dense: holds the LSTM.
         request: on what; what it says of training does not matter.
         seed: that of the calibration to follow.
+        keys: of the matrices asked for; all of them where left out.
 
     Raises:
         BTCompressError: the sequences are not inputs of an LSTM of the file.
     """
     entry = choose_dense_lstm(dense, request.lstm, "Name one with --lstm.")
     train, held = _sequences(request, entry, seed)
-    return samples_of(dense, entry, train, held, training_dtype(dense.tensors, entry), seed=seed)
+    return samples_of(dense, entry, train, held, training_dtype(dense.tensors, entry), keys=keys, seed=seed)
 
 
 def calibrate(
@@ -146,15 +149,8 @@ def calibrate(
     student, trainer = prepared(stages[-1], compressed)
     before = trainer.measure(student)
     if samples is None:
-        samples = samples_of(dense, entry, train, held, dtype, seed=config.seed)
-    weights = {key: sample.weights for key, sample in samples.items()}
-
-    def errors(of: CompressedCheckpoint) -> dict[str, OutputErrors]:
-        return activation_errors(of, dense, entry, held, weights)
-
-    errors_before = errors(compressed)
-    calibrated = refit(compressed, dense, samples)
-    errors_refitted = errors(calibrated)
+        samples = samples_of(dense, entry, train, held, dtype, keys=compressed.matrices, seed=config.seed)
+    calibrated = refitted = refit(compressed, dense, samples)
     student, trainer = prepared(stages[-1], calibrated)
     if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
         calibrated = compressed
@@ -166,7 +162,10 @@ def calibrate(
         calibrated = replace(calibrated, tensors={**calibrated.tensors, **stored_tensors(student, calibrated)})
         n_epochs += len(trainer.rows)
     student, trainer = prepared(stages[-1], calibrated)
-    measured = {"_before": errors_before, "_refitted": errors_refitted, "": errors(calibrated)}
+    versions = {"_before": compressed, "_refitted": refitted, "": calibrated}
+    weights = {key: sample.weights for key, sample in samples.items()}
+    errors = activation_errors(list(versions.values()), dense, entry, held, weights)
+    measured = dict(zip(versions, errors, strict=True))
     step = {
         "step": "calibrate",
         "lstm": entry.name,

@@ -54,20 +54,20 @@ class InputMeasure:
 
 
 def activation_errors(
-    compressed: CompressedCheckpoint,
+    versions: Sequence[CompressedCheckpoint],
     dense: Checkpoint,
     entry: LSTMEntry,
     data: Data,
     weights: Mapping[str, Tensor],
     batch_size: int = 32,
-) -> dict[str, OutputErrors]:
+) -> list[dict[str, OutputErrors]]:
     """The activation errors of each factorized matrix of an LSTM, on the inputs that it has in the dense LSTM.
 
     Those of ``W`` are the sequences, or the hidden states of the layer below; those of ``U`` are the hidden states
     of the step before. Projections are left out: what they take is not among the LSTM's outputs.
 
     Args:
-        compressed: holds the block terms.
+        versions: of one compressed checkpoint, with the same forms.
         dense: holds the matrices that they stand for.
         entry: the LSTM.
         data: sequences of its inputs.
@@ -75,16 +75,17 @@ def activation_errors(
         batch_size: sequences at once.
 
     Returns:
-        The errors of each matrix by its key; a matrix whose products are all zero has none.
+        For each version the errors of each matrix by its key; a matrix whose products are all zero has none.
 
     Raises:
         CheckpointError: the dense checkpoint lacks a matrix, or holds it in another shape.
         BTCompressError: an input is not finite.
     """
-    forms = {key: [compressed.parts(key)] for key in entry.matrix_keys if key in compressed.matrices}
-    dtype = training_dtype(compressed.outline(), entry)
+    keys = [key for key in entry.matrix_keys if key in versions[0].matrices]
+    forms = {key: [version.parts(key) for version in versions] for key in keys}
+    dtype = training_dtype(versions[0].outline(), entry)
     errors = errors_of_forms(forms, dense, entry, data, weights, dtype, batch_size)
-    return {key: of_form for key, (of_form,) in errors.items()}
+    return [{key: of_forms[n] for key, of_forms in errors.items()} for n in range(len(versions))]
 
 
 def on_inputs(
@@ -114,7 +115,8 @@ def on_inputs(
     sequences = open_data(data, scale)
     check_inputs(sequences, sequences.batch(torch.tensor([0])), entry)
     dtype = training_dtype(compressed.outline(), entry)
-    return InputMeasure(dense, entry, sequences, samples_of(dense, entry, sequences, sequences, dtype), dtype)
+    samples = samples_of(dense, entry, sequences, sequences, dtype, keys=compressed.matrices)
+    return InputMeasure(dense, entry, sequences, samples, dtype)
 
 
 @torch.no_grad()
@@ -154,12 +156,11 @@ def errors_of_forms(
     missed = {key: [torch.zeros((), dtype=torch.float64) for _ in forms[key]] for key in keys}
     for rows in torch.arange(len(data)).split(batch_size):
         batch = data.batch(rows).to(torch.device("cpu"), dtype)
-        for key, inputs in inputs_of(entry, layers, batch):
-            if key in products:
-                wanted = inputs @ dense.tensors[key].to(dtype).T
-                sizes[key] = sizes[key] + wanted.double().square().sum(0)
-                for n, product in enumerate(products[key]):
-                    missed[key][n] = missed[key][n] + (wanted - product(inputs)).double().square().sum(0)
+        for key, inputs in inputs_of(entry, layers, batch, keys):
+            wanted = inputs @ dense.tensors[key].to(dtype).T
+            sizes[key] = sizes[key] + wanted.double().square().sum(0)
+            for n, product in enumerate(products[key]):
+                missed[key][n] = missed[key][n] + (wanted - product(inputs)).double().square().sum(0)
     scales = {key: weights[key].double().square() for key in keys}
     return {
         key: tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import torch
@@ -30,20 +30,38 @@ def steps_that_count(batch: Batch) -> Tensor:
     return torch.arange(n_steps) < batch.lengths[:, None]
 
 
-def inputs_of(entry: LSTMEntry, layers: list[Recurrent], batch: Batch) -> Iterator[tuple[str, Tensor]]:
-    """The inputs that each ``W`` and ``U`` has in the dense LSTM at all steps that count, shape ``(n, inputs)``."""
+def inputs_of(
+    entry: LSTMEntry, layers: list[Recurrent], batch: Batch, keys: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The inputs that a ``W`` or ``U`` has in the dense LSTM at all steps that count, shape ``(n, inputs)``.
+
+    Args:
+        entry: the LSTM.
+        layers: what :func:`layers_of` gave.
+        batch: sequences of its inputs.
+        keys: of the matrices asked for; no layer runs that none of them needs.
+    """
     counts = steps_that_count(batch)
     n_directions = 1 + entry.bidirectional
-    below = batch.x
+    below, left = batch.x, {*entry.input_keys, *entry.recurrent_keys} & set(keys)
     for layer, recurrent in enumerate(layers):
+        positions = slice(layer * n_directions, (layer + 1) * n_directions)
+        for key in entry.input_keys[positions]:
+            if key in left:
+                yield key, below[counts]
+        left -= set(entry.input_keys[positions])
+        if not left:
+            return
         hidden = recurrent(batch.x, batch.lengths)[0]  # (B, T, directions * H), 0 beyond a sequence's end
-        for direction, own in enumerate(hidden.chunk(n_directions, dim=-1)):
-            position = layer * n_directions + direction
+        own_keys = entry.recurrent_keys[positions]
+        for direction, (key, own) in enumerate(zip(own_keys, hidden.chunk(n_directions, dim=-1), strict=True)):
+            if key not in left:
+                continue
             before = torch.zeros_like(own)
             if direction:
                 before[:, :-1] = own[:, 1:]
             else:
                 before[:, 1:] = own[:, :-1]
-            yield entry.input_keys[position], below[counts]
-            yield entry.recurrent_keys[position], before[counts]
+            yield key, before[counts]
+        left -= set(own_keys)
         below = hidden

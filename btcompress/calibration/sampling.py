@@ -9,6 +9,9 @@ variance 1 gives each term of ``s_j^2`` in the mean, so one pass backward serves
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -21,12 +24,13 @@ from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
 from btcompress.nn.recurrence import recur
 
-#: Inputs up to which all steps count, through their second moments; of more inputs, so many steps are drawn.
+#: Inputs up to which all steps count, through their second moments; of more inputs, steps with so many entries in all
+#: are drawn to fit on, and a quarter of that to measure on.
 _MOST_MOMENTS = 2048
-_ROWS = 2048
-#: Sequences that tell how much outputs count, and steps of inputs held back.
+_DRAWN_ENTRIES = 2**24
+_HELD_ENTRIES = _DRAWN_ENTRIES // 4
+#: Sequences that tell how much outputs count.
 _PROBED = 256
-_HELD_ROWS = 512
 #: Outputs count at least this share of what the most sensitive one does.
 _LEAST_WEIGHT = 1e-3
 #: Moments below this share of the largest are rounding.
@@ -40,10 +44,11 @@ def samples_of(
     held: Data,
     dtype: torch.dtype,
     *,
+    keys: Collection[str] | None = None,
     seed: int = 0,
     batch_size: int = 32,
 ) -> dict[str, Samples]:
-    """Samples for each ``W`` and ``U`` of a dense LSTM, by its key; none for projections.
+    """Samples for ``W`` and ``U`` of a dense LSTM, by their keys; none for projections.
 
     Args:
         dense: holds the LSTM.
@@ -51,6 +56,7 @@ def samples_of(
         train: sequences of its inputs, to fit on.
         held: sequences to measure on.
         dtype: to run the LSTM in.
+        keys: of the matrices asked for; all of them where left out. Those of one do not depend on the others.
         seed: of the steps and the random numbers drawn.
         batch_size: sequences at once.
 
@@ -60,15 +66,22 @@ def samples_of(
     """
     generator = torch.Generator().manual_seed(seed)
     layers = layers_of(entry, dense, dtype)
+    asked = (*entry.input_keys, *entry.recurrent_keys) if keys is None else keys
     weights = _output_weights(entry, layers[-1], train, generator, batch_size)
-    fitting = _inputs(entry, layers, train, _ROWS, generator, batch_size)
-    measuring = _inputs(entry, layers, held, _HELD_ROWS, generator, batch_size)
+    fitting = _inputs(entry, layers, train, asked, _DRAWN_ENTRIES, generator, batch_size)
+    measuring = _inputs(entry, layers, held, asked, _HELD_ENTRIES, generator, batch_size)
     return {key: Samples(fitting[key], measuring[key], weights[key]) for key in fitting}
 
 
 @torch.no_grad()
 def _inputs(
-    entry: LSTMEntry, layers: list[Recurrent], data: Data, n_rows: int, generator: torch.Generator, batch_size: int
+    entry: LSTMEntry,
+    layers: list[Recurrent],
+    data: Data,
+    keys: Collection[str],
+    n_entries: int,
+    generator: torch.Generator,
+    batch_size: int,
 ) -> dict[str, Tensor]:
     """Rows for each matrix, their squares summing to means over the steps: all steps' moments, or steps drawn."""
     moments: dict[str, Tensor] = {}
@@ -76,15 +89,16 @@ def _inputs(
     n_steps = 0
     for rows in torch.arange(len(data)).split(batch_size):
         batch = data.batch(rows).to(torch.device("cpu"), next(layers[0].parameters()).dtype)
-        n_steps += int(steps_that_count(batch).sum())
-        for key, inputs in inputs_of(entry, layers, batch):
+        n_own = int(steps_that_count(batch).sum())
+        n_steps += n_own
+        steps = torch.randperm(n_own, generator=generator)
+        for key, inputs in inputs_of(entry, layers, batch, keys):
             if inputs.shape[1] <= _MOST_MOMENTS:
                 wide = inputs.double()
                 moments[key] = moments.get(key, torch.zeros((), dtype=torch.float64)) + wide.T @ wide
             else:
-                n_drawn = -(-n_rows * len(rows) // len(data))
-                chosen = torch.randperm(len(inputs), generator=generator)[:n_drawn].sort().values
-                drawn.setdefault(key, []).append(inputs[chosen])
+                n_drawn = math.ceil(n_entries / inputs.shape[1] * len(rows) / len(data))
+                drawn.setdefault(key, []).append(inputs[steps[:n_drawn].sort().values])
     found = {key: _root(moment / n_steps) for key, moment in moments.items()}
     for key, pieces in drawn.items():
         joined = torch.cat(pieces)

@@ -114,7 +114,7 @@ def factorize(
     if not dry_run:
         data = () if calibration is None else (Path(calibration),)
         check_target(target, force=force, inputs=(*checkpoint.files, *data))
-    samples = gathered(checkpoint, sequences, seed)
+    samples = None if wish is None else gathered(checkpoint, sequences, seed)
     if plan_file is not None:
         planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
     else:
@@ -129,6 +129,8 @@ def factorize(
             options,
             order_units=order_units,
         )
+    if samples is None:
+        samples = gathered(checkpoint, sequences, seed, [matrix.name for matrix in planned.matrices])
     if dry_run:
         show = display.show_inventory_json if json else display.show_plan
         show(checkpoint, planned)

@@ -37,7 +37,7 @@ from btcompress.cli.options import (
 from btcompress.kinds import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import torch
 
@@ -156,14 +156,16 @@ def planned_as_asked(
     ).plan
 
 
-def gathered(checkpoint: Checkpoint, sequences: CalibrationRequest | None, seed: int) -> dict[str, Samples] | None:
-    """Samples of what the matrices of an LSTM meet on the sequences; None without sequences."""
+def gathered(
+    checkpoint: Checkpoint, sequences: CalibrationRequest | None, seed: int, keys: Collection[str] | None = None
+) -> dict[str, Samples] | None:
+    """Samples of what matrices of an LSTM, all where no keys are given, meet on the sequences; None without these."""
     if sequences is None:
         return None
     from btcompress import calibration, display
 
     with display.working(f"running the dense LSTM over {sequences.data}"):
-        return calibration.gather_samples(checkpoint, sequences, seed)
+        return calibration.gather_samples(checkpoint, sequences, seed, keys)
 
 
 def _priced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from btcompress.finetune.user import UserNetwork
 
 #: What inputs are multiplied by, so that bytes become 0 to 1.
 SCALE = 1 / 255
+#: Root mean square of the inputs so scaled, about.
+_TYPICAL_INPUT = 0.2
 _BATCH = 50
 
 
@@ -44,6 +47,10 @@ def train_dense(
 ) -> tuple[ClipClassifier, tuple[float, ...]]:
     """Train a dense model on clips and keep the epoch that is best on those held back.
 
+    While it trains, a frame is scaled to a norm of about 1, and the input weights the other way. Adam moves every
+    weight by about the learning rate, whatever meets it: with thousands of inputs as they are, a rate that is small
+    enough for the input weights would leave all others next to untrained.
+
     Args:
         data: file of the clips, bytes ``x`` and labels ``y``.
         size: of the model, and how to train it.
@@ -53,14 +60,22 @@ def train_dense(
     Returns:
         The model, on the CPU, and the accuracy on the clips held back, before training and after each epoch.
     """
-    train, held = split(open_data(str(data), SCALE), size.held_fraction, seed)
+    n_inputs = size.height * size.width * 3
+    # A power of two changes no digit of an input or a weight.
+    shrunk = 2.0 ** -round(math.log2(_TYPICAL_INPUT * math.sqrt(n_inputs)))
+    train, held = split(open_data(str(data), SCALE * shrunk), size.held_fraction, seed)
     torch.manual_seed(seed)
-    model = ClipClassifier(train.batch(torch.tensor([0])).x.shape[-1], size.hidden_size, len(CLASS_NAMES))
+    model = ClipClassifier(n_inputs, size.hidden_size, len(CLASS_NAMES))
+    weight = model.lstm.get_parameter("weight_ih_l0")
+    with torch.no_grad():
+        weight.div_(shrunk)
     config = size.dense_config(seed)
     trainer = Trainer(UserNetwork(model), Labels("classes", None, config.temperature, 0.0), train, held, config)
     with _without_onednn():
         before, best = trainer.run(on_epoch=on_epoch)
     trainer.network.load_state_dict(best.tensors)
+    with torch.no_grad():
+        weight.mul_(shrunk)
     return model.cpu(), (before, *(row["metric"] for row in trainer.rows))
 
 

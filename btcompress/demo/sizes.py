@@ -51,7 +51,7 @@ class DemoSize:
 
 
 #: About two minutes on two cores.
-SMALL = DemoSize(60, 80, 2000, 1000, 0.2, 128, 2, 4, 20, 1e-4, 10, 1e-2)
+SMALL = DemoSize(60, 80, 2000, 1000, 0.2, 128, 2, 4, 20, 4e-3, 10, 1e-2)
 
 #: That of Ye et al. (2018): 57,600 inputs, 256 hidden units, 58,982,400 input weights.
-FULL = DemoSize(120, 160, 2000, 1000, 0.2, 256, 2, 4, 14, 2e-5, 10, 1e-2)
+FULL = DemoSize(120, 160, 2000, 1000, 0.2, 256, 2, 4, 14, 1e-3, 10, 1e-2)

@@ -27,7 +27,7 @@ from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Sweeps at most; the fall of the error on inputs held back that is worth another one.
 MAX_SWEEPS = 50
-_TOLERANCE = 2e-3
+_TOLERANCE = 1e-2
 #: Steps of conjugate gradients for the cores in each sweep, of up to so many entries and of more.
 _CORE_STEPS = (4, 10)
 _MANY_CORE_ENTRIES = 1024
@@ -236,7 +236,10 @@ class _Outputs:
         wished = torch.einsum("oc,opc->cp", weights, right).double() - torch.einsum("cpq,cq->cp", grams, old)
         held = grams.diagonal(dim1=1, dim2=2)
         held.add_(_RIDGE * held.mean(1, keepdim=True) + torch.finfo(grams.dtype).tiny)
-        new = (old + torch.linalg.solve(grams, wished)).to(form.cores.dtype)
+        # Not torch.linalg.solve: its LU of several matrices fails on some CPUs where there are several threads.
+        triangle, failed = torch.linalg.cholesky_ex(grams)
+        steps = torch.cholesky_solve(wished[..., None], triangle).squeeze(-1)
+        new = torch.where(failed[:, None] == 0, old + steps, old).to(form.cores.dtype)
         n, i, j, r = form.factors[mode].shape
         factor = new.reshape(j, n, i, r).permute(1, 2, 0, 3).contiguous()
         return replace(form, factors=(*form.factors[:mode], factor, *form.factors[mode + 1 :]))
