@@ -408,6 +408,41 @@ def test_calibration_brings_the_hidden_states_nearer_and_says_so(model, sequence
     assert all(row["activation_error"] > 0 for row in json.loads(shown)["matrices"])
 
 
+def test_plans_are_made_on_sample_inputs_and_kept(model, sequences, run):
+    how = ("--matrices", "input,recurrent", "--calibration", sequences, "--scale", "1/40")
+    wish = ("--max-activation-error", "0.8")
+    plan, err = run("plan", "model.pt", *wish, *how, "--json", "--save-plan", "plan.yaml", cwd=model.parent)
+    assert err == ""
+    value = json.loads(plan)
+    assert value["wish"]["max_activation_error"] == 0.8
+    for row in value["matrices"]:
+        assert row["on_inputs"]
+        assert row["chosen"]["activation_error"] <= 0.8
+        assert row["chosen"]["weight_error"] is None
+    shown, _ = run("plan", "model.pt", *wish, *how, cwd=model.parent)
+    assert "low rank at" in shown
+    assert "activation" in shown
+    how = (*how[2:], "--calibration-epochs", "0")
+    for name, asked in (("a", (*wish, *how, "--matrices", "input,recurrent")), ("b", ("--plan", "plan.yaml", *how))):
+        run("factorize", "model.pt", *asked, "-o", f"{name}.safetensors", cwd=model.parent)
+    matrices = [
+        json.loads(run("report", f"{name}.safetensors", "--json", cwd=model.parent)[0])["matrices"] for name in "ab"
+    ]
+    assert matrices[0] == matrices[1]
+    for row, foretold in zip(matrices[0], value["matrices"], strict=True):
+        assert row["params_after"] == foretold["params_after"]
+        assert row["weighted_activation_error"] > 0
+
+
+def test_an_activation_error_needs_sample_inputs(model, run):
+    for command in ("plan", "factorize"):
+        _, err = run(command, "model.pt", "--max-activation-error", "0.4", code=2, cwd=model.parent)
+        assert "--calibration" in err
+    _, err = run("plan", "model.pt", "--max-activation-error", "0.4", "--max-error", "0.4", code=2, cwd=model.parent)
+    assert "both given" in err
+    assert not list(model.parent.glob("*.safetensors"))
+
+
 def test_bad_calibration_is_one_clear_error_and_writes_nothing(model, run):
     np.save(model.parent / "x.npy", np.zeros((30, 5, 63), np.float32))
     before = sorted(path.name for path in model.parent.iterdir())

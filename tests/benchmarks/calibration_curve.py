@@ -2,9 +2,10 @@
 
     python tests/benchmarks/calibration_curve.py model.pt inputs.npz curve.json curve.png
 
-All matrices of the LSTM, ``W`` and ``U``, are planned at each ratio. *Weights*: fitted to the weights. *Inputs*: its
-low-rank matrices fitted to the inputs, without any training. *Calibrated*: trained after that to give the dense
-hidden states. Activation errors are of each matrix at 4x, fitted to the weights, to the inputs, and calibrated.
+All matrices of the LSTM, ``W`` and ``U``, are planned at each ratio. *Weights*: planned on the weights, and fitted to
+them. *Inputs*: planned on the inputs, and fitted to them without any training. *Calibrated*: trained after that to
+give the dense hidden states. Activation errors are of each matrix planned on the inputs: fitted to the weights, to the
+inputs, and calibrated.
 """
 
 import argparse
@@ -15,9 +16,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from btcompress import factorize, plan_for
-from btcompress.calibration import DEFAULT, CalibrationRequest, calibrate
+from btcompress.calibration import DEFAULT, CalibrationRequest, calibrate, gather_samples
 from btcompress.factorization import open_weights
 
+KINDS = ("input", "recurrent")
 NAMES = {"weights": "fitted to the weights", "inputs": "fitted to the inputs", "calibrated": "calibrated"}
 
 
@@ -32,15 +34,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     dense = open_weights(args.model)
+    config = replace(DEFAULT, seed=args.seed)
+    fit, train = (CalibrationRequest(str(args.inputs), train=train) for train in (False, True))
+    samples = gather_samples(dense, fit, args.seed)
     rows = []
     for ratio in args.ratios:
-        plan = plan_for(args.model, target_ratio=ratio, matrices=("input", "recurrent"))
-        compressed = factorize(args.model, plan=plan)
-        row = {"ratio": ratio, "forms": {key: m.shape.to_dict() for key, m in compressed.matrices.items()}}
-        for name, train in (("inputs", False), ("calibrated", True)):
-            request = CalibrationRequest(str(args.inputs), train=train)
-            step = calibrate(compressed, dense, request, replace(DEFAULT, seed=args.seed)).history[-1]
-            row["weights"] = step["hidden_state_error_before"]
+        on_weights, on_inputs = (
+            factorize(args.model, plan=plan_for(args.model, target_ratio=ratio, matrices=KINDS, samples=given))
+            for given in (None, samples)
+        )
+        row = {"ratio": ratio, "forms": {key: m.shape.to_dict() for key, m in on_inputs.matrices.items()}}
+        step = calibrate(on_weights, dense, fit, config, samples=samples).history[-1]
+        row["weights"] = step["hidden_state_error_before"]
+        for name, request in (("inputs", fit), ("calibrated", train)):
+            step = calibrate(on_inputs, dense, request, config, samples=samples).history[-1]
             row[name] = step["hidden_state_error_after"]
         row["activation_errors"] = {
             "weights": step["activation_errors_before"],
