@@ -12,7 +12,7 @@ from btcompress.demo.story import draw_clips
 from btcompress.finetune.data import open_data, split
 from btcompress.modes import ShapeRequest, choose_shape
 
-TINY = DemoSize(12, 16, 300, 200, 0.2, 16, 2, 2, 6, 3e-3, 3, 1e-2)
+TINY = DemoSize(12, 16, 300, 200, 0.2, 16, 2, 2, 6, 2e-2, 3, 1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_same_seed_writes_the_same_files(tmp_path):
 
 
 def test_dense_model_learns_and_is_given_back_at_its_best_epoch(tmp_path):
-    size = replace(TINY, height=24, width=32, n_train=600, dense_epochs=8, dense_learning_rate=1e-3)
+    size = replace(TINY, height=24, width=32, n_train=600, dense_epochs=8, dense_learning_rate=1e-2)
     data = tmp_path / "train.npz"
     draw_clips(data, size, seed=0)
     enabled = torch.backends.mkldnn.enabled
