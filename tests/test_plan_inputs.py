@@ -42,7 +42,9 @@ def samples_for(dense, generator, n=200):
 
 
 def planned(dense, wish, samples, **arguments):
-    return meet(dense, make_plan(dense, ShapeRequest(), matrices=("input", "recurrent")), wish, samples=samples, **arguments)
+    return meet(
+        dense, make_plan(dense, ShapeRequest(), matrices=("input", "recurrent")), wish, samples=samples, **arguments
+    )
 
 
 @pytest.mark.parametrize("louder", KEYS)
