@@ -145,8 +145,8 @@ def meet(
     left_dense = tuple(LeftDense(form.name, form.reason) for form in forms if form.point is None)
     on_inputs = {target.name for target, curve in zip(targets, curves, strict=True) if curve.on_inputs}
     obstacles = (
-        (name, "they are priced on sample inputs" if name in on_inputs else obstacle_to_orders(target.shape))
-        for name, target in ((target.name, target) for target in targets)
+        (each.name, "they are priced on sample inputs" if each.name in on_inputs else obstacle_to_orders(each.shape))
+        for each in targets
         if order_units
     )
     notices = tuple(f"{name}: none of its forms has an order, as {why}." for name, why in obstacles if why)
