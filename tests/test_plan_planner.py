@@ -248,7 +248,7 @@ def test_both_wishes_at_once_hold_together():
     plan = btcompress.plan_for(model, target_ratio=2, max_error=0.6)
     assert plan.params_after * 2 <= plan.params_before
     assert all(form.point is None or form.point.error <= 0.6 for form in plan.forms)
-    with pytest.raises(BTCompressError, match=r"with a weight error of at most 0\.05"):
+    with pytest.raises(BTCompressError, match=r"with weight errors of at most 0\.05"):
         btcompress.plan_for(model, target_ratio=20, max_error=0.05)
 
 

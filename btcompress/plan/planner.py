@@ -190,12 +190,17 @@ def _priced(
     return replace(curve, points=rounded(curve.points), low_rank=rounded(curve.low_rank))
 
 
+def _limited(wish: Wish) -> tuple[str, float | None, Callable[[Point], float]]:
+    """Which error of a form the wish limits, what it may be at most, and how to read it."""
+    if wish.max_activation_error is not None:
+        return "activation", wish.max_activation_error, lambda point: point.activation_error or 0.0
+    return "weight", wish.max_error, lambda point: point.error
+
+
 def _acceptable(curve: Curve, wish: Wish) -> list[Point]:
     """The forms within the error wished for, the smallest first."""
-    if wish.max_activation_error is not None:
-        limit = wish.max_activation_error
-        return [point for point in curve.points if (point.activation_error or 0.0) <= limit]
-    return [point for point in curve.points if wish.max_error is None or point.error <= wish.max_error]
+    _, limit, error_of = _limited(wish)
+    return [point for point in curve.points if limit is None or error_of(point) <= limit]
 
 
 def _spend(
@@ -221,8 +226,8 @@ def _out_of_reach(wish: Wish, budget: int, least: int, curves: Sequence[Curve], 
     before = sum(curve.dense_params for curve in curves)
     others = params_of_model - before if wish.of == "model" else 0
     room = f"{max(budget, 0):,} parameters" if budget > 0 else "no parameters"
-    errors = (("a weight", wish.max_error), ("an activation", wish.max_activation_error))
-    within = "".join(f" with {what} error of at most {error:g}" for what, error in errors if error is not None)
+    what, limit, _ = _limited(wish)
+    within = f" with {what} errors of at most {limit:g}" if limit is not None else ""
     beside = f", beside {others:,} of other tensors" if others else ""
     reach = (before + others) / (least + others)
     return (
@@ -242,14 +247,12 @@ def _form(target: PlannedMatrix, curve: Curve, point: Point | None, wish: Wish) 
 def _why_dense(curve: Curve, wish: Wish) -> str:
     if not curve.points:
         return f"no form has fewer parameters than its {curve.dense_params:,}"
-    most_accurate = curve.points[-1]
-    limit, reached, what = wish.max_error, most_accurate.error, "weight"
-    if wish.max_activation_error is not None:
-        limit, reached, what = wish.max_activation_error, most_accurate.activation_error or 0.0, "activation"
-    if limit is not None and reached > limit:
+    what, limit, error_of = _limited(wish)
+    if limit is not None and not _acceptable(curve, wish):
+        closest = min(curve.points, key=error_of)
         return (
-            f"no smaller form keeps its {what} error within {limit:g}; the closest reaches {reached:.3g} with "
-            f"{most_accurate.n_params:,} of {curve.dense_params:,} parameters"
+            f"no smaller form keeps its {what} error within {limit:g}; the closest reaches {error_of(closest):.3g} "
+            f"with {closest.n_params:,} of {curve.dense_params:,} parameters"
         )
     return "the budget has room for it as it is"
 

@@ -2,9 +2,10 @@
 
 Run by hand, after ``btcompress demo --full --seed S --output FOLDER``, whose dense checkpoint and clips are taken:
 ``python tests/benchmarks/clips_accuracy.py FOLDER --seed S``. For each pair of ranks the dense checkpoint is
-factorized, and fine-tuned by the settings of the demonstration three times: as it is (``factorized``), with random
-block terms in place of the fitted ones (``random block terms``), and with every tensor random (``from scratch``).
-One JSON line for each: accuracy on the clips held back before training and after each epoch, and on the test clips
+factorized, and fine-tuned by the settings of the demonstration from each start that is asked for: as it is
+(``factorized``), calibrated on the training clips without their labels (``calibrated``), with random block terms in
+place of the fitted ones (``random block terms``), and with every tensor random (``from scratch``). One JSON line for
+each: accuracy on the clips held back before training and after each epoch, and on the test clips before training and
 after the best epoch, which the test clips do not choose.
 """
 
@@ -19,20 +20,19 @@ from pathlib import Path
 import torch
 
 from btcompress import apply, factorize, report, save
-from btcompress.checkpoint import CompressedCheckpoint
+from btcompress.calibration import CalibrationRequest, calibrate
+from btcompress.checkpoint import CompressedCheckpoint, read
 from btcompress.demo import CLASS_NAMES, FULL, SMALL
 from btcompress.demo.dense import SCALE, ClipClassifier, accuracy
 from btcompress.demo.story import DemoFiles, draw_clips
-from btcompress.finetune import FineTuneRequest, finetune
+from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
 from btcompress.nn import BTWeight
 
-STARTS = ("factorized", "random block terms", "from scratch")
+STARTS = ("factorized", "calibrated", "random block terms", "from scratch")
 
 
-def fresh(compressed: CompressedCheckpoint, model: ClipClassifier, start: str, seed: int) -> CompressedCheckpoint:
-    """The compressed checkpoint with random tensors where the start asks for them."""
-    if start == "factorized":
-        return compressed
+def randomised(compressed: CompressedCheckpoint, model: ClipClassifier, start: str, seed: int) -> CompressedCheckpoint:
+    """The compressed checkpoint with random block terms, or with every tensor random."""
     torch.manual_seed(seed)
     drawn = apply(copy.deepcopy(model), compressed)
     drawn.lstm.reset_parameters()
@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="learning rate in place of the demonstration's")
     parser.add_argument("--epochs", type=int, help="epochs in place of the demonstration's")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=["factorized", "from scratch"])
+    parser.add_argument("--calibration-epochs", type=int, default=6, help="of the start that is calibrated")
+    parser.add_argument("--calibration-lr", type=float, default=1e-2, help="learning rate of those")
     args = parser.parse_args()
     size, files = SMALL if args.small else FULL, DemoFiles(args.folder)
     config = size.tuning_config(args.seed)
@@ -84,7 +86,14 @@ def main() -> None:
             )
             for start in args.starts:
                 path, tuned = Path(folder) / "start.safetensors", Path(folder) / "tuned.safetensors"
-                save(fresh(compressed, model, start, args.seed), path, force=True)
+                begun = compressed
+                if start == "calibrated":
+                    clips = CalibrationRequest(str(files.data), SCALE, size.held_fraction)
+                    settings = TrainConfig(args.calibration_epochs, learning_rate=args.calibration_lr, seed=args.seed)
+                    begun = calibrate(compressed, read(files.dense), clips, settings)
+                elif start != "factorized":
+                    begun = randomised(compressed, model, start, args.seed)
+                save(begun, path, force=True)
                 request = FineTuneRequest(
                     path, str(files.data), tuned, files.dense, held_fraction=size.held_fraction, scale=SCALE
                 )
@@ -102,6 +111,7 @@ def main() -> None:
                     "lstm_ratio": lstm_params(model) / lstm_params(apply(copy.deepcopy(model), result.compressed)),
                     "model_ratio": told.model.ratio,
                     "held": [told.finetuned[-1].before, *(epoch.metric for epoch in epochs)],
+                    "test_before": accuracy(apply(copy.deepcopy(model), begun), test),
                     "test": accuracy(apply(copy.deepcopy(model), result.compressed), test),
                     "seconds": [epoch.seconds for epoch in epochs],
                 }
