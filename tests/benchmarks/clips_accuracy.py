@@ -1,9 +1,9 @@
 """What block-term models learn on the clips of the demonstration, by ranks and by what they start from.
 
 Run by hand, after ``btcompress demo --full --seed S --output FOLDER``, whose dense checkpoint and clips are taken:
-``python tests/benchmarks/clips_accuracy.py FOLDER --seed S``. For each pair of ranks the dense checkpoint is
-factorized, and fine-tuned by the settings of the demonstration from each start that is asked for: as it is
-(``factorized``), calibrated on the training clips without their labels (``calibrated``), with random block terms in
+``python tests/benchmarks/clips_accuracy.py FOLDER --seed S``. For each pair of ranks, or for a plan file, the dense
+checkpoint is factorized, and fine-tuned by the settings of the demonstration from each start that is asked for: as it
+is (``factorized``), calibrated on the training clips without their labels (``calibrated``), with random block terms in
 place of the fitted ones (``random block terms``), and with every tensor random (``from scratch``). One JSON line for
 each: accuracy on the clips held back before training and after each epoch, and on the test clips before training and
 after the best epoch, which the test clips do not choose.
@@ -14,6 +14,7 @@ import copy
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,11 @@ from btcompress.checkpoint import CompressedCheckpoint, read
 from btcompress.demo import CLASS_NAMES, FULL, SMALL
 from btcompress.demo.dense import SCALE, ClipClassifier, accuracy
 from btcompress.demo.story import DemoFiles, draw_clips
+from btcompress.factorization import factorize_as_planned
 from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
+from btcompress.modes import ShapeRequest
 from btcompress.nn import BTWeight
+from btcompress.plan import make_plan, read_plan
 
 STARTS = ("factorized", "calibrated", "random block terms", "from scratch")
 
@@ -51,6 +55,21 @@ def lstm_params(model: ClipClassifier) -> int:
     return sum(parameter.numel() for parameter in model.lstm.parameters())
 
 
+def factorized(
+    args: argparse.Namespace, dense: Path, frame_shape: tuple[int, ...]
+) -> Iterator[tuple[dict[str, object], CompressedCheckpoint]]:
+    """What was asked of each factorized checkpoint, and the checkpoint."""
+    kinds = args.matrices.split(",")
+    if args.plan:
+        checkpoint = read(dense)
+        plan = read_plan(args.plan, checkpoint, make_plan(checkpoint, ShapeRequest(), matrices=kinds))
+        yield {"plan": args.plan.name}, factorize_as_planned(checkpoint, plan, None)
+        return
+    for n, r in (map(int, pair.split(",")) for pair in args.ranks.split()):
+        sizes = {"order": args.order, "input_shape": frame_shape, "matrices": kinds}
+        yield {"cp_rank": n, "tucker_rank": r}, factorize(dense, cp_rank=n, tucker_rank=r, **sizes)
+
+
 def main() -> None:
     """Read the arguments, train, and print a line for each training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,6 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the demonstration and of the trainings")
     parser.add_argument("--small", action="store_true", help="the demonstration was run without --full")
     parser.add_argument("--ranks", default="1,1 1,2 1,4 2,1 2,2 2,4", help="pairs of CP rank and Tucker rank")
+    parser.add_argument("--plan", type=Path, help="plan file, in place of ranks")
     parser.add_argument("--matrices", default="input", help="kinds of matrices to factorize")
     parser.add_argument("--order", type=int, help="number of modes, where it is not to be chosen")
     parser.add_argument("--lr", type=float, help="learning rate in place of the demonstration's")
@@ -75,15 +95,7 @@ def main() -> None:
         model = ClipClassifier(test.x.shape[-1], size.hidden_size, len(CLASS_NAMES))
         model.load_state_dict(torch.load(files.dense, weights_only=True))
         print(json.dumps({"seed": args.seed, "start": "dense", "test": accuracy(model, test)}), flush=True)
-        for n, r in (map(int, pair.split(",")) for pair in args.ranks.split()):
-            compressed = factorize(
-                files.dense,
-                cp_rank=n,
-                tucker_rank=r,
-                order=args.order,
-                input_shape=test.frame_shape,
-                matrices=args.matrices.split(","),
-            )
+        for asked, compressed in factorized(args, files.dense, test.frame_shape):
             for start in args.starts:
                 path, tuned = Path(folder) / "start.safetensors", Path(folder) / "tuned.safetensors"
                 begun = compressed
@@ -104,8 +116,7 @@ def main() -> None:
                     "seed": args.seed,
                     "start": start,
                     "learning_rate": config.learning_rate,
-                    "cp_rank": n,
-                    "tucker_rank": r,
+                    **asked,
                     "params": {row.name: row.params_after for row in told.matrices},
                     "weights_ratios": {row.name: row.weights_ratio for row in told.matrices},
                     "lstm_ratio": lstm_params(model) / lstm_params(apply(copy.deepcopy(model), result.compressed)),
