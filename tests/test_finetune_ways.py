@@ -257,10 +257,12 @@ def test_early_stopping_keeps_the_best_state_and_never_a_worse_one(tmp_path):
 
 def test_metrics_file_has_one_row_an_epoch(tmp_path):
     dense, compressed = saved_pair(tmp_path, nn.LSTM(24, 6))
-    step = tune(tmp_path, compressed, npz(tmp_path, x=draw(20, 3, 24)), dense)
+    step = tune(tmp_path, compressed, npz(tmp_path, x=draw(200, 3, 24)), dense)
     rows = [json.loads(line) for line in (tmp_path / "tuned.metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert min(row["metric"] for row in rows) == pytest.approx(step["after"], rel=1e-6)
+    metrics = [step["before"], *(row["metric"] for row in rows)]
+    assert metrics[step["best_epoch"]] == min(metrics) < step["before"]
+    assert step["after"] == pytest.approx(min(metrics), rel=1e-6)
 
 
 def test_existing_results_and_inputs_are_not_overwritten(tmp_path):
