@@ -143,7 +143,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Train an LSTM on made-up video clips, factorize it, fine-tune it, and show what came of it (two minutes)."""
+    """Train an LSTM on made-up video clips, factorize it, fine-tune it, and show what came of it (a minute or two)."""
     from btcompress import display
     from btcompress.demo import FULL, SMALL, run_demo
 

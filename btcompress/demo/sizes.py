@@ -50,7 +50,7 @@ class DemoSize:
         )
 
 
-#: About two minutes on two cores.
+#: A minute or two on two cores.
 SMALL = DemoSize(60, 80, 2000, 1000, 0.2, 128, 2, 4, 20, 4e-3, 10, 1e-2)
 
 #: That of Ye et al. (2018): 57,600 inputs, 256 hidden units, 58,982,400 input weights.
