@@ -445,8 +445,18 @@ def test_an_activation_error_needs_sample_inputs(model, run):
 
 def test_bad_calibration_is_one_clear_error_and_writes_nothing(model, run):
     np.save(model.parent / "x.npy", np.zeros((30, 5, 63), np.float32))
+    np.save(model.parent / "zeros.npy", np.zeros((30, 5, 64), np.float32))
     before = sorted(path.name for path in model.parent.iterdir())
-    for data, words in (("x.npy", "64 inputs at each step"), ("none.npy", "is not a file")):
+    bad = (("x.npy", "64 inputs at each step"), ("none.npy", "is not a file"), ("zeros.npy", "zero at all steps"))
+    for data, words in bad:
         _, err = run("factorize", "model.pt", "--calibration", data, code=2, cwd=model.parent)
         assert words in err
         assert sorted(path.name for path in model.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("how", [("--target-ratio", "3"), ("--cp-rank", "1")], ids=["wish", "ranks"])
+def test_inputs_that_are_all_zero_do_for_matrices_that_do_not_meet_them(how, model, run):
+    np.save(model.parent / "zeros.npy", np.zeros((30, 5, 64), np.float32))
+    only_u = ("--matrices", "input,recurrent", "--layer", "!lstm.weight_ih_l0", "--calibration", "zeros.npy")
+    out, _ = run("factorize", "model.pt", *how, *only_u, "--dry-run", cwd=model.parent)
+    assert "lstm.weight_hh_l0" in out

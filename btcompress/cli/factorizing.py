@@ -31,12 +31,13 @@ from btcompress.cli.options import (
     Scale,
     TargetRatio,
     calibration_request,
+    kinds,
     make_wish,
     refuse,
     shape_request,
     usable,
 )
-from btcompress.cli.planning import gathered, opened, planned_as_asked, planned_from_file
+from btcompress.cli.planning import gathered, opened, planned_from_file, priced
 from btcompress.cli.reports import show_result
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def factorize(
     json: JSON = False,
 ) -> None:
     """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
-    from btcompress import display, factorization, reporting
+    from btcompress import display, factorization, plan, reporting
     from btcompress.checkpoint import check_target, write
     from btcompress.fit import FitOptions
 
@@ -114,23 +115,16 @@ def factorize(
     if not dry_run:
         data = () if calibration is None else (Path(calibration),)
         check_target(target, force=force, inputs=(*checkpoint.files, *data))
-    samples = None if wish is None else gathered(checkpoint, sequences, seed)
     if plan_file is not None:
         planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
     else:
-        planned = planned_as_asked(
-            checkpoint,
-            request,
-            wish,
-            layer or (),
-            matrices,
-            allow_growth,
-            samples,
-            options,
-            order_units=order_units,
-        )
-    if samples is None:
-        samples = gathered(checkpoint, sequences, seed, [matrix.name for matrix in planned.matrices])
+        growth = allow_growth or wish is not None
+        planned = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=growth)
+    samples = gathered(checkpoint, sequences, seed, planned)
+    if wish is not None:
+        planned = priced(
+            checkpoint, planned, wish, request, samples, seed, options.device, order_units=order_units
+        ).plan
     if dry_run:
         show = display.show_inventory_json if json else display.show_plan
         show(checkpoint, planned)

@@ -37,13 +37,13 @@ from btcompress.cli.options import (
 from btcompress.kinds import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping
 
     import torch
 
     from btcompress.calibration import CalibrationRequest
     from btcompress.checkpoint import Checkpoint
-    from btcompress.fit import FitOptions, Samples
+    from btcompress.fit import Samples
     from btcompress.modes import ShapeRequest
     from btcompress.plan import Plan, PricedPlan, Wish
 
@@ -88,12 +88,12 @@ def plan_command(
     if save_plan is not None:
         check_target(save_plan, force=force, inputs=checkpoint.files)
     chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
-    samples = gathered(checkpoint, sequences, seed)
-    priced = _priced(checkpoint, chosen, wish, request, samples, seed, device, order_units=order_units)
+    samples = gathered(checkpoint, sequences, seed, chosen)
+    result = priced(checkpoint, chosen, wish, request, samples, seed, device, order_units=order_units)
     show = display.show_priced_plan_json if json else display.show_priced_plan
-    show(checkpoint, priced)
+    show(checkpoint, result)
     if save_plan is not None:
-        plan.save_plan(priced, save_plan, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
+        plan.save_plan(result, save_plan, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
         if not json:
             display.show_written(save_plan)
 
@@ -132,43 +132,19 @@ def planned_from_file(plan_file: Path, checkpoint: Checkpoint, request: ShapeReq
     return plan.read_plan(plan_file, checkpoint, every, allow_growth=allow_growth)
 
 
-def planned_as_asked(
-    checkpoint: Checkpoint,
-    request: ShapeRequest,
-    wish: Wish | None,
-    layers: Sequence[str],
-    matrices: str,
-    allow_growth: bool,
-    samples: Mapping[str, Samples] | None,
-    options: FitOptions,
-    *,
-    order_units: bool = False,
-) -> Plan:
-    """The plan that meets a wish; without one, at the ranks asked for."""
-    from btcompress import plan
-
-    growth = allow_growth or wish is not None
-    planned = plan.make_plan(checkpoint, request, layers, matrices=kinds(matrices), allow_growth=growth)
-    if wish is None:
-        return planned
-    return _priced(
-        checkpoint, planned, wish, request, samples, options.seed, options.device, order_units=order_units
-    ).plan
-
-
 def gathered(
-    checkpoint: Checkpoint, sequences: CalibrationRequest | None, seed: int, keys: Collection[str] | None = None
+    checkpoint: Checkpoint, sequences: CalibrationRequest | None, seed: int, chosen: Plan
 ) -> dict[str, Samples] | None:
-    """Samples of what matrices of an LSTM, all where no keys are given, meet on the sequences; None without these."""
+    """Samples of what the matrices of a plan meet on the sequences; None without these."""
     if sequences is None:
         return None
     from btcompress import calibration, display
 
     with display.working(f"running the dense LSTM over {sequences.data}"):
-        return calibration.gather_samples(checkpoint, sequences, seed, keys)
+        return calibration.gather_samples(checkpoint, sequences, seed, [each.name for each in chosen.matrices])
 
 
-def _priced(
+def priced(
     checkpoint: Checkpoint,
     chosen: Plan,
     wish: Wish,
@@ -179,6 +155,7 @@ def _priced(
     *,
     order_units: bool = False,
 ) -> PricedPlan:
+    """The plan of matrices chosen that meets a wish, with its progress on show."""
     from btcompress import display, plan
 
     with display.pricing_progress() as on_progress:
