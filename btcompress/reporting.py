@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
@@ -110,7 +110,8 @@ def report(
     calibrated = tuple(_calibration(step) for step in compressed.history if step.get("step") == "calibrate")
     trained = any(step.get("step") != "factorize" for step in compressed.history)
     about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if trained else _fit_advice(rows)
-    advice = (*about_fit, *_other_forms_advice(rows, trained=trained), *_size_advice(rows, model))
+    low_rank = {name for name, each in matrices.items() if each.shape.n_parts == 1 and each.shape.part.is_low_rank}
+    advice = (*about_fit, *_other_forms_advice(rows, low_rank, trained=trained), *_size_advice(rows, model))
     return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned, calibrated)
 
 
@@ -233,10 +234,13 @@ def _others(
 
 
 def _skipped(rows: tuple[MatrixReport, ...]) -> Iterator[str]:
+    names: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for other in row.yardsticks:
             if other.skipped is not None:
-                yield f"{row.name} has no yardstick {other.form.replace('_', ' ')}: {other.skipped}."
+                names.setdefault((other.form.replace("_", " "), other.skipped), []).append(row.name)
+    for (form, why), without in names.items():
+        yield f"There is no yardstick {form} for {', '.join(without)}: {why}."
 
 
 def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Iterator[str]:
@@ -284,10 +288,15 @@ def _size_advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator
         )
 
 
-def _other_forms_advice(rows: tuple[MatrixReport, ...], *, trained: bool) -> Iterator[str]:
-    """Where another form fits better: the weights of what was not trained since, and the outputs on the inputs."""
+def _other_forms_advice(rows: tuple[MatrixReport, ...], low_rank: Collection[str], *, trained: bool) -> Iterator[str]:
+    """Where another form fits better: the weights of what was not trained since, and the outputs on the inputs.
+
+    Of matrices that are plain low rank nothing is said about low rank: another fit is no other form.
+    """
     for form, words in _FORM_WORDS.items():
-        pairs = [(row, other) for row in rows for other in row.yardsticks if other.form == form]
+        own = low_rank if form.startswith("low_rank") else ()
+        named = [row for row in rows if row.name not in own]
+        pairs = [(row, other) for row in named for other in row.yardsticks if other.form == form]
         # Low rank has its advice without being asked for; training gives up weights for what they do.
         if form == "tensor_train" or (form == "greedy" and not trained):
             fitting = [

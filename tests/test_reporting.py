@@ -218,7 +218,24 @@ def test_forms_that_were_skipped_are_said_and_have_no_errors():
     assert (low_rank.ranks, low_rank.weight_error, low_rank.activation_error) == ((), None, None)
     assert (train.activation_error, greedy.activation_error) == (0.6, 0.7)
     assert on_inputs.measured == [{"weight_ih_l0": 3}]
-    assert any("no yardstick low rank: even rank 1 has more parameters" in line for line in report.notices)
+    assert any("no yardstick low rank for weight_ih_l0: even rank 1 has more" in line for line in report.notices)
+
+
+def test_of_low_rank_matrices_no_better_low_rank_is_told_and_what_they_lack_is_said_once():
+    lstm = nn.LSTM(64, 32, num_layers=2)
+    with torch.no_grad():
+        for weight in (lstm.weight_ih_l0, lstm.weight_ih_l1):
+            weight.copy_(torch.randn(128, 3) @ torch.randn(3, weight.shape[1]))
+    compressed = btcompress.factorize(lstm, plan=btcompress.plan_for(lstm, max_error=1e-3))
+    assert all(matrix.shape.part.is_low_rank for matrix in compressed.matrices.values())
+    on_inputs = Measure(lambda forms: dict.fromkeys(forms, (1.0, 0.5, 0.4)), fits=True)
+    report = btcompress.report(
+        compressed, against=from_state_dict(lstm.state_dict()), yardsticks=True, on_inputs=on_inputs
+    )
+    assert [row.yardsticks[1].weighted_activation_error for row in report.matrices] == [0.2, 0.2]
+    assert not any("on the inputs given" in line for line in report.advice)
+    (train,) = [line for line in report.notices if "tensor train" in line]
+    assert "no yardstick tensor train for weight_ih_l0, weight_ih_l1: two modes" in train
 
 
 def test_matrix_of_zeros_has_no_yardsticks():
