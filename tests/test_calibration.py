@@ -175,3 +175,17 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path):
     assert after.history[-1]["lstm"] == "b"
     with pytest.raises(BTCompressError, match="no LSTM named 'c'"):
         calibrated(tmp_path, two, request=CalibrationRequest(str(tmp_path / "x.npz"), lstm="c"))
+
+
+@pytest.mark.parametrize(
+    ("x", "without"),
+    [(np.zeros((30, 5, 24)), "weight_ih_l0: all inputs"), (draw(30, 1, 24), "weight_hh_l0, weight_hh_l1: all inputs")],
+    ids=["zeros", "one step"],
+)
+def test_matrices_that_meet_only_zeros_are_named_and_do_not_stop_others(x, without, tmp_path):
+    model = nn.LSTM(24, 6, num_layers=2)
+    with pytest.raises(BTCompressError, match=without):
+        calibrated(tmp_path, model, x=x, matrices=("input", "recurrent"))
+    others = {"matrices": ("recurrent",)} if "ih" in without else {"matrices": ("input",)}
+    _, _, after = calibrated(tmp_path, model, x=x, **others)
+    assert after.history[-1]["hidden_state_error_after"] < after.history[-1]["hidden_state_error_before"]

@@ -8,15 +8,14 @@ from torch import nn
 from btcompress.calibration import sampling
 from btcompress.calibration.sampling import samples_of
 from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
-from btcompress.errors import BTCompressError
 from btcompress.finetune.data import Arrays
 
 
-def given(module, n=4, steps=5, inputs=6, lengths=None, scale=1.0, **arguments):
+def given(module, n=4, steps=5, inputs=6, lengths=None, **arguments):
     dense = from_state_dict(module.state_dict())
     entry = next(entry for entry in find_recurrent(dense.tensors) if isinstance(entry, LSTMEntry))
     x = np.random.default_rng(0).normal(size=(n, steps, inputs))
-    data = Arrays("made up", x, None, None if lengths is None else np.array(lengths), scale)
+    data = Arrays("made up", x, None, None if lengths is None else np.array(lengths), 1.0)
     return entry, data, samples_of(dense, entry, data, data, torch.float64, **arguments)
 
 
@@ -144,12 +143,3 @@ def test_no_output_counts_for_nothing():
             parameter.zero_()
     weights = given(silent)[2]["weight_ih_l0"].weights
     assert (weights > 0).all()
-
-
-@pytest.mark.parametrize("most_moments", [2, 2048])
-def test_inputs_that_are_all_zero_are_refused_for_the_matrix_that_meets_them(most_moments, monkeypatch):
-    monkeypatch.setattr(sampling, "_MOST_MOMENTS", most_moments)
-    module = nn.LSTM(6, 4).double()
-    with pytest.raises(BTCompressError, match=r"inputs of weight_ih_l0 are zero .*--scale.*'!weight_ih_l0'"):
-        given(module, scale=0.0)
-    assert list(given(module, scale=0.0, keys=["weight_hh_l0"])[2]) == ["weight_hh_l0"]

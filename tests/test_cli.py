@@ -447,7 +447,11 @@ def test_bad_calibration_is_one_clear_error_and_writes_nothing(model, run):
     np.save(model.parent / "x.npy", np.zeros((30, 5, 63), np.float32))
     np.save(model.parent / "zeros.npy", np.zeros((30, 5, 64), np.float32))
     before = sorted(path.name for path in model.parent.iterdir())
-    bad = (("x.npy", "64 inputs at each step"), ("none.npy", "is not a file"), ("zeros.npy", "zero at all steps"))
+    bad = (
+        ("x.npy", "64 inputs at each step"),
+        ("none.npy", "is not a file"),
+        ("zeros.npy", "inputs on the sequences are zero"),
+    )
     for data, words in bad:
         _, err = run("factorize", "model.pt", "--calibration", data, code=2, cwd=model.parent)
         assert words in err

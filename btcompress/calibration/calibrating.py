@@ -93,11 +93,11 @@ def gather_samples(
         keys: of the matrices asked for; all of them where left out.
 
     Raises:
-        BTCompressError: the sequences are not inputs of an LSTM of the file.
+        BTCompressError: the sequences are not inputs of an LSTM of the file, or one of the matrices meets only zeros.
     """
     entry = choose_dense_lstm(dense, request.lstm, "Name one with --lstm.")
     train, held = _sequences(request, entry, seed)
-    return samples_of(dense, entry, train, held, training_dtype(dense.tensors, entry), keys=keys, seed=seed)
+    return _samples(dense, entry, train, held, training_dtype(dense.tensors, entry), keys, seed)
 
 
 def calibrate(
@@ -128,7 +128,8 @@ def calibrate(
         was measured on the sequences held back.
 
     Raises:
-        BTCompressError: the sequences are not inputs of an LSTM of the file, or training diverged.
+        BTCompressError: the sequences are not inputs of an LSTM of the file, one of the matrices meets only zeros, or
+            training diverged.
         CheckpointError: the dense checkpoint does not fit.
     """
     entry = choose_lstm(compressed, request.lstm)
@@ -149,7 +150,7 @@ def calibrate(
     student, trainer = prepared(stages[-1], compressed)
     before = trainer.measure(student)
     if samples is None:
-        samples = samples_of(dense, entry, train, held, dtype, keys=compressed.matrices, seed=config.seed)
+        samples = _samples(dense, entry, train, held, dtype, compressed.matrices, config.seed)
     calibrated = refitted = refit(compressed, dense, samples)
     student, trainer = prepared(stages[-1], calibrated)
     if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
@@ -190,6 +191,27 @@ def _sequences(request: CalibrationRequest, entry: LSTMEntry, seed: int) -> tupl
     data = open_data(request.data, request.scale)
     check_inputs(data, data.batch(torch.tensor([0])), entry)
     return split(data, request.held_fraction, seed)
+
+
+def _samples(
+    dense: Checkpoint,
+    entry: LSTMEntry,
+    train: Data,
+    held: Data,
+    dtype: torch.dtype,
+    keys: Collection[str] | None,
+    seed: int,
+) -> dict[str, Samples]:
+    """What the matrices are fitted to, each to something: zeros would be met by any form at all."""
+    samples = samples_of(dense, entry, train, held, dtype, keys=keys, seed=seed)
+    without = [key for key, sample in samples.items() if not sample.inputs.any()]
+    if without:
+        raise BTCompressError(
+            f"{', '.join(without)}: all inputs on the sequences are zero, so nothing can be fitted to them. Give the "
+            "inputs that the model gets, scaled as it gets them (--scale) and in sequences of several steps, or leave "
+            "such a matrix as it is (--layer '!NAME')."
+        )
+    return samples
 
 
 def _stages(entry: LSTMEntry, config: TrainConfig) -> Iterator[_Stage]:

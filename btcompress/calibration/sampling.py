@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from btcompress.calibration.inputs import inputs_of, layers_of, steps_that_count
 from btcompress.checkpoint import Checkpoint, LSTMEntry
-from btcompress.errors import BTCompressError
 from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
@@ -63,19 +62,13 @@ def samples_of(
 
     Raises:
         CheckpointError: the checkpoint lacks a matrix, or holds it in another shape.
-        BTCompressError: an input is not finite, or all those of a ``W`` are zero.
+        BTCompressError: an input is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = layers_of(entry, dense, dtype)
     asked = (*entry.input_keys, *entry.recurrent_keys) if keys is None else keys
     weights = _output_weights(entry, layers[-1], train, generator, batch_size)
     fitting = _inputs(entry, layers, train, asked, _DRAWN_ENTRIES, generator, batch_size)
-    for key in entry.input_keys:
-        if key in fitting and not fitting[key].any():
-            raise BTCompressError(
-                f"the inputs of {key} are zero at all steps, so nothing can be fitted to them. Give the inputs that "
-                f"the model gets and look at their scale (--scale), or leave this matrix as it is (--layer '!{key}')."
-            )
     measuring = _inputs(entry, layers, held, asked, _HELD_ENTRIES, generator, batch_size)
     return {key: Samples(fitting[key], measuring[key], weights[key]) for key in fitting}
 
