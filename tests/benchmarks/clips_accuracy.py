@@ -75,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what the demonstration wrote")
     parser.add_argument("--seed", type=int, default=0, help="of the demonstration and of the trainings")
+    parser.add_argument("--dense", type=Path, help="dense checkpoint in place of the demonstration's")
     parser.add_argument("--small", action="store_true", help="the demonstration was run without --full")
     parser.add_argument("--ranks", default="1,1 1,2 1,4 2,1 2,2 2,4", help="pairs of CP rank and Tucker rank")
     parser.add_argument("--plan", type=Path, help="plan file, in place of ranks")
@@ -87,27 +88,28 @@ def main() -> None:
     parser.add_argument("--calibration-lr", type=float, default=1e-2, help="learning rate of those")
     args = parser.parse_args()
     size, files = SMALL if args.small else FULL, DemoFiles(args.folder)
+    dense = args.dense or files.dense
     config = size.tuning_config(args.seed)
     config = replace(config, learning_rate=args.lr or config.learning_rate, epochs=args.epochs or config.epochs)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         test = draw_clips(Path(folder) / "again.npz", size, args.seed)
         (Path(folder) / "again.npz").unlink()
         model = ClipClassifier(test.x.shape[-1], size.hidden_size, len(CLASS_NAMES))
-        model.load_state_dict(torch.load(files.dense, weights_only=True))
+        model.load_state_dict(torch.load(dense, weights_only=True))
         print(json.dumps({"seed": args.seed, "start": "dense", "test": accuracy(model, test)}), flush=True)
-        for asked, compressed in factorized(args, files.dense, test.frame_shape):
+        for asked, compressed in factorized(args, dense, test.frame_shape):
             for start in args.starts:
                 path, tuned = Path(folder) / "start.safetensors", Path(folder) / "tuned.safetensors"
                 begun = compressed
                 if start == "calibrated":
                     clips = CalibrationRequest(str(files.data), SCALE, size.held_fraction)
                     settings = TrainConfig(args.calibration_epochs, learning_rate=args.calibration_lr, seed=args.seed)
-                    begun = calibrate(compressed, read(files.dense), clips, settings)
+                    begun = calibrate(compressed, read(dense), clips, settings)
                 elif start != "factorized":
                     begun = randomised(compressed, model, start, args.seed)
                 save(begun, path, force=True)
                 request = FineTuneRequest(
-                    path, str(files.data), tuned, files.dense, held_fraction=size.held_fraction, scale=SCALE
+                    path, str(files.data), tuned, dense, held_fraction=size.held_fraction, scale=SCALE
                 )
                 epochs = []
                 result = finetune(request, config, force=True, on_epoch=epochs.append)
