@@ -109,8 +109,8 @@ def report(
     finetuned = tuple(_training(step) for step in compressed.history if step.get("step") == "finetune")
     calibrated = tuple(_calibration(step) for step in compressed.history if step.get("step") == "calibrate")
     trained = any(step.get("step") != "factorize" for step in compressed.history)
-    about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if trained else _fit_advice(rows)
     low_rank = {name for name, each in matrices.items() if each.shape.n_parts == 1 and each.shape.part.is_low_rank}
+    about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if trained else _fit_advice(rows, low_rank)
     advice = (*about_fit, *_other_forms_advice(rows, low_rank, trained=trained), *_size_advice(rows, model))
     return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned, calibrated)
 
@@ -249,11 +249,15 @@ def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Itera
         yield f"{theirs.name} is not the file that this result was made from ({ours.name}): their digests differ."
 
 
-def _fit_advice(rows: tuple[MatrixReport, ...]) -> Iterator[str]:
-    """From the weight errors, which say nothing any more once the tensors are trained."""
+def _fit_advice(rows: tuple[MatrixReport, ...], low_rank: Collection[str]) -> Iterator[str]:
+    """From the weight errors, which say nothing any more once the tensors are trained.
+
+    Matrices that are plain low rank already, ``low_rank``, are told of no better one: theirs is only rounded.
+    """
     emptied = [row for row in rows if row.weight_error >= _NOTHING_KEPT]
     halved = [row for row in rows if _HALF_LOST <= row.weight_error < _NOTHING_KEPT]
-    outdone = [row for row in rows if row.svd_rank and row.svd_error < (1 - _NO_DIFFERENCE) * row.weight_error]
+    blocks = [row for row in rows if row.name not in low_rank]
+    outdone = [row for row in blocks if row.svd_rank and row.svd_error < (1 - _NO_DIFFERENCE) * row.weight_error]
     if emptied:
         yield (
             f"Next to nothing is kept of {_with_errors(emptied)}. Raise the CP rank or the Tucker rank, calibrate on "
@@ -291,12 +295,11 @@ def _size_advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator
 def _other_forms_advice(rows: tuple[MatrixReport, ...], low_rank: Collection[str], *, trained: bool) -> Iterator[str]:
     """Where another form fits better: the weights of what was not trained since, and the outputs on the inputs.
 
-    Of matrices that are plain low rank nothing is said about low rank: another fit is no other form.
+    Matrices that are plain low rank already, ``low_rank``, are told of no better one: another fit is no other form.
     """
     for form, words in _FORM_WORDS.items():
         own = low_rank if form.startswith("low_rank") else ()
-        named = [row for row in rows if row.name not in own]
-        pairs = [(row, other) for row in named for other in row.yardsticks if other.form == form]
+        pairs = [(row, other) for row in rows if row.name not in own for other in row.yardsticks if other.form == form]
         # Low rank has its advice without being asked for; training gives up weights for what they do.
         if form == "tensor_train" or (form == "greedy" and not trained):
             fitting = [

@@ -97,7 +97,8 @@ def gather_samples(
     """
     entry = choose_dense_lstm(dense, request.lstm, "Name one with --lstm.")
     train, held = _sequences(request, entry, seed)
-    return _samples(dense, entry, train, held, training_dtype(dense.tensors, entry), keys, seed)
+    dtype = training_dtype(dense.tensors, entry)
+    return _not_zero(samples_of(dense, entry, train, held, dtype, keys=keys, seed=seed))
 
 
 def calibrate(
@@ -150,7 +151,8 @@ def calibrate(
     student, trainer = prepared(stages[-1], compressed)
     before = trainer.measure(student)
     if samples is None:
-        samples = _samples(dense, entry, train, held, dtype, compressed.matrices, config.seed)
+        keys = compressed.matrices
+        samples = _not_zero(samples_of(dense, entry, train, held, dtype, keys=keys, seed=config.seed))
     calibrated = refitted = refit(compressed, dense, samples)
     student, trainer = prepared(stages[-1], calibrated)
     if trainer.measure(student) > before:  # smaller errors in every matrix are no promise for the recurrence
@@ -193,17 +195,8 @@ def _sequences(request: CalibrationRequest, entry: LSTMEntry, seed: int) -> tupl
     return split(data, request.held_fraction, seed)
 
 
-def _samples(
-    dense: Checkpoint,
-    entry: LSTMEntry,
-    train: Data,
-    held: Data,
-    dtype: torch.dtype,
-    keys: Collection[str] | None,
-    seed: int,
-) -> dict[str, Samples]:
-    """What the matrices are fitted to, each to something: zeros would be met by any form at all."""
-    samples = samples_of(dense, entry, train, held, dtype, keys=keys, seed=seed)
+def _not_zero(samples: dict[str, Samples]) -> dict[str, Samples]:
+    """The samples, if each matrix meets something else than zeros: those any form at all would fit."""
     without = [key for key, sample in samples.items() if not sample.inputs.any()]
     if without:
         raise BTCompressError(
