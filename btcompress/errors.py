@@ -15,3 +15,7 @@ class CheckpointError(BTCompressError):
 
 class OutputError(BTCompressError):
     """A result that cannot be written where it was asked for."""
+
+
+class MemoryLimitError(BTCompressError):
+    """Something that would take more memory than there is, or than was allowed."""

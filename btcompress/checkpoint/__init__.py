@@ -1,6 +1,6 @@
 """The only door to weight files: dense checkpoints in, compressed ones in and out, layers found by name."""
 
-from btcompress.checkpoint.atomic import check_target, replacing
+from btcompress.checkpoint.atomic import check_target, claimed, replacing
 from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
 from btcompress.checkpoint.linear import LinearEntry, find_linear
 from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
@@ -18,6 +18,7 @@ __all__ = [
     "OtherRecurrent",
     "Source",
     "check_target",
+    "claimed",
     "find_linear",
     "find_recurrent",
     "from_state_dict",

@@ -1,12 +1,14 @@
-"""Files that are whole or absent: written beside the target, then renamed over it."""
+"""Files that are whole or absent, written by one process at a time: beside the target, then renamed over it."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from btcompress.errors import OutputError
 
@@ -21,8 +23,16 @@ def check_target(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Non
 
     Raises:
         OutputError: the folder is missing or not writable, the target exists, is no regular file, or
-            is one of the inputs.
+            is one of the inputs, by whatever name or link.
     """
+    try:
+        _check_target(path, force=force, inputs=inputs)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{path} cannot be written: {reason}. Choose another name.") from error
+
+
+def _check_target(path: Path, *, force: bool, inputs: Iterable[Path]) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"{path} cannot be written: {folder} is not a folder. Create it first.")
@@ -34,9 +44,39 @@ def check_target(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Non
         if not path.is_file():
             raise OutputError(f"{path} is not a regular file. Choose the name of a file to write.")
         if any(source.exists() and path.samefile(source) for source in inputs):
-            raise OutputError(f"{path} is the file that was read, and is never overwritten. Choose another name.")
+            raise OutputError(f"{path} is a file that is read, and is never overwritten. Choose another name.")
     if not force:
         raise OutputError(f"{path} already exists. Choose another name, or replace it with --force (force=True).")
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep every other process from writing ``path`` until the block ends; take it before long work begins.
+
+    What a process that died left half written is removed, never what a live one is writing. A process may claim
+    again what it holds. The lock is a small file beside the target; one that a dead process left is no obstacle.
+
+    Raises:
+        OutputError: another process is writing it, or the lock cannot be made.
+    """
+    lock = FileLock(_beside(path, "lock"), is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OutputError(
+            f"another btcompress is writing {path} at this moment. Wait until it is done, or choose another name."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        raise OutputError(f"{path} cannot be written: its lock file could not be made ({error}).") from error
+    try:
+        if lock.lock_counter == 1:
+            _beside(path, "tmp").unlink(missing_ok=True)
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            # While it is held: whoever waits for this very file finds it gone and takes a new one.
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager
@@ -44,25 +84,45 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place once the block has ended well.
 
     The content reaches the disk before the rename, the mode follows the umask, and after a failure
-    or an interruption neither the temporary file stays nor ``path`` has changed.
+    or an interruption neither the temporary file stays nor ``path`` has changed. After a kill the file
+    stays, until something is written to ``path`` again.
 
     Yields:
         The path of an empty file to write to; it may be replaced by another file of that name.
 
     Raises:
-        OutputError: the operating system refused to write.
+        OutputError: the operating system refused to write, or another process is writing the same file.
     """
-    temporary = path.with_name(f".btcompress-{secrets.token_hex(8)}.tmp")
+    with claimed(path):
+        temporary = _beside(path, "tmp")
+        try:
+            with temporary.open("xb") as file:
+                # Libraries that write through a private file of their own would leave its mode behind.
+                mode = os.fstat(file.fileno()).st_mode & 0o777
+            yield temporary
+            temporary.chmod(mode)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise OutputError(f"{path} could not be written: {error.strerror or error}.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A file that belongs to one target: of fixed length, as a name may be as long as names can be."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".btcompress-{digest}.{ending}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last; where folders cannot be opened, as on Windows, the system sees to that itself."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with temporary.open("xb") as file:
-            # Libraries that write through a private file of their own would leave its mode behind.
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}.") from error
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -87,13 +87,3 @@ def make_table(headers: Sequence[str], left: int) -> Table:
 def ratio_text(value: float) -> str:
     """A ratio in three digits."""
     return f"{value:,.0f}x" if value >= 1000 else f"{value:.3g}x" if value >= 10 else f"{value:.2f}x"
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes in the unit that suits them."""
-    value = float(n_bytes)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"

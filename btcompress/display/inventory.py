@@ -14,8 +14,8 @@ from btcompress.display.console import (
     ratio_text,
     show_json,
     show_list,
-    size_text,
 )
+from btcompress.memory import size_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint

@@ -16,8 +16,8 @@ from btcompress.display.console import (
     rank_text,
     ratio_text,
     show_list,
-    size_text,
 )
+from btcompress.memory import size_text
 
 if TYPE_CHECKING:
     from btcompress.results import (
