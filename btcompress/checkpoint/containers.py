@@ -1,7 +1,8 @@
 """State dicts inside whatever was saved around them, found by looking inside rather than by name.
 
 A *state dict* is a mapping with string keys that holds tensors itself. Mappings, lists and tuples around
-state dicts are containers; what else they hold is left out and named.
+state dicts are containers; what else they hold is left out and named. A module that was pickled whole counts
+as its state dict.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from btcompress.checkpoint.tensors import plain_tensor
+from btcompress.checkpoint.modules import is_module, module_tensors
+from btcompress.checkpoint.pickles import Foreign
+from btcompress.checkpoint.tensors import Unheld, plain_tensor
 from btcompress.errors import CheckpointError
 
 _MAX_DEPTH = 32
 _MAX_NODES = 1 << 16
 _MAX_NAMED = 10
+_MOST_BITS = 4096
 
 #: Keys may repeat until they are joined and checked, so this is no mapping yet.
-_NamedTensors = list[tuple[str, Tensor]]
+_NamedTensors = list[tuple[str, Tensor | Unheld]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,8 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
     """Gather the tensors of every state dict in ``value`` under one flat set of names.
 
     One state dict keeps its own keys; several have the path to each put before its keys, joined by
-    dots, with positions in lists as path parts. Optimizer states, tensors beside whole state dicts and
-    values that are no tensors are left out, each named in a notice.
+    dots, with positions in lists as path parts. Optimizer states, tensors beside whole state dicts, objects that
+    were not loaded and values that are no tensors are left out, each named in a notice.
 
     Args:
         value: what ``torch.load`` gave, or a state dict in memory.
@@ -53,11 +57,12 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
     """
     root = _Tree(label).node(value)
     if root is None:
-        raise CheckpointError(f"{label} holds no state dict, only {_kind(value)}. {_ADVICE}")
+        raise CheckpointError(f"{label} holds no state dict, only {_kind(value)}. {_advice(value)}")
     found = _Found(label)
     found.collect(root, "")
     if not found.state_dicts:
-        raise CheckpointError(f"{label} holds no state dict, only {_named(found.optimizers + found.loose)}. {_ADVICE}")
+        left = [*found.optimizers, *found.loose, *found.foreign]
+        raise CheckpointError(f"{label} holds no state dict, only {_named(left)}. {_ADVICE}")
     chosen = found.chosen(container)
     tensors: dict[str, Tensor] = {}
     for path, state_dict in chosen.items():
@@ -79,13 +84,15 @@ class _Node:
     Attributes:
         tensors: held directly.
         children: mappings and sequences below that hold tensors at some depth.
+        foreign: objects that were not loaded.
         plain: names of all other values.
         named: every tensor is held under a string key.
         optimizer: an optimizer's own state, not looked into.
     """
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor | Unheld] = field(default_factory=dict)
     children: dict[str, _Node] = field(default_factory=dict)
+    foreign: dict[str, Foreign] = field(default_factory=dict)
     plain: list[str] = field(default_factory=list)
     named: bool = True
     optimizer: bool = False
@@ -127,6 +134,11 @@ class _Tree:
 
     def node(self, value: object, depth: int = 0) -> _Node | None:
         """The node of a mapping or sequence, or None where there is no tensor in it."""
+        if isinstance(value, Foreign):
+            if is_module(value):
+                tensors = module_tensors(value)
+                return self._counted(_Node(tensors)) if tensors else None
+            value = value.pairs  # of a class that is a mapping; empty where it is none
         if not isinstance(value, (Mapping, list, tuple)) or id(value) in self._plain:
             return None
         if depth > _MAX_DEPTH:
@@ -141,20 +153,26 @@ class _Tree:
         if not node.tensors and not node.children:
             self._plain[id(value)] = value
             return None
+        return self._counted(node)
+
+    def _counted(self, node: _Node) -> _Node:
         self._n_nodes += 1
         if self._n_nodes > _MAX_NODES:
             raise CheckpointError(f"{self._label} holds tensors in more than {_MAX_NODES:,} containers. {_ADVICE}")
         return node
 
     def _add(self, node: _Node, key: object, item: object, depth: int) -> None:
-        name = str(key)
+        name = _name(key)
         child = self.node(item, depth + 1)
-        if not isinstance(item, Tensor) and child is None:
-            node.plain.append(name)
+        if not isinstance(item, Tensor | Unheld) and child is None:
+            if isinstance(item, Foreign):
+                node.foreign[name] = item
+            else:
+                node.plain.append(name)
             return
         if name in node.tensors or name in node.children:
             raise CheckpointError(f"{self._label} holds two entries named {name}. Rename one in your own code.")
-        if isinstance(item, Tensor):
+        if isinstance(item, Tensor | Unheld):
             node.tensors[name] = item
             node.named &= isinstance(key, str)
         elif child is not None:
@@ -169,6 +187,7 @@ class _Found:
         self.state_dicts: dict[str, _NamedTensors] = {}
         self.optimizers: list[str] = []
         self.loose: list[str] = []
+        self.foreign: list[str] = []
         self.plain: list[str] = []
 
     def collect(self, node: _Node, path: str) -> None:
@@ -179,13 +198,20 @@ class _Found:
             self._add(path, list(self._joined(node, path, "")))
         else:
             self.plain += [_join(path, name) for name in node.plain]
+            self.foreign += [f"{_join(path, name)} ({item.name})" for name, item in node.foreign.items()]
             self.loose += [_join(path, name) for name in node.tensors]
             for name, child in node.children.items():
                 self.collect(child, _join(path, name))
 
-    def _joined(self, node: _Node, path: str, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    def _joined(self, node: _Node, path: str, prefix: str) -> Iterator[tuple[str, Tensor | Unheld]]:
         """The tensors of a state dict with those of mappings nested in it, names joined by dots."""
         self.plain += [_join(path, _join(prefix, name)) for name in node.plain]
+        for name, item in node.foreign.items():
+            below = _join(prefix, name)
+            if _holds_tensors(item):
+                yield below, Unheld(f"is an object of {item.name}")
+            else:
+                self.foreign.append(f"{_join(path, below)} ({item.name})")
         for name, tensor in node.tensors.items():
             yield _join(prefix, name), tensor
         for name, child in node.children.items():
@@ -227,6 +253,8 @@ class _Found:
             yield f"Left out, optimizer states: {_named(self.optimizers)}."
         if self.loose:
             yield f"Left out, tensors beside the state dicts: {_named(self.loose)}."
+        if self.foreign:
+            yield f"Left out, objects whose classes were not loaded: {_named(self.foreign)}."
         if self.plain:
             yield f"Left out, no tensors: {_named(self.plain)}."
 
@@ -240,7 +268,29 @@ def _named(names: list[str]) -> str:
     return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"
 
 
+def _name(key: object) -> str:
+    # A number of more digits than Python writes out names nothing.
+    return f"<{key.bit_length()} bits>" if isinstance(key, int) and key.bit_length() > _MOST_BITS else str(key)
+
+
+def _holds_tensors(item: Foreign) -> bool:
+    """Whether an object was made from tensors, as one of a class of tensors is."""
+    state = item.state.values() if isinstance(item.state, dict) else (item.state,)
+    return any(isinstance(value, Tensor | Unheld) for value in (*item.args, *state, *item.items))
+
+
+def _advice(value: object) -> str:
+    if not isinstance(value, Foreign):
+        return _ADVICE
+    return (
+        "Nothing in it was run. Where you trust it and have its code, save the weights alone: "
+        "torch.save(model.state_dict(), 'weights.pt')."
+    )
+
+
 def _kind(value: object) -> str:
+    if isinstance(value, Foreign):
+        return f"an object of {value.name}"
     if isinstance(value, Tensor):
         return "a single tensor"
     if isinstance(value, (Mapping, list, tuple)):

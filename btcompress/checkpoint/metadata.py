@@ -7,20 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor
 
 from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
+from btcompress.checkpoint.schema import STEPS, Description, MatrixRecord, Step, Versioned
 from btcompress.checkpoint.source import Source
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.shapes import MatrixShape
 
 #: A file is of the first version that can describe it: one without identity cores and orders of version 1.
 _VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS = 1, 2, 3
-
-#: No tensor has more modes or larger ones; without a bound a forged header could ask for endless arithmetic.
-_MAX_ORDER = 16
-_MAX_SIZE = 2**40
 
 _T = TypeVar("_T")
 
@@ -47,7 +45,16 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
         "history": list(compressed.history),
         "notices": list(compressed.notices),
     }
-    return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        # What could not be read again is not written.
+        _checked(text)
+    except (ValueError, TypeError, msgspec.ValidationError) as error:
+        raise CheckpointError(
+            f"{source.name}, compressed, cannot be described in a file ({error}). Make it again, or leave out what is "
+            "not finite."
+        ) from error
+    return text
 
 
 def decode(text: str, stored: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
@@ -62,11 +69,40 @@ def decode(text: str, stored: Mapping[str, Tensor], path: Path) -> CompressedChe
         CheckpointError: the text is no such description, from a later version, or does not fit the tensors.
     """
     try:
-        return _decode(json.loads(text), stored, path)
-    except (CheckpointError, ShapeError) as error:
+        return _decode(_checked(text), stored, path)
+    except (CheckpointError, ShapeError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{path} cannot be read as a compressed checkpoint: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has a description that is not JSON. Make the file again.") from error
+
+
+def _checked(text: str) -> Description:
+    """The description, if every field of it is what the format says.
+
+    Raises:
+        CheckpointError: it is of another version.
+        msgspec.ValidationError: a field is missing, or is something else.
+    """
+    data = text.encode()
+    version = msgspec.json.decode(data, type=Versioned).version
+    if not _VERSION <= version <= _VERSION_WITH_ORDERS:
+        raise CheckpointError(
+            f"it has format version {version}, and this btcompress reads versions {_VERSION} to "
+            f"{_VERSION_WITH_ORDERS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
+        )
+    description = msgspec.json.decode(data, type=Description)
+    for number, step in enumerate(description.history, 1):
+        kind = _converted(step, Step, f"step {number} of its history").step
+        if kind in STEPS:
+            _converted(step, STEPS[kind], f"step {number} of its history")
+    return description
+
+
+def _converted(value: object, kind: type[_T], what: str) -> _T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{what} is not in order: {error}. Make the file again.") from error
 
 
 def _version_for(compressed: CompressedCheckpoint) -> int:
@@ -86,84 +122,48 @@ def _encode_matrix(matrix: CompressedMatrix) -> dict[str, Any]:
     }
 
 
-def _decode(description: object, stored: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
-    if not isinstance(description, dict):
-        raise CheckpointError("its description is not a JSON object.")
-    version = _field(description, "version", int)
-    if not _VERSION <= version <= _VERSION_WITH_ORDERS:
-        raise CheckpointError(
-            f"it has format version {version}, and this btcompress reads versions {_VERSION} to "
-            f"{_VERSION_WITH_ORDERS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
-        )
-    source = _field(description, "source", dict)
-    matrices = _field(description, "matrices", dict)
+def _decode(description: Description, stored: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
+    source = description.source
     compressed = CompressedCheckpoint(
-        _tied(stored, _field(description, "aliases", dict)),
-        {key: _decode_matrix(key, matrix) for key, matrix in matrices.items()},
-        tuple(_all(_field(description, "keys", list), str, "keys")),
-        Source(
-            _field(source, "name", str),
-            _field(source, "n_bytes", int),
-            None if source.get("sha256") is None else _field(source, "sha256", str),
-            _field(source, "n_params", int),
-        ),
-        tuple(_all(_field(description, "history", list), dict, "history")),
-        tuple(_all(_field(description, "notices", list), str, "notices")),
+        _tied(stored, description.aliases),
+        {key: _decode_matrix(key, matrix) for key, matrix in description.matrices.items()},
+        tuple(description.keys),
+        Source(source.name, source.n_bytes, source.sha256, source.n_params),
+        tuple(description.history),
+        tuple(description.notices),
         (path.resolve(),),
     )
-    if version < (needed := _version_for(compressed)):
+    if description.version < (needed := _version_for(compressed)):
         what = "orders of rows or columns" if needed == _VERSION_WITH_ORDERS else "identity cores"
-        raise CheckpointError(f"it has format version {version}, in which there are no {what}.")
+        raise CheckpointError(f"it has format version {description.version}, in which there are no {what}.")
+    dense = sum(tensor.numel() for tensor in compressed.outline().values())
+    if source.n_params > dense:
+        raise CheckpointError(
+            f"its source is said to have {source.n_params:,} parameters, but its keys have {dense:,}."
+        )
     return compressed
 
 
-def _decode_matrix(key: str, data: object) -> CompressedMatrix:
-    if not isinstance(data, dict):
-        raise CheckpointError(f"the description of {key} is not a JSON object.")
-    numbers = [_field(data, name, int) for name in ("in_size", "out_size", "n_gates", "cp_rank")]
-    for name in ("in_modes", "out_modes", "tucker_ranks"):
-        modes = _all(_field(data, name, list), int, name)
-        if len(modes) > _MAX_ORDER:
-            raise CheckpointError(f"{key} has {len(modes)} {name}, more than the {_MAX_ORDER} that a tensor can have.")
-        numbers += modes
-    if not all(1 <= number <= _MAX_SIZE for number in numbers):
-        raise CheckpointError(f"a size of {key} is not between 1 and {_MAX_SIZE}.")
-    name = _field(data, "dtype", str)
-    dtype = getattr(torch, name, None)
+def _decode_matrix(key: str, value: dict[str, Any]) -> CompressedMatrix:
+    record = _converted(value, MatrixRecord, key)
+    dtype = getattr(torch, record.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CheckpointError(f"{key} has dtype {name!r}, which is no floating-point type.")
-    shape = MatrixShape.from_dict(data)
+        raise CheckpointError(f"{key} has dtype {record.dtype!r}, which is no floating-point type.")
+    if record.out_size % record.n_gates:
+        raise CheckpointError(f"the {record.out_size} rows of {key} do not divide into {record.n_gates} gates.")
+    shape = MatrixShape.from_dict(msgspec.structs.asdict(record))
     # An identity core is made, not read: a larger one than any matrix needs could ask for endless memory.
     if shape.part.core == "identity" and shape.part != shape.part.limited():
         raise CheckpointError(f"the Tucker ranks {shape.part.ranks} of {key} are more than its modes can hold.")
-    return CompressedMatrix(
-        shape,
-        dtype,
-        _field(data, "weight_error", float),
-        _field(data, "svd_rank", int),
-        _field(data, "svd_error", float),
-    )
+    return CompressedMatrix(shape, dtype, record.weight_error, record.svd_rank, record.svd_error)
 
 
-def _tied(stored: Mapping[str, Tensor], aliases: dict[str, object]) -> dict[str, Tensor]:
+def _tied(stored: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
     """All tensors by name, those that are stored under another name included."""
     tensors = dict(stored)
     for alias, name in aliases.items():
         # Only stored tensors may be named, so aliases can form no chain and no circle.
-        if alias in stored or not isinstance(name, str) or name not in stored:
+        if alias in stored or name not in stored:
             raise CheckpointError(f"{alias!r} cannot be another name of {name!r}.")
         tensors[alias] = stored[name]
     return tensors
-
-
-def _field(data: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
-    value = data.get(name)
-    if not isinstance(value, kind):
-        raise CheckpointError(f"{name} is missing from its description, or is no {kind.__name__}.")
-    return value
-
-
-def _all(values: list[object], kind: type[_T], name: str) -> list[_T]:
-    if not all(isinstance(value, kind) for value in values):
-        raise CheckpointError(f"each of {name} in its description must be a {kind.__name__}.")
-    return values  # type: ignore[return-value]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from btcompress.checkpoint.containers import Flattened, flatten
 from btcompress.checkpoint.recognise import Kind, load_index, recognise
-from btcompress.checkpoint.source import Source, digest
+from btcompress.checkpoint.safetensorsfiles import read_tensors
+from btcompress.checkpoint.source import Source, Stretch, digest, readable
 from btcompress.checkpoint.tensors import count_params, find_aliases
+from btcompress.checkpoint.torchfiles import read_archive, read_legacy
 from btcompress.errors import CheckpointError
+
+#: Bytes of the longest file name that file systems hold.
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +41,11 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
 
 
-def read(path: str | PathLike[str], container: str | None = None) -> Checkpoint:
+def read(path: str | PathLike[str], container: str | None = None, *, strict: bool = False) -> Checkpoint:
     """Read a checkpoint; nothing in it is ever run.
+
+    Objects of classes that torch does not save weights with are not loaded but left out by name; of a module that was
+    pickled whole, or a TorchScript archive, its state dict is read.
 
     The kind of file is told by its content. A folder is searched for the one checkpoint in it. Keys are
     those of the state dict in the file; several state dicts in one file are all read, with the path to
@@ -49,10 +54,12 @@ def read(path: str | PathLike[str], container: str | None = None) -> Checkpoint:
     Args:
         path: a file, the index of a sharded checkpoint, or a folder.
         container: where a file holds several state dicts, the path of the one to read.
+        strict: refuse a file that holds anything else than weights and plain values.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds more than weights or is of a kind that is
-            not read; the text says which and what to do.
+        CheckpointError: the file is missing, damaged, or is of a kind that is not read; the text says which and what
+            to do.
+        MemoryLimitError: what is packed in the file needs more memory than there is.
     """
     path = Path(path)
     path = _only_checkpoint(path) if path.is_dir() else path
@@ -65,12 +72,13 @@ def read(path: str | PathLike[str], container: str | None = None) -> Checkpoint:
     if kind == "index":
         weight_map = _weight_map(path)
         files = (path, *(path.parent / shard for shard in sorted(set(weight_map.values()))))
-        flat = _read_shards(path, weight_map, container)
+        flat, checksums = _read_shards(path, weight_map, container, strict=strict)
     else:
         files = (path,)
-        flat = _read_file(path, kind, container)
+        flat, own = _read_file(path, kind, container, strict=strict)
+        checksums = {path: own}
     n_bytes = sum(file.stat().st_size for file in files)
-    source = Source(path.name, n_bytes, digest(files), count_params(flat.tensors))
+    source = Source(readable(path.name), n_bytes, digest(files, checksums), count_params(flat.tensors))
     return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files))
 
 
@@ -113,53 +121,18 @@ def _only_checkpoint(folder: Path) -> Path:
     return folder / (dense or names)[0]
 
 
-def _read_file(path: Path, kind: Kind, container: str | None = None) -> Flattened:
+def _read_file(path: Path, kind: Kind, container: str | None, *, strict: bool) -> tuple[Flattened, Sequence[Stretch]]:
+    """The tensors of one file, and the checksums that it has of its own."""
     if kind == "safetensors":
-        try:
-            return flatten(load_file(path), str(path), container)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}). Download or save it again.") from error
-    return flatten(_load_torch(path, kind), str(path), container)
-
-
-def _load_torch(path: Path, kind: Kind) -> object:
-    with warnings.catch_warnings():
-        # torch warns about how the file was saved, which its reader cannot change.
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            # Files from before zip archives cannot be mapped; and by a path that ends in .safetensors
-            # torch.load would leave its own format for that one.
-            if kind == "torch" and path.suffix != ".safetensors":
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # A damaged pickle can raise anything.
-            refusal = _refusal(path, error)
-    raise refusal
-
-
-def _refusal(path: Path, error: Exception) -> CheckpointError:
-    """Say in few words why torch would not load a file: its own text advises to run what is in there."""
-    text = str(error)
-    if match := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text):
-        return CheckpointError(
-            f"{path} holds more than tensors: loading it would run {match[1]}, which a file of weights has no "
-            "need of. Where you trust it and have its code, save the weights alone: "
-            f"model = torch.load({str(path)!r}, weights_only=False); "
-            "torch.save(model.state_dict(), 'weights.pt'), or the part that is a state dict if it is a dictionary."
+        return flatten(read_tensors(path)[0], str(path), container), ()
+    found = read_legacy(path) if kind == "legacy torch" else read_archive(path)
+    if strict and found.called:
+        raise CheckpointError(
+            f"{path} holds more than tensors: loading it with pickle would run {found.called[0]}, which a file of "
+            "weights has no need of. Save a state dict alone, or leave out --strict: such objects are then left out by "
+            "name, and nothing is run all the same."
         )
-    if re.search(r"Unsupported operand \d+", text):
-        return CheckpointError(
-            f"{path} was saved in a pickle protocol that torch cannot load safely. Save it again with "
-            "torch.save(state_dict, 'weights.pt'), leaving pickle_protocol out."
-        )
-    if isinstance(error, MemoryError) or "allocate memory" in text:
-        return CheckpointError(f"{path} needs more memory than there is. Save its state dict alone with torch.save.")
-    return CheckpointError(
-        f"{path} was written by torch.save but cannot be loaded as weights ({type(error).__name__}): it is "
-        "truncated, damaged, or holds more than tensors. Download it again, or save a state dict alone."
-    )
+    return flatten(found.value, str(path), container), found.checksums
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -167,14 +140,19 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map: dict[str, str] = (load_index(index) or {}).get("weight_map", {})
     for shard in weight_map.values():
         # An index is data from elsewhere, so it may only ever point at its neighbours.
-        if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\:\0]", shard):
-            raise CheckpointError(f"{index} names a shard {shard!r}, but shards must be files beside their index.")
+        usable = isinstance(shard, str) and len(shard.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
+        if not usable or shard in ("", ".", "..") or re.search(r"[/\\:\0]", shard):
+            raise CheckpointError(
+                f"{index} names a shard {reprlib.repr(shard)}, but shards must be files beside their index."
+            )
     if not weight_map:
         raise CheckpointError(f"{index} is an index of no tensors. Download or save it again.")
     return weight_map
 
 
-def _read_shards(index: Path, weight_map: Mapping[str, str], container: str | None) -> Flattened:
+def _read_shards(
+    index: Path, weight_map: Mapping[str, str], container: str | None, *, strict: bool
+) -> tuple[Flattened, dict[Path, Sequence[Stretch]]]:
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (index.parent / shard).exists()]
     if missing:
@@ -183,12 +161,13 @@ def _read_shards(index: Path, weight_map: Mapping[str, str], container: str | No
         raise CheckpointError(f"{index} is an index of one plain state dict: leave the container out.")
     notices: list[str] = []
     found: dict[str, dict[str, Tensor]] = {}
+    checksums: dict[Path, Sequence[Stretch]] = {}
     for shard in shards:
         path = index.parent / shard
         kind = recognise(path)
         if kind in ("index", "btcompress"):
             raise CheckpointError(f"{index} names the shard {shard}, which is no dense weight file. Download it again.")
-        flat = _read_file(path, kind)
+        flat, checksums[path] = _read_file(path, kind, None, strict=strict)
         found[shard] = flat.tensors
         notices += flat.notices
     tensors = {}
@@ -199,4 +178,4 @@ def _read_shards(index: Path, weight_map: Mapping[str, str], container: str | No
     unlisted = [key for shard in shards for key in found[shard]]
     if unlisted:
         notices.append(f"Left out, tensors that the index does not name: {', '.join(unlisted)}.")
-    return Flattened(tensors, tuple(notices))
+    return Flattened(tensors, tuple(notices)), checksums

@@ -128,11 +128,6 @@ def _recognise_zip(path: Path) -> Kind:
             f"{path} begins like a torch.save archive but its end is missing or damaged. Download or save it again."
         ) from error
     files = {name.rpartition("/")[2] for name in names}
-    if "constants.pkl" in files:
-        raise CheckpointError(
-            f"{path} is a TorchScript archive, a program with its weights. In your own code, save the weights "
-            f"alone: torch.save(torch.jit.load({str(path)!r}, map_location='cpu').state_dict(), 'weights.pt')."
-        )
     if "data.pkl" in files:
         return "torch"
     if names and all(name.endswith(".npy") for name in names):

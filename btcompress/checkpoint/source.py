@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from btcompress.errors import CheckpointError
 
 _CHUNK = 1 << 20
+
+#: Where a stretch of a file begins, its bytes, and their CRC-32.
+Stretch = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +36,56 @@ class Source:
     n_params: int
 
 
-def digest(files: Sequence[Path]) -> str:
-    """Hexadecimal SHA-256 of the files' bytes, one file after the other.
+def digest(files: Sequence[Path], checksums: Mapping[Path, Sequence[Stretch]] | None = None) -> str:
+    """Hexadecimal SHA-256 of the files' bytes, one file after the other; checksums are compared in the same pass.
+
+    Args:
+        files: to read.
+        checksums: of stretches of a file, in the order in which they lie there and apart from one another.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, or a stretch has another checksum.
     """
     sha256 = hashlib.sha256()
     for path in files:
         try:
             with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    sha256.update(chunk)
+                _read_through(file, (checksums or {}).get(path, ()), sha256.update)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}. Download or save it again.") from error
     return sha256.hexdigest()
+
+
+def _read_through(file: BinaryIO, stretches: Sequence[Stretch], update: Callable[[bytes], None]) -> None:
+    """Hand on every byte of a file.
+
+    Raises:
+        ValueError: a stretch has another checksum.
+    """
+    for start, size, checksum in (*stretches, (None, 0, 0)):
+        _read_part(file, None if start is None else start - file.tell(), update)
+        found = 0
+
+        def update_both(chunk: bytes) -> None:
+            nonlocal found
+            update(chunk)
+            found = zlib.crc32(chunk, found)
+
+        _read_part(file, size, update_both)
+        if found != checksum:
+            raise ValueError(f"the {size:,} bytes from {start:,} on have another checksum than they were saved with")
+
+
+def _read_part(file: BinaryIO, size: int | None, update: Callable[[bytes], None]) -> None:
+    """Hand on so many bytes, or all that are left."""
+    left = math.inf if size is None else size
+    while left and (chunk := file.read(int(min(_CHUNK, left)))):
+        update(chunk)
+        left -= len(chunk)
+
+
+def readable(name: str) -> str:
+    """A file name as text that any encoding holds: bytes that are no UTF-8 as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from btcompress.errors import CheckpointError
 
-_DTYPES = frozenset(
+#: What a result can hold.
+HELD_DTYPES = frozenset(
     {
         torch.float64,
         torch.float32,
@@ -35,7 +37,26 @@ _DTYPES = frozenset(
 _RESERVED = "__metadata__"
 
 
-def plain_tensor(name: str, tensor: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Unheld:
+    """A tensor of a kind that no result could hold, and that is therefore not formed.
+
+    Attributes:
+        obstacle: what it is instead of plain values, as the end of a sentence.
+    """
+
+    obstacle: str
+
+    def numel(self) -> int:
+        """As if it had many entries, like the weight that it may be."""
+        return 2
+
+    def is_floating_point(self) -> bool:
+        """As if it had floating-point entries, like the weight that it may be."""
+        return True
+
+
+def plain_tensor(name: str, tensor: Tensor | Unheld) -> Tensor:
     """The tensor's values alone, sharing its memory: no gradient, no ``Parameter``.
 
     Raises:
@@ -43,8 +64,8 @@ def plain_tensor(name: str, tensor: Tensor) -> Tensor:
     """
     if name == _RESERVED or not _is_unicode(name):
         raise CheckpointError(f"a tensor is named {name!r}, which a .safetensors file cannot hold. Rename it.")
-    obstacle = _obstacle(tensor)
-    if obstacle:
+    obstacle = tensor.obstacle if isinstance(tensor, Unheld) else _obstacle(tensor)
+    if obstacle or isinstance(tensor, Unheld):
         raise CheckpointError(
             f"the tensor {name} {obstacle}, which a .safetensors file cannot hold. Save the checkpoint with plain, "
             "dense values in its place, or without it."
@@ -61,7 +82,7 @@ def _obstacle(tensor: Tensor) -> str | None:
         return f"is quantized ({_dtype_name(tensor)})"
     if tensor.layout != torch.strided:
         return f"is sparse ({str(tensor.layout).removeprefix('torch.')})"
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in HELD_DTYPES:
         return f"has dtype {_dtype_name(tensor)}"
     return None
 

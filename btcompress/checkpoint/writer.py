@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from btcompress.checkpoint import metadata
 from btcompress.checkpoint.atomic import check_target, replacing
 from btcompress.checkpoint.compressed import CompressedCheckpoint
 from btcompress.checkpoint.recognise import METADATA_KEY, recognise
+from btcompress.checkpoint.safetensorsfiles import differing, read_tensors, write_tensors
 from btcompress.checkpoint.tensors import find_aliases, plain_tensor
 from btcompress.errors import CheckpointError, OutputError
 
+#: Told the result as it was written, before it takes the place of anything; raises where it is not the one in memory.
+Check = Callable[[CompressedCheckpoint], None]
 
-def write(compressed: CompressedCheckpoint, path: str | PathLike[str], *, force: bool = False) -> None:
-    """Write a result whole or not at all; the same value gives the same bytes.
+
+def write(
+    compressed: CompressedCheckpoint, path: str | PathLike[str], *, force: bool = False, check: Check | None = None
+) -> None:
+    """Write a result whole or not at all, and read it back; the same value gives the same bytes.
 
     Args:
         compressed: what to write.
         path: the file, by custom ending in ``.safetensors``.
         force: replace an existing file, though never one that ``compressed`` was read from.
+        check: looks at what was read back, once its bytes and its description have been found to be the same.
 
     Raises:
-        OutputError: the file cannot or may not be written there.
-        CheckpointError: a tensor is of a kind that the file cannot hold.
+        OutputError: the file cannot or may not be written there, or another process is writing it.
+        CheckpointError: a tensor or a number is of a kind that the file cannot hold.
     """
     path = Path(path)
     check_target(path, force=force, inputs=compressed.files)
     aliases = find_aliases(compressed.tensors)
-    stored = {name: tensor for name, tensor in compressed.tensors.items() if name not in aliases}
-    header = {METADATA_KEY: metadata.encode(compressed, aliases)}
-    separate = _separate({name: plain_tensor(name, tensor) for name, tensor in stored.items()})
+    stored = {name: plain_tensor(name, value) for name, value in compressed.tensors.items() if name not in aliases}
+    text = metadata.encode(compressed, aliases)
     with replacing(path) as temporary:
-        try:
-            save_file(separate, temporary, metadata=header)
-        except SafetensorError as error:
-            raise OutputError(f"{path} could not be written ({error}).") from error
+        digests = write_tensors(temporary, stored, {METADATA_KEY: text})
+        again = read_compressed(temporary)
+        if changed := differing(temporary, digests) or (again.matrices != compressed.matrices and ["its description"]):
+            raise OutputError(
+                f"{path} could not be written: {changed[0]} came back from the disk other than it was written. Try "
+                "another disk; nothing was replaced."
+            )
+        if check is not None:
+            check(again)
 
 
 def read_compressed(path: str | PathLike[str]) -> CompressedCheckpoint:
@@ -52,21 +60,5 @@ def read_compressed(path: str | PathLike[str]) -> CompressedCheckpoint:
     path = Path(path)
     if recognise(path) != "btcompress":
         raise CheckpointError(f"{path} is not a compressed checkpoint. Compress it first.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = file.metadata()[METADATA_KEY]
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Make it again.") from error
-    return metadata.decode(text, tensors, path)
-
-
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same values in contiguous memory of which no two tensors share any; copies only what must be."""
-    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    end = 0
-    for name, tensor in sorted(whole.items(), key=lambda item: item[1].data_ptr()):
-        if tensor.data_ptr() < end:
-            whole[name] = tensor.clone()
-        end = max(end, tensor.data_ptr() + tensor.nbytes)
-    return whole
+    tensors, about = read_tensors(path)
+    return metadata.decode(about[METADATA_KEY], tensors, path)

@@ -1,0 +1,81 @@
+"""What the description in a result's header must look like, field by field; checked whole before any of it is used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from btcompress.results import CalibrationReport, FineTuneReport, LeftDense
+from btcompress.shapes import Core, Gates
+
+#: No tensor has more modes or larger ones; without a bound a forged header could ask for endless arithmetic.
+_MAX_ORDER = 16
+_MAX_SIZE = 2**40
+
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Size = Annotated[int, Meta(ge=1, le=_MAX_SIZE)]
+Sizes = Annotated[list[Size], Meta(min_length=1, max_length=_MAX_ORDER)]
+#: JSON has no number that is not finite.
+Error = Annotated[float, Meta(ge=0)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Versioned(Struct):
+    """Any version of a description."""
+
+    version: int
+
+
+class SourceRecord(Struct):
+    """The dense checkpoint."""
+
+    name: str
+    n_bytes: Count
+    sha256: Digest | None
+    n_params: Count
+
+
+class MatrixRecord(Struct):
+    """How one matrix is written, and what was measured when it was."""
+
+    in_modes: Sizes
+    out_modes: Sizes
+    tucker_ranks: Sizes
+    cp_rank: Size
+    in_size: Size
+    out_size: Size
+    n_gates: Size
+    gates: Gates
+    dtype: str
+    weight_error: Error
+    svd_rank: Count
+    svd_error: Error
+    core: Core = "full"
+    row_order: bool = False
+    column_order: bool = False
+
+
+class Description(Struct):
+    """Everything that a header says of a result; each matrix is a :class:`MatrixRecord`, each step a :class:`Step`."""
+
+    version: int
+    keys: list[str]
+    matrices: dict[str, dict[str, Any]]
+    aliases: dict[str, str]
+    source: SourceRecord
+    history: list[dict[str, Any]]
+    notices: list[str]
+
+
+class Step(Struct):
+    """What every step of a history may say."""
+
+    step: str
+    left_dense: list[LeftDense] = []
+    activation_errors: dict[str, float] = {}
+    weighted_activation_errors: dict[str, float] = {}
+
+
+#: What steps of these kinds must say beside that.
+STEPS: dict[str, type] = {"finetune": FineTuneReport, "calibrate": CalibrationReport}
