@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any, Protocol
 
 from btcompress.blockterm import BlockTerm, params_of
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, same_bits
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import (
     OtherForm,
@@ -27,6 +27,7 @@ from btcompress.results import (
     LeftDense,
     MatrixReport,
     ModelReport,
+    UntouchedReport,
     YardstickReport,
 )
 
@@ -74,8 +75,8 @@ def report(
 
     Args:
         compressed: what to report on.
-        against: the dense checkpoint, to measure all errors anew on the tensors as they are now;
-            without it they are those recorded at factorization.
+        against: the dense checkpoint, to measure all errors anew on the tensors as they are now, and to compare the
+            other tensors with its own; without it errors are those recorded at factorization.
         bytes_after: size of the result's file; the size of its tensors when left out.
         yardsticks: compare each matrix with other forms of equal size; takes seconds for a large one.
         on_inputs: measures activation errors on inputs, as :func:`btcompress.calibration.on_inputs` makes it.
@@ -109,10 +110,16 @@ def report(
     finetuned = tuple(_training(step) for step in compressed.history if step.get("step") == "finetune")
     calibrated = tuple(_calibration(step) for step in compressed.history if step.get("step") == "calibrate")
     trained = any(step.get("step") != "factorize" for step in compressed.history)
+    untouched = None if against is None else _untouched(compressed, against, trained=trained)
     low_rank = {name for name, each in matrices.items() if each.shape.n_parts == 1 and each.shape.part.is_low_rank}
     about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if trained else _fit_advice(rows, low_rank)
-    advice = (*about_fit, *_other_forms_advice(rows, low_rank, trained=trained), *_size_advice(rows, model))
-    return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned, calibrated)
+    advice = (
+        *_untouched_advice(untouched, against),
+        *about_fit,
+        *_other_forms_advice(rows, low_rank, trained=trained),
+        *_size_advice(rows, model),
+    )
+    return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned, calibrated, untouched)
 
 
 def _training(step: dict[str, Any]) -> FineTuneReport:
@@ -247,6 +254,24 @@ def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Itera
     ours, theirs = compressed.source, against.source
     if None not in (ours.sha256, theirs.sha256) and ours.sha256 != theirs.sha256:
         yield f"{theirs.name} is not the file that this result was made from ({ours.name}): their digests differ."
+
+
+def _untouched(compressed: CompressedCheckpoint, against: Checkpoint, *, trained: bool) -> UntouchedReport:
+    names = [name for name in compressed.keys if name not in compressed.matrices]
+    changed = [
+        name
+        for name in names
+        if name not in against.tensors or not same_bits(compressed.tensors[name], against.tensors[name])
+    ]
+    return UntouchedReport(len(names) - len(changed), tuple(changed), trained)
+
+
+def _untouched_advice(untouched: UntouchedReport | None, against: Checkpoint | None) -> Iterator[str]:
+    if untouched is not None and against is not None and untouched.changed and not untouched.trained:
+        yield (
+            f"Not factorized, and yet other than in {against.source.name}: {', '.join(untouched.changed)}. Nothing was "
+            "trained since that could have changed them. Do not use the result with this checkpoint."
+        )
 
 
 def _fit_advice(rows: tuple[MatrixReport, ...], low_rank: Collection[str]) -> Iterator[str]:

@@ -227,6 +227,21 @@ class CalibrationReport:
 
 
 @dataclass(frozen=True, slots=True)
+class UntouchedReport:
+    """Tensors that were not factorized, compared bit for bit with the dense checkpoint.
+
+    Attributes:
+        same: how many are the dense checkpoint's own, in dtype, shape and every bit.
+        changed: names of the others.
+        trained: whether something was trained since, which is what changes them.
+    """
+
+    same: int
+    changed: tuple[str, ...]
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CompressionReport:
     """What a compression gained and lost.
 
@@ -238,6 +253,7 @@ class CompressionReport:
         advice: where the result is not worth it, and what to do next.
         finetuned: one entry for each time that the result was trained on, oldest first.
         calibrated: one entry for each time that an LSTM was calibrated, oldest first.
+        untouched: the other tensors beside those of the dense checkpoint; None where it was not given.
     """
 
     matrices: tuple[MatrixReport, ...]
@@ -247,6 +263,7 @@ class CompressionReport:
     advice: tuple[str, ...] = ()
     finetuned: tuple[FineTuneReport, ...] = ()
     calibrated: tuple[CalibrationReport, ...] = ()
+    untouched: UntouchedReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -258,4 +275,5 @@ class CompressionReport:
             "advice": list(self.advice),
             "finetuned": [asdict(training) for training in self.finetuned],
             "calibrated": [asdict(calibration) for calibration in self.calibrated],
+            "untouched": None if self.untouched is None else asdict(self.untouched),
         }

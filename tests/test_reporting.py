@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress.checkpoint import from_state_dict
+from btcompress.checkpoint import from_state_dict, read
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import OutputErrors
 from btcompress.nn import BTLSTM
@@ -275,3 +275,41 @@ def test_json_form_of_yardsticks_has_the_documented_keys_and_is_plain():
     keys = {"form", "ranks", "params", "weight_error", "activation_error"}
     assert [other.keys() for other in value["yardsticks"]] == [{*keys, "weighted_activation_error", "skipped"}] * 3
     assert btcompress.report(compressed).to_dict()["matrices"][0]["yardsticks"] == ()
+
+
+def read_again(module, folder):
+    torch.save(module.state_dict(), folder / "model.pt")
+    return read(folder / "model.pt")
+
+
+class WithHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(64, 32), nn.Linear(32, 5)
+
+
+def test_tensors_that_were_not_factorized_are_the_originals_bit_for_bit(tmp_path):
+    model = WithHead()
+    with torch.no_grad():
+        model.head.bias[:2] = torch.tensor([float("nan"), -0.0])
+    dense = read_again(model, tmp_path)
+    compressed = btcompress.factorize(model)
+    report = btcompress.report(compressed, against=dense)
+    assert (report.untouched.same, report.untouched.changed) == (5, ())
+    assert report.to_dict()["untouched"] == {"same": 5, "changed": (), "trained": False}
+    assert btcompress.report(compressed).untouched is None
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("bit", [0, 7 * 8 * 4 + 3])
+def test_one_bit_that_is_not_the_originals_is_found_and_told(tmp_path, bit, trained):
+    model = WithHead()
+    dense = read_again(model, tmp_path)
+    compressed = btcompress.factorize(model)
+    changed = compressed.tensors["head.weight"].clone()
+    changed.view(torch.uint8).reshape(-1)[bit // 8] ^= 1 << bit % 8
+    history = (*compressed.history, *[{"step": "a later one"}] * trained)
+    forged = replace(compressed, tensors={**compressed.tensors, "head.weight": changed}, history=history)
+    report = btcompress.report(forged, against=dense)
+    assert (report.untouched.same, report.untouched.changed, report.untouched.trained) == (4, ("head.weight",), trained)
+    assert any("head.weight. Nothing was trained" in text for text in report.advice) is not trained

@@ -7,6 +7,7 @@ from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurren
 from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
 from btcompress.checkpoint.recognise import is_compressed
 from btcompress.checkpoint.source import Source
+from btcompress.checkpoint.tensors import same_bits
 from btcompress.checkpoint.writer import read_compressed, write
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "read",
     "read_compressed",
     "replacing",
+    "same_bits",
     "write",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from btcompress.checkpoint.mapping import MappedFile, page_out
+from btcompress.checkpoint.mapping import MappedFile
+from btcompress.checkpoint.tensors import byte_chunks
 from btcompress.errors import CheckpointError
 
 _DTYPES = {
@@ -34,7 +35,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-#: Bytes written, or read back, at a time.
+#: Bytes read back at a time.
 _CHUNK = 1 << 24
 _LENGTH_BYTES = 8
 
@@ -105,11 +106,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         for name in ordered:
             digest = hashlib.sha256()
-            for chunk in _chunks(tensors[name]):
-                array = chunk.numpy().data
-                file.write(array)
-                digest.update(array)
-                page_out(chunk)
+            for chunk in byte_chunks(tensors[name]):
+                data = chunk.numpy().data
+                file.write(data)
+                digest.update(data)
             digests[name] = digest.digest()
     return digests
 
@@ -131,12 +131,6 @@ def differing(path: Path, digests: Mapping[str, bytes]) -> list[str]:
 def _header_length(path: Path) -> int:
     with path.open("rb") as file:
         return int.from_bytes(file.read(_LENGTH_BYTES), "little")
-
-
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """The bytes of a tensor in C order, uint8, a part at a time."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    yield from (flat.view(torch.uint8).split(_CHUNK) if len(flat) else ())
 
 
 def _digest(file: BinaryIO, start: int, first: int, last: int) -> bytes:

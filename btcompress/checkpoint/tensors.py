@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from btcompress.checkpoint.mapping import page_out
 from btcompress.errors import CheckpointError
 
 #: What a result can hold.
@@ -32,6 +33,9 @@ HELD_DTYPES = frozenset(
         torch.bool,
     }
 )
+
+#: Bytes handled at a time.
+_CHUNK = 1 << 24
 
 #: The one name that a ``.safetensors`` header keeps for itself.
 _RESERVED = "__metadata__"
@@ -120,3 +124,19 @@ def count_params(tensors: Mapping[str, Tensor]) -> int:
     """Entries of all tensors, tied ones counted once."""
     aliases = find_aliases(tensors)
     return sum(tensor.numel() for name, tensor in tensors.items() if name not in aliases)
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bits, of which NaN has some as well."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    pairs = zip(byte_chunks(first), byte_chunks(second), strict=True)
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def byte_chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """The bytes of a tensor in C order, uint8 on the CPU, a part at a time; mapped ones leave memory once used."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    for chunk in flat.view(torch.uint8).split(_CHUNK) if len(flat) else ():
+        yield chunk
+        page_out(chunk)

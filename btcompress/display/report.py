@@ -26,8 +26,12 @@ if TYPE_CHECKING:
         FineTuneReport,
         MatrixReport,
         ModelReport,
+        UntouchedReport,
         YardstickReport,
     )
+
+#: Names of tensors listed.
+_MOST_NAMED = 8
 
 
 def show_report(report: CompressionReport) -> None:
@@ -42,6 +46,8 @@ def show_report(report: CompressionReport) -> None:
         console.print(_calibration_table(report.calibrated))
     if report.finetuned:
         console.print(_training_table(report.finetuned))
+    if report.untouched is not None:
+        show_list(console, "Not factorized", [_untouched_text(report.untouched)])
     show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])
     show_list(console, "Note", report.notices)
     show_list(console, "Advice", report.advice)
@@ -112,6 +118,17 @@ def _show_model(console: Console, model: ModelReport) -> None:
         ratio_text(model.bytes_before / max(model.bytes_after, 1)),
     )
     console.print(table)
+
+
+def _untouched_text(untouched: UntouchedReport) -> str:
+    n_changed = len(untouched.changed)
+    same = f"{untouched.same} of {untouched.same + n_changed} tensors are the dense checkpoint's, bit for bit"
+    if not n_changed:
+        return f"{same}."
+    shown = ", ".join(untouched.changed[:_MOST_NAMED]) + f" and {n_changed - _MOST_NAMED} more" * (
+        n_changed > _MOST_NAMED
+    )
+    return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {shown}."
 
 
 def _training_table(trainings: Sequence[FineTuneReport]) -> Table:
