@@ -12,7 +12,12 @@ from torch.nn.functional import pad
 
 from btcompress.contraction import apply_chain, letters, operand_letters
 from btcompress.errors import ShapeError
+from btcompress.memory import require
 from btcompress.shapes import BlockTermShape
+
+#: Bytes from which on it is asked whether there is so much memory, and how often a matrix is there while it is formed.
+_WORTH_ASKING = 2**26
+_COPIES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +95,12 @@ class BlockTerm:
         return BlockTerm(self.shape.ordered(orders), self.cores, self.factors, kept)
 
     def to_dense(self) -> Tensor:
-        """The ``(out_size, in_size)`` matrix; differentiable."""
+        """The ``(out_size, in_size)`` matrix; differentiable.
+
+        Raises:
+            MemoryLimitError: it needs more memory than there is.
+        """
+        self._require(self.shape.padded_out * self.shape.padded_in)
         rows = self._in_place(self._unpad(self._padded(self.factors))[:, : self.shape.in_size])
         row_order = self._row_order()
         return rows if row_order is None else rows.index_select(0, row_order.argsort())
@@ -101,8 +111,12 @@ class BlockTerm:
         Yields:
             Where the slab's rows are in the matrix, as an index, and the rows, shape ``(n, in_size)``; one slab
             for each ``j_1`` that is not all padding.
+
+        Raises:
+            MemoryLimitError: a slab needs more memory than there is.
         """
         shape = self.shape
+        self._require(shape.padded_out // shape.out_modes[0] * shape.padded_in)
         row_order = self._row_order()
         rows_each = shape.padded_out // shape.out_modes[0]
         for j_1 in range(shape.out_modes[0]):
@@ -126,15 +140,28 @@ class BlockTerm:
 
         Returns:
             Shape ``(..., out_size)``; differentiable in the inputs, cores and factors.
+
+        Raises:
+            MemoryLimitError: inputs and outputs, padded, need more memory than there is.
         """
         shape = self.shape
         rows, row_order = inputs.reshape(-1, shape.in_size), self._row_order()
+        self._require(len(rows) * (shape.padded_in + shape.padded_out))
         rows = rows.index_select(1, self.orders[-1]) if shape.column_order else rows
         rows = pad(rows, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else rows
         products = apply_chain(rows.reshape(-1, *shape.in_modes), (self.cores, *self.factors))
         unpadded = self._unpad(products.reshape(-1, shape.padded_out).T).T
         unpadded = unpadded if row_order is None else unpadded.index_select(1, row_order.argsort())
         return unpadded.reshape(*inputs.shape[:-1], shape.out_size)
+
+    def _require(self, n_entries: int) -> None:
+        """Refuse to form what a few small factors can stand for, but memory cannot hold."""
+        n_bytes = _COPIES * n_entries * self.cores.element_size()
+        if n_bytes > _WORTH_ASKING and self.cores.device.type == "cpu":
+            what = f"Forming a {self.shape.out_size:,} x {self.shape.in_size:,} matrix of its block terms"
+            require(
+                n_bytes, what, "Use it by its factors, where there are fewer rows, or on a machine with more memory."
+            )
 
     def _row_order(self) -> Tensor | None:
         """The order of all rows, gate after gate, int64; None if they stand as in the matrix."""

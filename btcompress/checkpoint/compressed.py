@@ -15,6 +15,7 @@ from btcompress.checkpoint.reader import Checkpoint
 from btcompress.checkpoint.source import Source
 from btcompress.checkpoint.tensors import count_params
 from btcompress.errors import CheckpointError
+from btcompress.memory import require
 from btcompress.shapes import MatrixShape
 
 
@@ -131,7 +132,13 @@ class CompressedCheckpoint:
         return tuple(BlockTerm.of(shape.part, each[:n], each[n:]) for each in tensors)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
-        """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype."""
+        """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype.
+
+        Raises:
+            MemoryLimitError: the matrices together need more memory than there is.
+        """
+        sizes = (matrix.shape.dense_params * matrix.dtype.itemsize for matrix in self.matrices.values())
+        require(sum(sizes), f"The dense form of {self.source.name}", "Use it in block-term form (btcompress.apply).")
         return {key: self._dense(key) if key in self.matrices else self.tensors[key] for key in self.keys}
 
     def outline(self) -> dict[str, Tensor]:

@@ -1,0 +1,49 @@
+"""Whether a result that was written computes what the one in memory does: one forward pass of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.errors import OutputError
+from btcompress.finetune.networks import is_factorized, student_of
+
+_N_SEQUENCES, _N_STEPS = 2, 3
+
+
+def check_same_outputs(compressed: CompressedCheckpoint, again: CompressedCheckpoint) -> None:
+    """Run every LSTM and every linear layer with block terms on random inputs, as it is and as it was read back.
+
+    Args:
+        compressed: the result in memory.
+        again: the same, read back from its file.
+
+    Raises:
+        OutputError: an output differs in any bit.
+    """
+    pairs = zip(_outputs(compressed), _outputs(again), strict=True)
+    differing = [name for (name, ours), (_, theirs) in pairs if not torch.equal(ours.nan_to_num(), theirs.nan_to_num())]
+    if differing:
+        raise OutputError(
+            f"{differing[0]} gives other outputs once it is written and read back, so nothing was replaced. Try again, "
+            "and on another disk."
+        )
+
+
+@torch.no_grad()
+def _outputs(compressed: CompressedCheckpoint) -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    rest = dict(compressed.matrices)
+    for entry in find_recurrent(compressed.outline()):
+        if isinstance(entry, LSTMEntry) and is_factorized(compressed, entry):
+            student = student_of(compressed, entry).eval()
+            dtype = next(student.parameters()).dtype
+            x = torch.randn(_N_SEQUENCES, _N_STEPS, entry.input_size, generator=generator, dtype=dtype)
+            yield entry.name, student(x)[0]
+            rest = {key: matrix for key, matrix in rest.items() if key not in entry.matrix_keys}
+    for key, matrix in rest.items():
+        x = torch.randn(_N_SEQUENCES, matrix.shape.in_size, generator=generator)
+        yield key, torch.cat([part.to(torch.float32).matmul(x) for part in compressed.parts(key)], dim=-1)
