@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from btcompress.cli.factorizing import factorize
+from btcompress.cli.limits import with_memory_limit
 from btcompress.cli.planning import inspect, plan_command
 from btcompress.cli.reports import report
 from btcompress.cli.training import demo, finetune
@@ -23,12 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(factorize)
-app.command(name="plan")(plan_command)
-app.command()(inspect)
-app.command()(report)
-app.command()(finetune)
-app.command()(demo)
+app.command()(with_memory_limit(factorize))
+app.command(name="plan")(with_memory_limit(plan_command))
+app.command()(with_memory_limit(inspect))
+app.command()(with_memory_limit(report))
+app.command()(with_memory_limit(finetune))
+app.command()(with_memory_limit(demo))
 
 
 def _version(wanted: bool) -> None:

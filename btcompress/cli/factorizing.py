@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,7 @@ from btcompress.cli.options import (
     OrderUnits,
     OutModes,
     Scale,
+    Strict,
     TargetRatio,
     calibration_request,
     kinds,
@@ -70,6 +72,7 @@ def factorize(
     layer: Layers = None,
     allow_growth: AllowGrowth = False,
     container: Container = None,
+    strict: Strict = False,
     calibration: Calibration = None,
     calibration_epochs: Annotated[
         int,
@@ -101,6 +104,7 @@ def factorize(
     """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
     from btcompress import display, factorization, plan, reporting
     from btcompress.checkpoint import check_target, write
+    from btcompress.finetune.readback import check_same_outputs
     from btcompress.fit import FitOptions
 
     ranks, sizes = (cp_rank, tucker_rank), (in_modes, out_modes, order, input_shape)
@@ -110,7 +114,7 @@ def factorize(
     request = shape_request(1 if cp_rank is None else cp_rank, tucker_rank or "4", *sizes, gates)
     options = FitOptions(max_sweeps=max_sweeps, restarts=restarts, seed=seed, device=usable(device))
     sequences = calibration_request(calibration, scale, lstm, train=calibration_epochs > 0)
-    checkpoint = opened(model, container)
+    checkpoint = opened(model, container, strict=strict)
     target = output or _beside(model, checkpoint.source.name)
     if not dry_run:
         data = () if calibration is None else (Path(calibration),)
@@ -140,7 +144,7 @@ def factorize(
         compressed = _calibrated(
             compressed, checkpoint, sequences, samples, calibration_epochs, calibration_lr, options
         )
-    write(compressed, target, force=force)
+    write(compressed, target, force=force, check=partial(check_same_outputs, compressed))
     show_result(reporting.report(compressed, bytes_after=target.stat().st_size), target, json=json)
 
 

@@ -34,7 +34,7 @@ def with_memory_limit(command: Callable[..., None]) -> Callable[..., None]:
         with limited(None if max_memory is None else n_bytes(max_memory)):
             command(*args, **options)
 
-    signature = inspect.signature(command)
+    signature = inspect.signature(command, eval_str=True)
     option = inspect.Parameter("max_memory", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=MaxMemory)
     # Typer makes the options of a command from its signature.
     limited_command.__signature__ = signature.replace(  # type: ignore[attr-defined]

@@ -130,6 +130,10 @@ AllowGrowth = Annotated[bool, typer.Option("--allow-growth", help="Also factoriz
 Container = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which state dict to read where the file holds several.")
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse a checkpoint that holds more than weights, rather than leave objects out."),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 

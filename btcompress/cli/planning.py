@@ -27,6 +27,7 @@ from btcompress.cli.options import (
     OrderUnits,
     OutModes,
     Scale,
+    Strict,
     TargetRatio,
     TuckerRank,
     calibration_request,
@@ -63,6 +64,7 @@ def plan_command(
     matrices: Matrices = "input",
     layer: Layers = None,
     container: Container = None,
+    strict: Strict = False,
     calibration: Calibration = None,
     lstm: LSTMOption = None,
     scale: Scale = "1",
@@ -84,7 +86,7 @@ def plan_command(
     sequences = calibration_request(calibration, scale, lstm)
     request = shape_request(1, "4", in_modes, out_modes, order, input_shape, gates)
     device = usable(device)
-    checkpoint = opened(model, container)
+    checkpoint = opened(model, container, strict=strict)
     if save_plan is not None:
         check_target(save_plan, force=force, inputs=checkpoint.files)
     chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
@@ -104,24 +106,26 @@ def inspect(
     tucker_rank: TuckerRank = "4",
     matrices: Matrices = "input",
     container: Container = None,
+    strict: Strict = False,
     json: JSON = False,
 ) -> None:
     """Show what a checkpoint holds: its LSTMs, and what each matrix would cost at these ranks."""
     from btcompress import display, plan
 
     request = shape_request(cp_rank, tucker_rank)
-    checkpoint = opened(model, container)
+    checkpoint = opened(model, container, strict=strict)
     planned = plan.make_plan(checkpoint, request, matrices=kinds(matrices))
     show = display.show_inventory_json if json else display.show_inventory
     show(checkpoint, planned)
 
 
-def opened(model: Path, container: str | None) -> Checkpoint:
+def opened(model: Path, container: str | None, *, strict: bool) -> Checkpoint:
     """Read a dense checkpoint, and show meanwhile that it is being read."""
-    from btcompress import display, factorization
+    from btcompress import display
+    from btcompress.checkpoint import read
 
     with display.working(f"reading {model}"):
-        return factorization.open_weights(model, container)
+        return read(model, container, strict=strict)
 
 
 def planned_from_file(plan_file: Path, checkpoint: Checkpoint, request: ShapeRequest, allow_growth: bool) -> Plan:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from btcompress.cli.options import JSON, Container, Scale, scale_of
+from btcompress.cli.options import JSON, Container, Scale, Strict, scale_of
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def report(
         ),
     ] = None,
     container: Container = None,
+    strict: Strict = False,
     json: JSON = False,
 ) -> None:
     """Show what a compression gained and lost."""
@@ -53,7 +54,7 @@ def report(
         raise BTCompressError("--scale and --lstm say how to take inputs, but there are none. Give --inputs FILE.")
     with display.working(f"measuring {compressed}"):
         opened = models.load(compressed)
-        dense = None if against is None else read(against, container)
+        dense = None if against is None else read(against, container, strict=strict)
         measure = None
         if dense is not None and inputs is not None:
             from btcompress.calibration import on_inputs
