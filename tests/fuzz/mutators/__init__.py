@@ -1,0 +1,1 @@
+"""Mutations that know the structure of what they damage; all draw from the generator given, so a seed repeats them."""

@@ -1,0 +1,325 @@
+"""Independent readings: what files hold, found without any of the code under test."""
+
+import io
+import json
+import math
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import yaml
+
+#: More bytes than these are compared by nobody: what is formed here would take too long.
+_MOST_BYTES = 1 << 26
+
+_SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class UnreadableError(Exception):
+    """This reading has no word on these bytes."""
+
+
+def values(tensor):
+    """A tensor as dtype, shape and the bytes of its entries in C order; None for more than can be compared."""
+    tensor = torch.Tensor.detach(tensor)  # a file may have given this one attributes of its own
+    about = str(tensor.dtype), tuple(tensor.shape)
+    if tensor.numel() * tensor.element_size() > _MOST_BYTES:
+        return *about, None
+    plain = tensor.contiguous().reshape(-1)
+    return *about, plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+
+
+# .safetensors
+
+
+def safetensors(data):
+    """Dtype, shape and bytes of each tensor, and the metadata, by the words of the format's specification."""
+    n = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or n > len(data) - 8:
+        raise UnreadableError("the header is longer than the file")
+    header = json.loads(data[8 : 8 + n].decode())
+    about = header.pop("__metadata__", None) or {}
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        content = data[8 + n :][begin:end]
+        dtype = _SAFETENSORS[entry["dtype"]]
+        if len(content) != math.prod(entry["shape"]) * getattr(torch, dtype).itemsize or not 0 <= begin <= end:
+            raise UnreadableError(f"{name} is not as long as its shape says")
+        tensors[name] = (f"torch.{dtype}", tuple(entry["shape"]), content)
+    return tensors, about
+
+
+# torch.save
+
+
+class Tree(list):
+    """All tensors of a file by their full paths, in order; ``flat`` where it is one mapping of names to tensors."""
+
+    flat = False
+
+
+def by_torch(data):
+    """What torch itself loads, without a memory map."""
+    return _tree(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False), values)
+
+
+def by_parts(data):
+    """What the parts of such a file hold, put together here: members of an archive, storages of an older file."""
+    return _by_zip(data) if data.startswith(b"PK") else _by_legacy(data)
+
+
+def _by_zip(data):
+    """By :mod:`zipfile`, which checks sums and sizes, and a pickle of names alone."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if len(names) != 1:
+            raise UnreadableError("not one pickle")
+        folder = names[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            raise UnreadableError("another byte order")
+        value = _Names(io.BytesIO(archive.read(names[0]))).load()
+        return _tree(value, lambda record: record.values(archive.read(f"{folder}data/{record.key}")))
+
+
+def _by_legacy(data):
+    file = io.BytesIO(data)
+    pickles = [_Names(file) for _ in range(5)]
+    *_, value, keys = [pickle.load() for pickle in pickles]
+    storages = {}
+    for key in keys:
+        n = int.from_bytes(file.read(8), "little", signed=True)
+        storages[key] = file.read(n * getattr(torch, pickles[3].storages[key][1]).itemsize)
+    return _tree(value, lambda record: record.values(storages[record.key]))
+
+
+class _Anything:
+    """Stands for whatever a pickle names that is no tensor."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setitem__(self, *_):
+        pass
+
+    def append(self, *_):
+        pass
+
+    def extend(self, *_):
+        pass
+
+
+class _Mapping(dict):
+    """A dictionary whose attributes do not matter."""
+
+    def __setstate__(self, _):
+        pass
+
+
+class _Record:
+    """A tensor as the pickle describes it."""
+
+    def __init__(self, storage, offset, size, stride, *_):
+        (_, self.dtype, self.key, _, self.n), self.offset = storage[:5], offset
+        self.size, self.stride = tuple(size), tuple(stride)
+
+    def values(self, data):
+        """As :func:`values`, of the bytes of the storage."""
+        dtype = getattr(torch, self.dtype)
+        if len(data) != self.n * dtype.itemsize:
+            raise UnreadableError("a storage is not as long as it is said to be")
+        if math.prod(self.size) * dtype.itemsize > _MOST_BYTES:
+            return str(dtype), self.size, None
+        if not math.prod(self.size):
+            return str(dtype), self.size, b""
+        places = np.array(self.offset)
+        for size, stride in zip(self.size, self.stride, strict=True):
+            places = places[..., None] + np.arange(size) * stride
+        if places.min() < 0 or places.max() >= self.n:
+            raise UnreadableError("a tensor lies outside its storage")
+        return str(dtype), self.size, np.frombuffer(data, f"V{dtype.itemsize}")[places.reshape(-1)].tobytes()
+
+
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "UntypedStorage": "uint8",
+}
+
+
+class _Names(pickle._Unpickler):
+    """Finds nothing but names: no code is imported, whatever the pickle asks for. As torch, takes any protocol."""
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.PROTO[0]: lambda self: self.read(1)}
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.storages = {}
+
+    def find_class(self, module, name):
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Mapping
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _Record
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda record, *_: record
+        if (module, name) == ("torch", "Size"):
+            return tuple
+        return _Anything
+
+    def persistent_load(self, pid):
+        return self.storages.setdefault(pid[2], pid)  # what is said of a storage first holds
+
+
+def _tree(value, read):
+    """Every tensor below a value by its path."""
+    found = Tree()
+    pending = [("", value)]
+    seen = 0
+    while pending:
+        path, item = pending.pop()
+        seen += 1
+        if seen > 100_000:
+            raise UnreadableError("too much to look through")
+        if isinstance(item, torch.Tensor | _Record):
+            found.append((path, read(item)))
+        elif isinstance(item, dict | list | tuple):
+            items = list(dict.items(item)) if isinstance(item, dict) else list(enumerate(item))
+            pending += reversed([(f"{path}.{key}" if path else str(key), each) for key, each in items])
+    tensors = torch.Tensor | _Record
+    items = dict.items(value) if isinstance(value, dict) else [(None, None)]
+    found.flat = all(isinstance(key, str) and isinstance(each, tensors) for key, each in items)
+    return found
+
+
+# Results
+
+
+def _document():
+    """The reader printed in the description of the format."""
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    return names["read_dense"]
+
+
+#: Reads a result as ``docs/format.md`` prints it.
+read_dense = _document()
+
+
+def _refuse_constant(text):
+    raise UnreadableError(f"{text} is not JSON")
+
+
+def description(data):
+    """The metadata of a result, if it is as the document says."""
+    _, about = safetensors(data)
+    about = json.loads(about["btcompress"], parse_constant=_refuse_constant)
+    source = about["source"]
+    _demand(_whole(about["version"], 1) and about["version"] <= 3, "version")
+    _demand(_whole(source["n_bytes"]) and _whole(source["n_params"]) and isinstance(source["name"], str), "source")
+    _demand(all(isinstance(step, dict) for step in about["history"]), "history")
+    _demand(all(isinstance(notice, str) for notice in about["notices"]), "notices")
+    _demand(all(isinstance(key, str) for key in about["keys"]), "keys")
+    for key, m in about["matrices"].items():
+        sizes = (*m["in_modes"], *m["out_modes"], *m["tucker_ranks"])
+        _demand(all(_whole(size, 1) for size in (*sizes, m["cp_rank"], m["in_size"], m["out_size"], m["n_gates"])), key)
+        _demand(len(m["in_modes"]) == len(m["out_modes"]) == len(m["tucker_ranks"]) > 0, key)
+        _demand(m["in_size"] <= math.prod(m["in_modes"]) and m["out_size"] <= math.prod(m["out_modes"]), key)
+        _demand(m["out_size"] % m["n_gates"] == 0 == math.prod(m["out_modes"]) % m["n_gates"], key)
+        _demand(_finite(m["weight_error"]) and _finite(m["svd_error"]) and _whole(m["svd_rank"]), key)
+    return about
+
+
+def _demand(condition, where):
+    if not condition:
+        raise UnreadableError(f"{where} is not as described")
+
+
+def _whole(value, least=0):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _finite(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def dense_sizes(about):
+    """Entries of each factorized matrix of a result."""
+    return {
+        key: m["in_size"] * m["out_size"] * (1 if m["gates"] == "fused" else 4) for key, m in about["matrices"].items()
+    }
+
+
+def magnitude(about, tensors, key):
+    """What the entries of a matrix cannot exceed, each of its block terms summed without signs; else infinity."""
+    m = about["matrices"][key]
+    names = [key] if m["gates"] == "fused" else [f"{key}.gate_{gate}" for gate in "ifgo"]
+    n_terms = m["cp_rank"] * math.prod(m["tucker_ranks"])
+    bound = 0.0
+    for name in names:
+        product = float(n_terms)
+        for each in (f"{name}.cores", *(f"{name}.factors.{k}" for k in range(len(m["in_modes"])))):
+            tensor = tensors.get(about["aliases"].get(each, each))
+            product *= 1.0 if tensor is None else float(tensor.double().abs().max())
+        bound = max(bound, product if math.isfinite(product) else math.inf)
+    return bound
+
+
+# Sequences
+
+
+def arrays(data, suffix):
+    """The arrays of a data file by name, by NumPy, which checks sums and sizes, or by the reading above."""
+    if suffix == ".npy":
+        return {"x": np.load(io.BytesIO(data), allow_pickle=False)}
+    if suffix == ".npz":
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {name: file[name] for name in ("x", "y", "lengths") if name in file.files}
+    tensors, _ = safetensors(data)
+    found = {name: tensors[name] for name in ("x", "y", "lengths") if name in tensors}
+    return {
+        name: np.frombuffer(content, dtype.removeprefix("torch.")).reshape(shape)
+        for name, (dtype, shape, content) in found.items()
+    }
+
+
+# Plans
+
+
+def plan(data):
+    """A plan as PyYAML reads it."""
+    return yaml.safe_load(data.decode("utf-8"))

@@ -1,0 +1,355 @@
+"""For each kind of file: read it as the commands do, and compare what was accepted with an independent reading.
+
+A check returns where the answer is right and lets a ``BTCompressError`` pass where the file is refused. Anything else
+that it raises is a fault: :class:`WrongAnswerError` for a wrong answer, whatever was raised for one that is none.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
+
+import btcompress
+from btcompress.checkpoint import read
+from btcompress.finetune.data import open_data
+from btcompress.kinds import KINDS as MATRIX_KINDS
+from btcompress.modes import ShapeRequest
+from btcompress.plan import make_plan, read_plan
+from fuzz import readings, samples
+from fuzz.mutators import legacy, npy, odd, raw, safetensors, yamls, zips
+
+#: More entries than these are not formed; what claims more bytes than the second must be refused.
+_FEW_ENTRIES = 2**20
+_FAR_TOO_MANY_BYTES = 2**32
+
+#: What torch refuses and btcompress may read, by torch's own words: then the file's parts are compared instead.
+_READ_BEYOND_TORCH = (
+    r"Unsupported operand \d+",  # opcodes of pickle protocols 3 to 5
+    r"Unsupported global",  # a class that is no part of the weights and is left out by name
+    r"Unsupported class",
+    r"Trying to (?:call|instantiate|load)",
+    r"Can only (?:build|create|append|extend)",
+)
+
+
+class WrongAnswerError(Exception):
+    """What was read is not what the file holds.
+
+    Args:
+        what: is wrong, in words that all cases of the same fault share.
+        detail: of this case.
+    """
+
+    def __init__(self, what, detail=""):
+        super().__init__(what, detail)
+        self.what = what
+
+
+@contextmanager
+def _reading():
+    """An independent reading; where it cannot read what was accepted, the file should have been refused."""
+    try:
+        yield
+    except (WrongAnswerError, MemoryError):
+        raise
+    except Exception as error:
+        raise WrongAnswerError(f"accepted what an independent reading refuses: {_said(error)}") from error
+
+
+def _said(error):
+    """The beginning of what an error says, without what differs from case to case."""
+    text = re.sub(r"\d+", "0", f"{type(error).__name__}, {error}")
+    return re.sub(r"(['\"]).*?\1", "'...'", " ".join(text.split()))[:60]
+
+
+def placed(folder, name, data):
+    """The bytes as a new file; never over one that may still be mapped."""
+    path = folder / name
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _same(found, expected, what):
+    if found != expected and not (found != found and expected != expected):
+        shown = f"{found!r}"[:200], f"{expected!r}"[:200]
+        raise WrongAnswerError(f"{what} is not what an independent reading finds", f"{shown[0]} is not {shown[1]}")
+
+
+# Dense checkpoints
+
+
+def dense(name, data, folder):
+    """Any dense checkpoint, as ``inspect`` reads it and plans for it."""
+    for shard, content in samples.shards().items():
+        if not (folder / shard).exists():
+            placed(folder, shard, content)
+    checkpoint = read(placed(folder, name, data))
+    make_plan(checkpoint, ShapeRequest(), matrices=MATRIX_KINDS)
+    found = {key: readings.values(tensor) for key, tensor in checkpoint.tensors.items()}
+    if not data.startswith(b"PK") and data[8:9] == b"{":
+        with _reading():
+            expected, _ = readings.safetensors(data)
+        _compare(found, expected)
+    elif data.lstrip().startswith(b"{"):
+        with _reading():
+            weight_map = json.loads(data)["weight_map"]
+            tensors = {shard: dict(_shard_tensors(shard)) for shard in set(weight_map.values())}
+            expected = {key: tensors[shard][key] for key, shard in weight_map.items()}
+        _compare(found, expected)
+    else:
+        _compare_torch(found, data, any("Left out" in notice for notice in checkpoint.notices))
+
+
+def _shard_tensors(shard):
+    content = samples.shards()[shard]
+    return readings.safetensors(content)[0] if shard.endswith("safetensors") else readings.by_torch(content)
+
+
+def _compare(found, expected):
+    _same(sorted(found), sorted(expected), "the list of tensors")
+    for key, value in found.items():
+        _compare_tensor(key, value, [expected[key]])
+
+
+def _compare_tensor(key, value, candidates):
+    """A tensor's dtype, shape and bytes are those of one of several; bytes that no one formed are not compared."""
+    if not any((value[:2] == other[:2] and None in (value[2], other[2])) or value == other for other in candidates):
+        differing = "dtype or shape" if all(value[:2] != other[:2] for other in candidates) else "values"
+        raise WrongAnswerError(f"the {differing} of a tensor: an independent reading finds others", key[:200])
+
+
+def _compare_torch(found, data, left_out):
+    try:
+        tree = readings.by_torch(data)
+    except Exception as error:
+        if not any(re.search(pattern, str(error)) for pattern in _READ_BEYOND_TORCH):
+            raise WrongAnswerError(f"accepted what torch refuses: {_said(error)}") from error
+        with _reading():
+            tree = readings.by_parts(data)
+    else:
+        if not data.startswith(b"PK"):
+            # torch leaves memory as it was where an old file names a storage that it does not hold.
+            with _reading():
+                _same(readings.by_parts(data), tree, "what torch finds in a file from before archives")
+    if tree.flat:
+        _same(list(found), [path for path, _ in tree], "the list of tensors")
+    elif not left_out:
+        _same(len(found), len(tree), "the number of tensors")
+    for key, value in found.items():
+        _compare_tensor(key, value, [each for path, each in tree if path == key or path.endswith(f".{key}")])
+
+
+# Results
+
+
+def compressed(data, folder):
+    """A result: loaded, reported on, written again, and made dense."""
+    path = placed(folder, "model.bt.safetensors", data)
+    loaded = btcompress.load(path)
+    with _reading():
+        tensors, _ = readings.safetensors(data)
+        about = readings.description(data)
+        sizes = readings.dense_sizes(about)
+    _compare_description(loaded, btcompress.report(loaded).to_dict(), about)
+    for key in about["keys"]:
+        if key not in about["matrices"]:
+            stored = about["aliases"].get(key, key)
+            _compare_tensor(key, readings.values(loaded.tensors[key]), [tensors[stored]] if stored in tensors else [])
+    again = folder / "again.safetensors"
+    btcompress.save(loaded, again, force=True)
+    _same(btcompress.load(again).keys, loaded.keys, "the list of keys written again")
+    if sum(sizes.values()) <= _FEW_ENTRIES:
+        _compare_dense(btcompress.to_dense(loaded), loaded, about, path)
+    elif sum(sizes.values()) * 2 > _FAR_TOO_MANY_BYTES:
+        btcompress.to_dense(loaded)
+        raise WrongAnswerError("formed what has no place in memory")
+
+
+def _compare_description(loaded, report, about):
+    _same(list(loaded.keys), about["keys"], "the list of keys")
+    _same(list(loaded.history), about["history"], "the history")
+    _same(
+        [loaded.source.n_params, loaded.source.n_bytes], [about["source"][n] for n in ("n_params", "n_bytes")], "a size"
+    )
+    rows = {row["name"]: row for row in report["matrices"]}
+    _same(sorted(rows), sorted(about["matrices"]), "the list of matrices")
+    for key, m in about["matrices"].items():
+        shape = loaded.matrices[key].shape
+        _same(list(shape.part.in_modes + shape.part.out_modes), m["in_modes"] + m["out_modes"], "the modes")
+        _same([shape.part.n_blocks, list(shape.part.ranks)], [m["cp_rank"], m["tucker_ranks"]], "the ranks")
+        _same(loaded.matrices[key].weight_error, m["weight_error"], "a weight error")
+    json.dumps(report, allow_nan=False)
+
+
+def _compare_dense(found, loaded, about, path):
+    """The dense tensors are those of the reader that the description of the format prints."""
+    with _reading():
+        expected = readings.read_dense(_for_numpy(path, about))
+    _same(list(found), list(expected), "the list of dense tensors")
+    for key, m in about["matrices"].items():
+        bound = readings.magnitude(about, loaded.tensors, key)
+        if not math.isfinite(bound):
+            continue
+        ours, theirs = found[key].double().numpy(), expected[key].astype(np.float64)
+        _same(ours.shape, theirs.shape, "the shape of a dense matrix")
+        limits = torch.finfo(getattr(torch, m["dtype"]))
+        if bound >= limits.max:
+            continue
+        if not np.allclose(ours, theirs, rtol=2 * limits.eps, atol=1e-9 * bound + limits.tiny * limits.eps):
+            raise WrongAnswerError("a dense matrix is not that of the reader in docs/format.md")
+
+
+def _for_numpy(path, about):
+    """The same result in dtypes that NumPy has."""
+    tensors = load_safetensors(path.read_bytes())
+    names = ("float64", "float32", "float16")
+    if all(m["dtype"] in names for m in about["matrices"].values()) and all(
+        not tensor.is_floating_point() or str(tensor.dtype)[6:] in names for tensor in tensors.values()
+    ):
+        return path
+    plain = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    matrices = {key: {**m, "dtype": "float64"} for key, m in about["matrices"].items()}
+    other = path.with_name("numpy.safetensors")
+    other.unlink(missing_ok=True)
+    save_file(plain, other, {"btcompress": json.dumps({**about, "matrices": matrices})})
+    return other
+
+
+# Plans
+
+
+def plan(data, folder):
+    """A plan file for a small checkpoint."""
+    checkpoint, every = samples.planned()
+    found = read_plan(placed(folder, "plan.yaml", data), checkpoint, every)
+    with _reading():
+        value = readings.plan(data)
+        entries = value["matrices"]
+        sizes = {each.name: each.shape for each in every.matrices}
+    planned = {each.name: each for each in found.matrices}
+    dense = {each.name for each in found.left_dense} - {each.name for each in every.left_dense}
+    _same(sorted({*planned, *dense}), sorted(entries), "the list of matrices")
+    for name, each in planned.items():
+        with _reading():
+            _compare_planned(each, entries[name], sizes[name], found.notices)
+
+
+def _compare_planned(planned, entry, known, notices):
+    shape = planned.shape.part
+    _same(entry.get("dense", False), False, "dense")
+    _same((planned.shape.in_size, planned.shape.out_size), (known.in_size, known.out_size), "the size")
+    _same(list(shape.in_modes), entry["in_modes"], "in_modes")
+    _same(list(shape.out_modes), entry["out_modes"], "out_modes")
+    _same(shape.n_blocks, entry.get("cp_rank", 1), "cp_rank")
+    _same(shape.core, entry.get("core", "full"), "core")
+    _same(planned.shape.gates, entry.get("gates", "fused"), "gates")
+    _same(
+        [shape.row_order, shape.column_order],
+        [entry.get(name, False) for name in ("row_order", "column_order")],
+        "orders",
+    )
+    if list(shape.ranks) != entry["tucker_ranks"]:
+        lowered = all(ours <= theirs for ours, theirs in zip(shape.ranks, entry["tucker_ranks"], strict=True))
+        said = any(notice.startswith(f"{planned.name}: Tucker ranks lowered") for notice in notices)
+        _same((lowered, said), (True, True), "the notice of lowered ranks")
+    otherwise = entry.get("otherwise")
+    _same(planned.fallback is None, otherwise is None, "otherwise")
+    if otherwise is not None:
+        _same(planned.fallback.max_error, float(otherwise["above_error"]), "above_error")
+        _same(planned.fallback.shape is None, otherwise.get("dense") is True, "otherwise: dense")
+
+
+# Sequences
+
+
+def sequences(name, data, folder):
+    """A file of sequences, of which the first rows and the last are taken."""
+    path = placed(folder, name, data)
+    source = open_data(str(path), 0.5)
+    rows = sorted({*range(min(len(source), 3)), len(source) - 1})
+    batch = source.batch(torch.tensor(rows))
+    with _reading():
+        arrays = readings.arrays(data, path.suffix)
+        x = arrays["x"]
+        wide = x[rows].astype(np.float64 if x.dtype == np.float64 else np.float32) * 0.5
+    _same(len(source), len(x), "the number of sequences")
+    _same_array(batch.x, wide.astype(np.float64 if x.dtype == np.float64 else np.float32), "x")
+    for name, part in (("y", batch.y), ("lengths", batch.lengths)):
+        array = arrays.get(name)
+        _same(part is None, array is None, f"the absence of {name}")
+        if array is not None:
+            if array.dtype.kind not in "fiub" or len(array) != len(x):
+                raise WrongAnswerError(f"{name} is no array of one number for each sequence")
+            _same_array(part, array[rows].astype(np.float64 if array.dtype.kind == "f" else np.int64), name)
+
+
+def _same_array(found, expected, what):
+    if not np.array_equal(found.numpy(), expected, equal_nan=True) or found.numpy().dtype != expected.dtype:
+        raise WrongAnswerError(f"{what} is not what an independent reading finds")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes:
+        samples: sound files by a word for each.
+        mutate: makes another file of one and a generator.
+        check: reads bytes in a folder and compares.
+        file: the name that the check gives the bytes in its folder.
+        weight: the share of the cases.
+    """
+
+    samples: Callable
+    mutate: Callable
+    check: Callable[[bytes, Path], None]
+    file: str
+    weight: int = 1
+
+
+def _index_mutation(data, rng):
+    try:
+        return (
+            odd.edited_json(data.decode(), rng).encode("utf-8", "replace")
+            if rng.random() < 0.9
+            else raw.mutate(data, rng)
+        )
+    except (ValueError, RecursionError):
+        return raw.mutate(data, rng)
+
+
+def _dense(name, files, mutate, weight):
+    return Target(files, mutate, partial(dense, name), name, weight)
+
+
+def _sequences(name, files, mutate):
+    return Target(files, mutate, partial(sequences, name), name)
+
+
+#: All kinds by their names.
+TARGETS = {
+    "torch": _dense("model.pt", samples.torch_zips, zips.mutate, 5),
+    "legacy": _dense("old.pt", samples.legacy_torch, legacy.mutate, 2),
+    "safetensors": _dense("model.safetensors", samples.safetensors_files, safetensors.mutate, 2),
+    "index": _dense("index.json", samples.indexes, _index_mutation, 1),
+    "compressed": Target(samples.results, safetensors.described("btcompress"), compressed, "model.bt.safetensors", 4),
+    "plan": Target(samples.plans, yamls.mutate, plan, "plan.yaml", 2),
+    "npz": _sequences("data.npz", samples.npz_files, zips.mutate),
+    "npy": _sequences("data.npy", samples.npy_files, npy.mutate),
+    "data": _sequences("data.safetensors", samples.safetensors_data, safetensors.mutate),
+}
+
+#: The kind of each case, over and over: kinds take turns by their weights.
+SCHEDULE = tuple(
+    name for turn in range(max(t.weight for t in TARGETS.values())) for name in TARGETS if TARGETS[name].weight > turn
+)
