@@ -53,7 +53,7 @@ def read_header(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}). Download or save it again.") from error
-    return {"__metadata__": header.pop("__metadata__", {}), **header}
+    return {**header, "__metadata__": header.get("__metadata__") or {}}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -31,6 +31,8 @@ _MOST_DESCRIPTION = 1 << 26
 _MOST_REPEATED = 1 << 24
 _MAX_SIZE = 2**48
 _MAX_DIMS = 64
+_LONGEST_KEY = 64
+_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -101,8 +103,8 @@ def read_legacy(path: Path) -> TorchFile:
     with path.open("rb") as file:
         head = BytesIO(file.read(_MOST_DESCRIPTION))
     sizes = _LegacySizes(path)
-    for _ in ("magic number", "protocol version"):
-        _loaded(path, head, sizes)
+    if [_loaded(path, head, sizes) for _ in range(2)] != [_LEGACY_MAGIC, _LEGACY_VERSION]:
+        raise CheckpointError(f"{path} is damaged: it does not begin as torch.save did. Download or save it again.")
     if not _is_little(_loaded(path, head, sizes)):
         raise CheckpointError(f"{path} was saved on a machine of other byte order. Save it again with a newer torch.")
     start = head.tell()
@@ -185,6 +187,8 @@ class _Tensors(ABC):
         if what not in ("storage", b"storage") or len(rest) not in (4, 5) or not isinstance(rest[0], Global):
             raise TypeError("something that lies elsewhere")
         kind, name, _, size, *view = rest
+        if not isinstance(name, str | int) or len(str(name)) > _LONGEST_KEY:
+            raise TypeError("data under no key")
         dtype = _STORAGES[kind.name.rpartition(".")[2]]
         n_bytes = _size(size) * dtype.itemsize
         data = self.data_of(name, dtype, n_bytes)
@@ -259,6 +263,8 @@ class _ArchiveTensors(_Tensors):
         self._data: dict[str, Tensor] = {}
         order = members.get(f"{prefix}byteorder")
         text = sys.byteorder.encode() if order is None else unpacked(path, order, 16)
+        if text not in (b"little", b"big"):
+            raise CheckpointError(f"{path} is damaged: its byte order is {text!r}. Download or save it again.")
         self._swapped = text != sys.byteorder.encode()
 
     def data_of(self, key: object, dtype: torch.dtype, n_bytes: int) -> Tensor:
@@ -336,7 +342,7 @@ def _legacy_places(path: Path, keys: object, dtypes: Mapping[str, torch.dtype], 
     with path.open("rb") as file:
         for key in keys if isinstance(keys, list) else ():
             file.seek(start)
-            dtype = dtypes.get(str(key))
+            dtype = dtypes.get(str(key)) if isinstance(key, str | int) else None
             n_bytes = int.from_bytes(file.read(8), "little") * (dtype or torch.uint8).itemsize
             start += 8
             if dtype is None or start + n_bytes > size or str(key) in places:
