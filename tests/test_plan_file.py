@@ -8,7 +8,7 @@ from torch import nn
 
 import btcompress
 from btcompress.checkpoint import from_state_dict, read
-from btcompress.errors import BTCompressError
+from btcompress.errors import BTCompressError, MemoryLimitError
 from btcompress.factorization import factorize_as_planned
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Fallback, Wish, make_plan, meet, read_plan, save_plan
@@ -160,7 +160,7 @@ BAD = {
     "modes of truth": (put(*FIRST, "in_modes", value=[True, 18]), "in_modes must be whole numbers"),
     "fractional modes": (put(*FIRST, "in_modes", value=[4.5, 4]), "in_modes must be whole numbers"),
     "a thousand modes": (put(*FIRST, "in_modes", value=[2] * 1000), "in_modes must be whole numbers"),
-    "huge ranks": (put(*FIRST, "tucker_ranks", value=[10**30] * 2), "tucker_ranks must be whole numbers"),
+    "huge ranks": (put(*FIRST, "tucker_ranks", value=[10**17] * 2), "tucker_ranks must be whole numbers"),
     "modes that do not cover": (
         put(*FIRST, value={"in_modes": [2, 2], "out_modes": [8, 4], "tucker_ranks": [1, 1]}),
         "cover",
@@ -207,7 +207,7 @@ def test_values_that_stand_for_endless_ones_are_refused_at_once(path, checkpoint
     lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))]
     entry = f"matrices: {{{KEYS[0]}: {{in_modes: *a39}}}}"
     path.write_text("\n".join(["version: 1", *lines, entry]))
-    with pytest.raises(BTCompressError, match="in_modes must be whole numbers"):
+    with pytest.raises(BTCompressError, match="line 2, is no plain YAML: anchors and aliases"):
         read_plan(path, checkpoint, every)
 
 
@@ -232,3 +232,50 @@ def test_result_of_a_plan_is_reported_as_any_other(path, checkpoint, every):
     report = btcompress.report(factorize_as_planned(checkpoint, read_plan(path, checkpoint, every), None))
     assert {row.core for row in report.matrices} <= {"full", "identity"}
     assert not any("A low-rank matrix of equal size fits better" in line for line in report.advice)
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", [1]], ids=str)
+def test_only_the_whole_number_1_is_version_1(version, path, checkpoint, every):
+    edit(path, put("version", value=version))
+    with pytest.raises(BTCompressError, match="no plan of version 1"):
+        read_plan(path, checkpoint, every)
+
+
+def test_a_matrix_that_is_listed_twice_is_refused(path, checkpoint, every):
+    path.write_text(path.read_text() + f"  {KEYS[0]}: {{dense: true}}\n")
+    with pytest.raises(BTCompressError, match=rf"line \d+, .*{KEYS[0]}' is there twice"):
+        read_plan(path, checkpoint, every)
+
+
+@pytest.mark.parametrize("reason", [3, ["x"], "a\x1b[31mb", "a\nb", "x" * 2000], ids=str)
+def test_reasons_that_are_no_line_of_text_are_refused(reason, path, checkpoint, every):
+    edit(path, put(*FIRST, value={"dense": True, "reason": reason}))
+    with pytest.raises(BTCompressError, match="reason must be a line"):
+        read_plan(path, checkpoint, every)
+
+
+def test_forms_that_would_take_endless_memory_are_refused_before_they_are_fitted(path, checkpoint, every):
+    entry = {"in_modes": [2**40, 2**40], "out_modes": [2**40, 4], "tucker_ranks": [2**40, 2**40]}
+    edit(path, put(*FIRST, value=entry))
+    with pytest.raises(MemoryLimitError, match=f"{KEYS[0]}: a form of these modes and ranks would take"):
+        read_plan(path, checkpoint, every, allow_growth=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("matrices", "x" * 10**5, value={}),
+        put(*FIRST, "x" * 10**5, value=1),
+        put(*FIRST, "gates", value="x" * 10**5),
+        put(*FIRST, "core", value="x" * 10**5),
+        put(*FIRST, "dense", value="x" * 10**5),
+        put(*FIRST, "row_order", value="x" * 10**5),
+        put(*FIRST, "cp_rank", value="x" * 10**5),
+        put(*FIRST, "otherwise", value={"above_error": 1, "low_rank": 1, "gates": "x" * 10**5}),
+    ],
+)
+def test_long_values_are_shortened_in_what_is_said_of_them(change, path, checkpoint, every):
+    edit(path, change)
+    with pytest.raises(BTCompressError, match=r"plan\.yaml") as caught:
+        read_plan(path, checkpoint, every)
+    assert len(str(caught.value)) < 600
