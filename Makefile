@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint
 
 demo: $(READY)
-	$(BIN)/btcompress demo --output demo
+	$(BIN)/btcompress demo --output demo --force
 
 test: $(READY)
 	$(BIN)/python -m pytest

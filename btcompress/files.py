@@ -28,7 +28,8 @@ def open_regular(path: Path, advice: str) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BTCompressError(f"{path} cannot be read ({reason}). {advice}") from error
+        what = "it is not a file, " if isinstance(error, FileNotFoundError) else ""
+        raise BTCompressError(f"{path} cannot be read: {what}{reason}. {advice}") from error
     file = os.fdopen(descriptor, "rb")
     try:
         _check_regular(os.fstat(descriptor), path, advice)

@@ -67,7 +67,7 @@ def loaded(path, content):
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_is_not_plain_is_refused_at_once_with_its_line(case, tmp_path):
     started = time.perf_counter()
-    with pytest.raises(BTCompressError, match=r"plan\.yaml, line \d+, is no plain YAML: .* Mend it\.") as caught:
+    with pytest.raises(BTCompressError, match=r"plan\.yaml is no plain YAML \(line \d+: .*\)\. Mend it\.") as caught:
         loaded(tmp_path / "plan.yaml", HOSTILE[case])
     assert time.perf_counter() - started < 2
     assert len(str(caught.value)) < 500

@@ -58,7 +58,7 @@ def load(path: Path, advice: str) -> object:
         mark = error.problem_mark or error.context_mark
         line, reason = 0 if mark is None else mark.line, ", ".join(filter(None, (error.context, error.problem)))
     reason = textwrap.shorten(reason, 200, placeholder=" ...")
-    raise BTCompressError(f"{path}, line {line + 1}, is no plain YAML: {reason}. {advice}")
+    raise BTCompressError(f"{path} is no plain YAML (line {line + 1}: {reason}). {advice}")
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]

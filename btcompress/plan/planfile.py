@@ -54,6 +54,9 @@ def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) 
     Raises:
         OutputError: the file cannot be written.
     """
+    # A name may hold what no text file does, and line breaks would end the comment that it is in.
+    name = name.encode("utf-8", "backslashreplace").decode()
+    shown = name if name.isprintable() else "MODEL"
     fallbacks = {planned.name: planned.fallback for planned in priced.plan.matrices}
     value = {
         "version": _VERSION,
@@ -63,7 +66,7 @@ def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) 
     }
     text = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     with replacing(path) as temporary:
-        temporary.write_text(_HEADER.format(name=name) + text, encoding="utf-8")
+        temporary.write_text(_HEADER.format(name=shown) + text, encoding="utf-8")
 
 
 def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth: bool = False) -> Plan:
