@@ -1,4 +1,9 @@
+import contextlib
+import copy
+import json
+import random
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -285,3 +290,37 @@ def test_long_values_are_shortened_in_what_is_said_of_them(change, path, checkpo
 def test_names_of_every_kind_are_written_so_that_the_plan_is_read_again(name, tmp_path, priced, checkpoint, every):
     save_plan(priced, tmp_path / "named.yaml", name=name, sha256=None)
     assert read_plan(tmp_path / "named.yaml", checkpoint, every) == priced.plan
+
+
+VALUES = (None, True, False, 0, -1, 1, 3, 10**17, 0.5, float("nan"), float("inf"), "x", "", [], [1], [2**39] * 16, {})
+
+
+def places(value, place=()):
+    """Where there is something in a value of mappings and lists."""
+    if place:
+        yield place
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*place, key))
+
+
+def test_plans_with_any_value_anywhere_are_read_or_refused_at_once(path, checkpoint, every):
+    chance, original = random.Random(0), yaml.safe_load(path.read_text())
+    all_places = list(places(original))
+    n_read = 0
+    for _ in range(400):
+        changed = copy.deepcopy(original)
+        for place in chance.sample(all_places, chance.choice((1, 1, 2))):
+            with contextlib.suppress(TypeError, IndexError, KeyError):  # what lies deeper in what was replaced
+                put(*place, value=chance.choice(VALUES))(changed)
+        path.write_text(json.dumps(changed) if chance.random() < 0.5 else yaml.safe_dump(changed))
+        started = time.perf_counter()
+        try:
+            plan = read_plan(path, checkpoint, every, allow_growth=chance.random() < 0.5)
+        except BTCompressError:
+            continue
+        finally:
+            assert time.perf_counter() - started < 2
+        n_read += 1
+        assert {each.name for each in (*plan.matrices, *plan.left_dense)} <= set(KEYS)
+        assert all(each.shape.part.padded_in < 2**32 for each in plan.matrices)
+    assert n_read > 20
