@@ -10,7 +10,7 @@ SEED ?= 0
 .PHONY: demo test fuzz lint
 
 demo: $(READY)
-	$(BIN)/btcompress demo --output demo
+	$(BIN)/btcompress demo --output demo --force
 
 test: $(READY)
 	$(BIN)/python -m pytest

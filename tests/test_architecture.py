@@ -14,6 +14,7 @@ PACKAGE = Path(btcompress.__file__).parent
 FLOORS = {
     "errors": 0,
     "kinds": 1,
+    "files": 1,
     "memory": 1,
     "shapes": 1,
     "modes": 2,

@@ -395,6 +395,21 @@ def test_demo_tells_its_story(size, options, tmp_path, run, monkeypatch):
     assert again.splitlines()[-4:] == out.splitlines()[-4:]
 
 
+def test_demo_replaces_no_file_that_is_there_unless_forced(tmp_path, run, monkeypatch):
+    tiny = DemoSize(12, 16, 60, 40, 0.2, 8, 2, 2, 1, 3e-3, 1, 1e-2)
+    monkeypatch.setattr("btcompress.demo.SMALL", tiny)
+    for name in ("dense.pt", "train.npz", "curves.png", "tuned.bt.metrics.jsonl"):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / name).write_text("precious")
+        assert "--force" in run("demo", "--output", folder, code=2)[1]
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "precious"
+    run("demo", "--output", folder, "--force")
+    run("demo", "--output", folder, "--force")
+    assert btcompress.load(folder / "tuned.bt.safetensors").matrices
+
+
 def test_calibration_brings_the_hidden_states_nearer_and_says_so(model, sequences, run):
     wish = ("--target-ratio", "2", "--matrices", "input,recurrent")
     how = ("--calibration", sequences, "--scale", "1/40", "--calibration-epochs", "2")

@@ -1,4 +1,9 @@
+import contextlib
+import copy
+import json
+import random
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,7 +13,7 @@ from torch import nn
 
 import btcompress
 from btcompress.checkpoint import from_state_dict, read
-from btcompress.errors import BTCompressError
+from btcompress.errors import BTCompressError, MemoryLimitError
 from btcompress.factorization import factorize_as_planned
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Fallback, Wish, make_plan, meet, read_plan, save_plan
@@ -160,7 +165,7 @@ BAD = {
     "modes of truth": (put(*FIRST, "in_modes", value=[True, 18]), "in_modes must be whole numbers"),
     "fractional modes": (put(*FIRST, "in_modes", value=[4.5, 4]), "in_modes must be whole numbers"),
     "a thousand modes": (put(*FIRST, "in_modes", value=[2] * 1000), "in_modes must be whole numbers"),
-    "huge ranks": (put(*FIRST, "tucker_ranks", value=[10**30] * 2), "tucker_ranks must be whole numbers"),
+    "huge ranks": (put(*FIRST, "tucker_ranks", value=[10**17] * 2), "tucker_ranks must be whole numbers"),
     "modes that do not cover": (
         put(*FIRST, value={"in_modes": [2, 2], "out_modes": [8, 4], "tucker_ranks": [1, 1]}),
         "cover",
@@ -207,7 +212,7 @@ def test_values_that_stand_for_endless_ones_are_refused_at_once(path, checkpoint
     lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))]
     entry = f"matrices: {{{KEYS[0]}: {{in_modes: *a39}}}}"
     path.write_text("\n".join(["version: 1", *lines, entry]))
-    with pytest.raises(BTCompressError, match="in_modes must be whole numbers"):
+    with pytest.raises(BTCompressError, match=r"is no plain YAML \(line 2: anchors and aliases"):
         read_plan(path, checkpoint, every)
 
 
@@ -232,3 +237,90 @@ def test_result_of_a_plan_is_reported_as_any_other(path, checkpoint, every):
     report = btcompress.report(factorize_as_planned(checkpoint, read_plan(path, checkpoint, every), None))
     assert {row.core for row in report.matrices} <= {"full", "identity"}
     assert not any("A low-rank matrix of equal size fits better" in line for line in report.advice)
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", [1]], ids=str)
+def test_only_the_whole_number_1_is_version_1(version, path, checkpoint, every):
+    edit(path, put("version", value=version))
+    with pytest.raises(BTCompressError, match="no plan of version 1"):
+        read_plan(path, checkpoint, every)
+
+
+def test_a_matrix_that_is_listed_twice_is_refused(path, checkpoint, every):
+    path.write_text(path.read_text() + f"  {KEYS[0]}: {{dense: true}}\n")
+    with pytest.raises(BTCompressError, match=rf"line \d+: '{KEYS[0]}' is there twice"):
+        read_plan(path, checkpoint, every)
+
+
+@pytest.mark.parametrize("reason", [3, ["x"], "a\x1b[31mb", "a\nb", "x" * 2000], ids=str)
+def test_reasons_that_are_no_line_of_text_are_refused(reason, path, checkpoint, every):
+    edit(path, put(*FIRST, value={"dense": True, "reason": reason}))
+    with pytest.raises(BTCompressError, match="reason must be a line"):
+        read_plan(path, checkpoint, every)
+
+
+def test_forms_that_would_take_endless_memory_are_refused_before_they_are_fitted(path, checkpoint, every):
+    entry = {"in_modes": [2**40, 2**40], "out_modes": [2**40, 4], "tucker_ranks": [2**40, 2**40]}
+    edit(path, put(*FIRST, value=entry))
+    with pytest.raises(MemoryLimitError, match=f"{KEYS[0]}: a form of these modes and ranks would take"):
+        read_plan(path, checkpoint, every, allow_growth=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("matrices", "x" * 10**5, value={}),
+        put(*FIRST, "x" * 10**5, value=1),
+        put(*FIRST, "gates", value="x" * 10**5),
+        put(*FIRST, "core", value="x" * 10**5),
+        put(*FIRST, "dense", value="x" * 10**5),
+        put(*FIRST, "row_order", value="x" * 10**5),
+        put(*FIRST, "cp_rank", value="x" * 10**5),
+        put(*FIRST, "otherwise", value={"above_error": 1, "low_rank": 1, "gates": "x" * 10**5}),
+    ],
+)
+def test_long_values_are_shortened_in_what_is_said_of_them(change, path, checkpoint, every):
+    edit(path, change)
+    with pytest.raises(BTCompressError, match=r"plan\.yaml") as caught:
+        read_plan(path, checkpoint, every)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["a\nversion: 2", "\udcff.pt", "a\x1b[31m", "a: b # c"], ids=ascii)
+def test_names_of_every_kind_are_written_so_that_the_plan_is_read_again(name, tmp_path, priced, checkpoint, every):
+    save_plan(priced, tmp_path / "named.yaml", name=name, sha256=None)
+    assert read_plan(tmp_path / "named.yaml", checkpoint, every) == priced.plan
+
+
+VALUES = (None, True, False, 0, -1, 1, 3, 10**17, 0.5, float("nan"), float("inf"), "x", "", [], [1], [2**39] * 16, {})
+
+
+def places(value, place=()):
+    """Where there is something in a value of mappings and lists."""
+    if place:
+        yield place
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*place, key))
+
+
+def test_plans_with_any_value_anywhere_are_read_or_refused_at_once(path, checkpoint, every):
+    chance, original = random.Random(0), yaml.safe_load(path.read_text())
+    all_places = list(places(original))
+    n_read = 0
+    for _ in range(400):
+        changed = copy.deepcopy(original)
+        for place in chance.sample(all_places, chance.choice((1, 1, 2))):
+            with contextlib.suppress(TypeError, IndexError, KeyError):  # what lies deeper in what was replaced
+                put(*place, value=chance.choice(VALUES))(changed)
+        path.write_text(json.dumps(changed) if chance.random() < 0.5 else yaml.safe_dump(changed))
+        started = time.perf_counter()
+        try:
+            plan = read_plan(path, checkpoint, every, allow_growth=chance.random() < 0.5)
+        except BTCompressError:
+            continue
+        finally:
+            assert time.perf_counter() - started < 2
+        n_read += 1
+        assert {each.name for each in (*plan.matrices, *plan.left_dense)} <= set(KEYS)
+        assert all(each.shape.part.padded_in < 2**32 for each in plan.matrices)
+    assert n_read > 20

@@ -41,6 +41,7 @@ from btcompress.cli.options import (
 )
 from btcompress.cli.planning import gathered, opened, planned_from_file, priced
 from btcompress.cli.reports import show_result
+from btcompress.cli.targets import reserved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +104,7 @@ def factorize(
 ) -> None:
     """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
     from btcompress import display, factorization, plan, reporting
-    from btcompress.checkpoint import check_target, write
+    from btcompress.checkpoint import write
     from btcompress.finetune.readback import check_same_outputs
     from btcompress.fit import FitOptions
 
@@ -116,35 +117,34 @@ def factorize(
     sequences = calibration_request(calibration, scale, lstm, train=calibration_epochs > 0)
     checkpoint = opened(model, container, strict=strict)
     target = output or _beside(model, checkpoint.source.name)
-    if not dry_run:
-        data = () if calibration is None else (Path(calibration),)
-        check_target(target, force=force, inputs=(*checkpoint.files, *data))
-    if plan_file is not None:
-        planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
-    else:
-        growth = allow_growth or wish is not None
-        planned = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=growth)
-    samples = gathered(checkpoint, sequences, seed, planned)
-    if wish is not None:
-        planned = priced(
-            checkpoint, planned, wish, request, samples, seed, options.device, order_units=order_units
-        ).plan
-    if dry_run:
-        show = display.show_inventory_json if json else display.show_plan
-        show(checkpoint, planned)
-        return
-    asked = None if plan_file is not None else wish or request
-    # A plan that was priced says itself which sides have an order: further ones are not in its budget.
-    search = order_units and asked is request
-    with display.fit_progress() as on_progress:
-        compressed = factorization.factorize_as_planned(
-            checkpoint, planned, asked, options, on_progress, order_units=search
-        )
-    if sequences is not None:
-        compressed = _calibrated(
-            compressed, checkpoint, sequences, samples, calibration_epochs, calibration_lr, options
-        )
-    write(compressed, target, force=force, check=partial(check_same_outputs, compressed))
+    kept = None if dry_run else target
+    with reserved(kept, checkpoint, sequences=calibration, plan_file=plan_file, force=force):
+        if plan_file is not None:
+            planned = planned_from_file(plan_file, checkpoint, request, allow_growth)
+        else:
+            growth = allow_growth or wish is not None
+            planned = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=growth)
+        samples = gathered(checkpoint, sequences, seed, planned)
+        if wish is not None:
+            planned = priced(
+                checkpoint, planned, wish, request, samples, seed, options.device, order_units=order_units
+            ).plan
+        if dry_run:
+            show = display.show_inventory_json if json else display.show_plan
+            show(checkpoint, planned)
+            return
+        asked = None if plan_file is not None else wish or request
+        # A plan that was priced says itself which sides have an order: further ones are not in its budget.
+        search = order_units and asked is request
+        with display.fit_progress() as on_progress:
+            compressed = factorization.factorize_as_planned(
+                checkpoint, planned, asked, options, on_progress, order_units=search
+            )
+        if sequences is not None:
+            compressed = _calibrated(
+                compressed, checkpoint, sequences, samples, calibration_epochs, calibration_lr, options
+            )
+        write(compressed, target, force=force, check=partial(check_same_outputs, compressed))
     show_result(reporting.report(compressed, bytes_after=target.stat().st_size), target, json=json)
 
 

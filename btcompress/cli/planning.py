@@ -35,6 +35,7 @@ from btcompress.cli.options import (
     shape_request,
     usable,
 )
+from btcompress.cli.targets import reserved
 from btcompress.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -80,24 +81,22 @@ def plan_command(
 ) -> None:
     """Show which form of each matrix meets a wish at the least loss, and what else there is."""
     from btcompress import display, plan
-    from btcompress.checkpoint import check_target
 
     wish = plan.Wish(target_ratio, max_params, max_error, of, max_activation_error)
     sequences = calibration_request(calibration, scale, lstm)
     request = shape_request(1, "4", in_modes, out_modes, order, input_shape, gates)
     device = usable(device)
     checkpoint = opened(model, container, strict=strict)
-    if save_plan is not None:
-        check_target(save_plan, force=force, inputs=checkpoint.files)
-    chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
-    samples = gathered(checkpoint, sequences, seed, chosen)
-    result = priced(checkpoint, chosen, wish, request, samples, seed, device, order_units=order_units)
-    show = display.show_priced_plan_json if json else display.show_priced_plan
-    show(checkpoint, result)
-    if save_plan is not None:
-        plan.save_plan(result, save_plan, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
-        if not json:
-            display.show_written(save_plan)
+    with reserved(save_plan, checkpoint, sequences=calibration, force=force):
+        chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
+        samples = gathered(checkpoint, sequences, seed, chosen)
+        result = priced(checkpoint, chosen, wish, request, samples, seed, device, order_units=order_units)
+        show = display.show_priced_plan_json if json else display.show_priced_plan
+        show(checkpoint, result)
+        if save_plan is not None:
+            plan.save_plan(result, save_plan, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
+            if not json:
+                display.show_written(save_plan)
 
 
 def inspect(

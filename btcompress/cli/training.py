@@ -142,6 +142,9 @@ def demo(
             "--full", help="At full size: 57,600 inputs and 256 hidden units; takes 1 GB of disk and far longer."
         ),
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace files of these names, as an earlier demonstration left them.")
+    ] = False,
 ) -> None:
     """Train an LSTM on made-up video clips, factorize it, fine-tune it, and show what came of it (a minute or two)."""
     from btcompress import display
@@ -152,5 +155,5 @@ def demo(
     except OSError as error:
         raise OutputError(f"{output} cannot be made ({error.strerror}). Choose another folder.") from error
     with display.demo_progress() as on_progress:
-        result = run_demo(output, FULL if full else SMALL, seed=seed, on_progress=on_progress)
+        result = run_demo(output, FULL if full else SMALL, seed=seed, force=force, on_progress=on_progress)
     display.show_demo(result)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from btcompress.checkpoint import check_target, replacing, write
+from btcompress.checkpoint import check_target, claimed, replacing, write
 from btcompress.demo.clips import Clips, make_clips
 from btcompress.demo.dense import SCALE, accuracy, train_dense
 from btcompress.demo.pictures import Curve, save_clips, save_curves
 from btcompress.demo.sizes import SMALL, DemoSize
 from btcompress.factorization import factorize
 from btcompress.finetune import Epoch, FineTuneRequest, finetune
+from btcompress.finetune.state import StateFolder
 from btcompress.models import apply
 from btcompress.reporting import report
 from btcompress.results import CompressionReport
@@ -110,7 +111,12 @@ OnProgress = Callable[[DemoProgress], None]
 
 
 def run_demo(
-    folder: Path, size: DemoSize = SMALL, *, seed: int = 0, on_progress: OnProgress | None = None
+    folder: Path,
+    size: DemoSize = SMALL,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> DemoResult:
     """Train, factorize, fine-tune and measure; checkpoints, training clips and pictures stay in ``folder``.
 
@@ -118,23 +124,29 @@ def run_demo(
     back. The test clips are seen by no training and choose nothing.
 
     Args:
-        folder: where to write :class:`DemoFiles`; replaced if they exist.
+        folder: where to write :class:`DemoFiles`.
         size: of the clips and the models, and how they are trained.
         seed: of the clips, the first weights, and the order of training.
+        force: replace those that exist, and start over a fine-tuning that was interrupted there.
         on_progress: called as each stage begins and after each epoch.
 
     Raises:
         BTCompressError: scikit-learn, whose digits the clips show, or matplotlib is missing.
-        OutputError: the folder cannot be written to.
+        OutputError: the folder cannot be written to, holds one of the files, or another process is writing them.
     """
+    files = DemoFiles(folder)
+    for path in files.all:
+        check_target(path, force=force)
+    StateFolder(files.tuned, {}).check_absent(force=force)
+    with claimed(files.data):  # the first that is written stands for all of them
+        return _told(files, size, seed, on_progress)
 
+
+def _told(files: DemoFiles, size: DemoSize, seed: int, on_progress: OnProgress | None) -> DemoResult:
     def tell(what: str, epoch: Epoch | None = None) -> None:
         if on_progress is not None:
             on_progress(DemoProgress(what, epoch))
 
-    files = DemoFiles(folder)
-    for path in files.all:
-        check_target(path, force=True)
     tell("drawing clips")
     test = draw_clips(files.data, size, seed)
     examples = test.one_of_each()

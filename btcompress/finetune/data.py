@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from btcompress import memory
 from btcompress.errors import BTCompressError
+from btcompress.files import Snapshot
+from btcompress.finetune.arrayfiles import read_arrays
+from btcompress.finetune.items import NAMES, alike, parts_of, some
 from btcompress.finetune.references import is_reference, resolve
-
-_NAMES = ("x", "y", "lengths")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +74,7 @@ class Arrays:
         y: labels or targets, beginning with ``N``, or None.
         lengths: steps of each sequence, 1 to ``T``, or None.
         scale: what to multiply inputs by.
+        snapshot: of the file, which must stay as it is; None for arrays that lie in none.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Arrays:
     y: NDArray[Any] | None
     lengths: NDArray[Any] | None
     scale: float
+    snapshot: Snapshot | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim != 3 or 0 in self.x.shape or self.x.dtype.kind not in "fiub":
@@ -94,6 +97,8 @@ class Arrays:
                     f"{self.name}: {name} has shape {value.shape} and x has shape {self.x.shape}. Give one entry of "
                     f"{name} for each of the {len(self.x)} sequences."
                 )
+        if self.y is not None:
+            _check_labels(self.name, self.y)
         if self.lengths is not None:
             _check_lengths(self.name, self.lengths, self.x.shape[1])
 
@@ -102,14 +107,19 @@ class Arrays:
 
     def batch(self, rows: Tensor) -> Batch:
         """The sequences at these positions, inputs scaled; see :class:`Data`."""
+        if self.snapshot is not None:
+            self.snapshot.check()
         index = rows.numpy()
-        x = np.asarray(self.x[index])
-        if not np.isfinite(x).all():
-            bad = index[~np.isfinite(x.reshape(len(x), -1)).all(axis=1)][0]
-            raise BTCompressError(f"{self.name}: sequence {bad} of x holds NaN or infinity. Repair or remove it.")
-        wide = torch.from_numpy(x.astype(np.float64 if x.dtype == np.float64 else np.float32))
+        wide = _wide(self.x[index]).mul_(self.scale)
+        finite = torch.isfinite(wide)
+        if not finite.all():
+            bad = index[~finite.flatten(1).all(1).numpy()][0]
+            raise BTCompressError(
+                f"{self.name}: sequence {bad} of x holds NaN or infinity, or numbers too large to scale. Repair or "
+                "remove it."
+            )
         return Batch(
-            wide.mul_(self.scale),
+            wide,
             None if self.y is None else _labels(self.y[index]),
             None if self.lengths is None else torch.from_numpy(self.lengths[index].astype(np.int64)),
             tuple((self.name, row) for row in rows.tolist()),
@@ -135,20 +145,29 @@ class UserData:
 
     def batch(self, rows: Tensor) -> Batch:
         """The items at these positions; see :class:`Data`."""
-        value = self.collate([self.dataset[row] for row in rows.tolist()])
-        if isinstance(value, dict):
-            parts: list[Any] = [value.get(name) for name in _NAMES]
-        else:
-            parts = list(value) if isinstance(value, tuple | list) else [value]
-        if not 1 <= len(parts) <= len(_NAMES) or not isinstance(parts[0], Tensor):
+        numbers = rows.tolist()
+        items = [self._item(row) for row in numbers]
+        value = self.collate(alike(self.name, numbers, items) if self.collate is default_collate else items)
+        parts = parts_of(value)
+        if not 1 <= len(parts) <= len(NAMES) or not all(isinstance(part, Tensor) for part in parts if part is not None):
             raise BTCompressError(
                 f"{self.name}: a batch must be x, (x, y), (x, y, lengths) or a mapping with these names, of tensors, "
                 f"but it is {type(value).__name__} of {[type(part).__name__ for part in parts]}."
             )
+        if not isinstance(parts[0], Tensor):
+            raise BTCompressError(f"{self.name}: a batch has no inputs x. Give them first, or by the name x.")
         batch = Batch(*parts)
-        if not torch.isfinite(batch.x).all():
-            raise BTCompressError(f"{self.name}: an item among {rows.tolist()} holds NaN or infinity in x. Repair it.")
+        _check_batch(self.name, numbers, batch)
         return batch
+
+    def _item(self, row: int) -> object:
+        try:
+            return self.dataset[row]
+        except LookupError as error:
+            raise BTCompressError(
+                f"{self.name}: there is no item {row}, although the Dataset has a length of {len(self)} "
+                f"({type(error).__name__}: {error}). Make its items as many as its length says."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,21 +208,13 @@ def open_data(text: str, scale: float = 1.0, folder: Path | None = None) -> Data
     Raises:
         BTCompressError: there is no such file or factory, or it does not give sequences.
     """
-    if is_reference(text) and not Path(text).exists():
+    if is_reference(text) and not os.path.lexists(text):
         return _from_factory(text, resolve("--data", text, folder)(), scale)
     path = Path(text)
-    if not path.is_file():
-        raise BTCompressError(f"{path} is not a file. Give a .npz, .npy or .safetensors, or package.module:factory.")
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
-    if path.suffix not in readers:
-        raise BTCompressError(f"{path} ends in {path.suffix!r}. Give sequences as .npz, .npy or .safetensors.")
-    try:
-        arrays = readers[path.suffix](path)
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
-        raise BTCompressError(f"{path} cannot be read as {path.suffix} of plain numbers ({error}).") from error
+    arrays, snapshot = read_arrays(path, NAMES)
     if "x" not in arrays:
         raise BTCompressError(f"{path} has no array x, only {', '.join(arrays) or 'nothing'}. Name the inputs x.")
-    return Arrays(str(path), arrays["x"], arrays.get("y"), arrays.get("lengths"), scale)
+    return Arrays(str(path), arrays["x"], arrays.get("y"), arrays.get("lengths"), scale, snapshot)
 
 
 def split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
@@ -218,6 +229,9 @@ def split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
             f"--val-fraction {fraction} of the {len(data)} sequences in {data.name} leaves none to train on or none to "
             "measure on. Give a fraction between 0 and 1, more sequences, or a file with --val."
         )
+    memory.require(
+        2 * len(data) * torch.int64.itemsize, f"the order of the {len(data)} items in {data.name}", "Give fewer items."
+    )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return Rows(data, order[n_held:].sort().values), Rows(data, order[:n_held].sort().values)
 
@@ -236,48 +250,49 @@ def _from_factory(name: str, value: object, scale: float) -> Data:
     return UserData(name, dataset, collate)  # type: ignore[arg-type]
 
 
-def _read_npy(path: Path) -> dict[str, NDArray[Any]]:
-    return {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
-        names = [name for name in _NAMES if name in arrays.files]
-        mapped = {name: _map_member(path, archive, f"{name}.npy") for name in names}
-        return {name: arrays[name] if member is None else member for name, member in mapped.items()}
-
-
-def _map_member(path: Path, archive: zipfile.ZipFile, member: str) -> NDArray[Any] | None:
-    """An array that ``numpy.savez`` stored uncompressed, mapped where it lies; None where it cannot be."""
-    info = archive.getinfo(member)
-    if info.compress_type != zipfile.ZIP_STORED:
-        return None
-    with path.open("rb") as file:
-        file.seek(info.header_offset + 26)  # a local header ends with the lengths of two fields that follow it
-        n_name, n_extra = np.frombuffer(file.read(4), "<u2").tolist()
-        file.seek(info.header_offset + 30 + n_name + n_extra)
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            return None
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        if dtype.hasobject or not np.prod(shape):
-            return None
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
-
-
-def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name).numpy() for name in _NAMES if name in file.keys()}  # noqa: SIM118
+def _wide(values: NDArray[Any]) -> Tensor:
+    """In float64 what has more digits than float32, the rest in float32."""
+    precise = values.dtype.kind == "f" and values.dtype.itemsize >= np.dtype(np.float64).itemsize
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and that is looked for
+        return torch.from_numpy(values.astype(np.float64 if precise else np.float32))
 
 
 def _labels(rows: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(rows.astype(np.float64 if rows.dtype.kind == "f" else np.int64))
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(rows.astype(np.float64 if rows.dtype.kind == "f" else np.int64))
+
+
+def _check_labels(name: str, y: NDArray[Any]) -> None:
+    if 0 in y.shape or y.dtype.kind not in "fiub":
+        raise BTCompressError(
+            f"{name}: y has shape {y.shape} and dtype {y.dtype}, but numbers are needed for each sequence."
+        )
+    most = np.iinfo(np.int64).max
+    if y.dtype == np.uint64 and y.max() > most:
+        raise BTCompressError(f"{name}: y has a class of {y.max()}, but {most} is the largest that there can be.")
 
 
 def _check_lengths(name: str, lengths: NDArray[Any], steps: int) -> None:
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > steps:
-        raise BTCompressError(
-            f"{name}: lengths has shape {lengths.shape}, dtype {lengths.dtype} and entries from {lengths.min()} to "
-            f"{lengths.max()}, but one whole number from 1 to {steps}, the steps of x, is needed for each sequence."
-        )
+    needed = f"one whole number from 1 to {steps}, the steps of x, is needed for each sequence."
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise BTCompressError(f"{name}: lengths has shape {lengths.shape} and dtype {lengths.dtype}, but {needed}")
+    if lengths.min() < 1 or lengths.max() > steps:
+        raise BTCompressError(f"{name}: lengths has entries from {lengths.min()} to {lengths.max()}, but {needed}")
+
+
+def _check_batch(name: str, rows: list[int], batch: Batch) -> None:
+    """Refuse a batch of a user's whose parts do not fit together."""
+    which, x = f"{name}: items {some(rows)}", batch.x
+    for what, part in (("x", x), ("y", batch.y), ("lengths", batch.lengths)):
+        if part is None:
+            continue
+        if not part.numel() or part.shape[:1] != x.shape[:1] or part.is_complex():
+            raise BTCompressError(
+                f"{which}: {what} has shape {tuple(part.shape)} and dtype {part.dtype}, and x has shape "
+                f"{tuple(x.shape)}. Give real numbers, one entry of {what} for each sequence of x."
+            )
+    if batch.lengths is not None:
+        lengths = batch.lengths.double() if batch.lengths.is_floating_point() else batch.lengths
+        _check_lengths(which, lengths.cpu().numpy(), x.shape[1] if x.dim() == 3 else max(x.shape[1:], default=1))
+    if not torch.isfinite(x).all():
+        raise BTCompressError(f"{which}: one of them holds NaN or infinity in x. Repair it.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,26 @@ _REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\
 def is_reference(text: str) -> bool:
     """Whether this is written as ``package.module:name``."""
     return _REFERENCE.fullmatch(text) is not None
+
+
+def sources(text: str, folder: Path | None = None) -> tuple[Path, ...]:
+    """The file that ``FILE`` or ``MODULE:FACTORY`` is read from: itself, or the module's; nothing where it has none.
+
+    Of a module in a package, the package is imported, as :func:`resolve` will.
+
+    Args:
+        text: what was given.
+        folder: where to look for the module first.
+    """
+    match = _REFERENCE.fullmatch(text)
+    if match is None or os.path.lexists(text):
+        return (Path(text),)
+    _look_in(folder)
+    try:
+        spec = find_spec(match["module"])
+    except (ImportError, ValueError):
+        return ()
+    return (Path(spec.origin),) if spec is not None and spec.has_location and spec.origin is not None else ()
 
 
 def resolve(option: str, text: str, folder: Path | None = None) -> Callable[..., Any]:
@@ -33,11 +55,7 @@ def resolve(option: str, text: str, folder: Path | None = None) -> Callable[...,
     match = _REFERENCE.fullmatch(text)
     if match is None:
         raise BTCompressError(f"{option} {text!r} is not of the form package.module:function.")
-    if folder is not None:
-        if not folder.is_dir():
-            raise BTCompressError(f"--path {folder} is not a folder. Give the one that holds your package.")
-        if str(folder.resolve()) not in sys.path:
-            sys.path.insert(0, str(folder.resolve()))
+    _look_in(folder)
     try:
         module = import_module(match["module"])
     except ModuleNotFoundError as error:
@@ -51,3 +69,12 @@ def resolve(option: str, text: str, folder: Path | None = None) -> Callable[...,
         what = "is not a function or class" if hasattr(module, match["name"]) else "is not in that module"
         raise BTCompressError(f"{option} {text}: {match['name']} {what}. Name one that can be called.")
     return value
+
+
+def _look_in(folder: Path | None) -> None:
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise BTCompressError(f"--path {folder} is not a folder. Give the one that holds your package.")
+    if str(folder.resolve()) not in sys.path:
+        sys.path.insert(0, str(folder.resolve()))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import reprlib
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
+from btcompress import memory
 from btcompress.checkpoint import Checkpoint, replacing
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.fit import check_orders
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
+from btcompress.plan.plainyaml import load
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
-from btcompress.shapes import GATE_NAMES, MatrixShape
+from btcompress.shapes import GATE_NAMES, Core, Gates, MatrixShape
 
 _VERSION = 1
 _HEADER = """\
@@ -26,11 +29,14 @@ _HEADER = """\
 # row_order, column_order: true gives the rows, or the columns, the best order that is found for them.
 # A matrix with "dense: true", or that is not listed, stays as it is.
 """
-#: A file of this many bytes lists more matrices than any model has.
-_LARGEST_FILE = 2**24
+_ADVICE = "Give a file that btcompress plan --save-plan wrote, or mend it."
 #: No tensor has more modes or larger ones; without a bound a forged file could ask for endless arithmetic.
 _MAX_ORDER = 16
 _MAX_SIZE = 2**40
+#: Characters of the reason why a matrix stays dense.
+_MOST_REASON = 1000
+#: Names, of those that there are, in a message.
+_MOST_SHOWN = 20
 _ORDERS = ("row_order", "column_order")
 _FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", *_ORDERS)
 _OTHER_FIELDS = ("size", "dense", "reason", "predicted", "otherwise")
@@ -48,6 +54,9 @@ def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) 
     Raises:
         OutputError: the file cannot be written.
     """
+    # A name may hold what no text file does, and line breaks would end the comment that it is in.
+    name = name.encode("utf-8", "backslashreplace").decode()
+    shown = name if name.isprintable() else "MODEL"
     fallbacks = {planned.name: planned.fallback for planned in priced.plan.matrices}
     value = {
         "version": _VERSION,
@@ -57,7 +66,7 @@ def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) 
     }
     text = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     with replacing(path) as temporary:
-        temporary.write_text(_HEADER.format(name=name) + text, encoding="utf-8")
+        temporary.write_text(_HEADER.format(name=shown) + text, encoding="utf-8")
 
 
 def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth: bool = False) -> Plan:
@@ -79,14 +88,15 @@ def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth:
     notices: list[str] = []
     for name, entry in _mapping(value.get("matrices"), f"{path}: matrices").items():
         if name not in known:
+            there = ", ".join([*known][:_MOST_SHOWN]) + (" and others" if len(known) > _MOST_SHOWN else "")
             raise BTCompressError(
-                f"{path}: {name!r} is no matrix of {checkpoint.source.name} that can be factorized. It has "
-                f"{', '.join(known) or 'none'}."
+                f"{path}: {_shown(name)} is no matrix of {checkpoint.source.name} that can be factorized. It has "
+                f"{there or 'none'}."
             )
         where = f"{path}: {name}"
         fields = _entry_fields(entry, where)
         if fields.get("dense"):
-            left_dense.append(LeftDense(name, str(fields.get("reason") or "the plan says so")))
+            left_dense.append(LeftDense(name, fields.get("reason") or "the plan says so"))
             continue
         asked = _shape(fields, known[name], where)
         shape = asked.limited()
@@ -96,6 +106,7 @@ def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth:
         if shape.n_params >= shape.dense_params and not allow_growth:
             left_dense.append(LeftDense(name, growth(shape)))
         else:
+            _check_memory(shape, where)
             matrices.append(PlannedMatrix(name, shape, _fallback(fields, known[name], where)))
     notices += _differences(value, checkpoint, path)
     return replace(chosen, matrices=tuple(matrices), left_dense=tuple(left_dense), notices=tuple(notices))
@@ -122,19 +133,12 @@ def _entry(form: ChosenForm, fallback: Fallback | None) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise BTCompressError(f"{path} is too large for a plan. Give a file that btcompress plan wrote.")
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BTCompressError(f"{path} cannot be read ({error.strerror}). Give the path of a plan.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise BTCompressError(f"{path} is not YAML ({reason}). Mend it, or make the plan again.") from error
-    if not isinstance(value, dict) or value.get("version") != _VERSION or "matrices" not in value:
-        raise BTCompressError(
-            f"{path} is no plan of version {_VERSION}. Give a file that btcompress plan --save-plan wrote."
-        )
+    value = load(path, _ADVICE)
+    # In Python true and 1.0 are 1 as well.
+    if not isinstance(value, dict) or value.get("version") != _VERSION or type(value["version"]) is not int:
+        raise BTCompressError(f"{path} is no plan of version {_VERSION}. {_ADVICE}")
+    if "matrices" not in value:
+        raise BTCompressError(f"{path} is a plan without matrices. {_ADVICE}")
     return value
 
 
@@ -142,10 +146,31 @@ def _entry_fields(entry: object, where: str) -> dict[str, Any]:
     fields = _mapping(entry, where)
     unknown = sorted(fields.keys() - {*_FIELDS, *_OTHER_FIELDS})
     if unknown:
-        raise BTCompressError(f"{where}: there is no field {unknown[0]}. There are {', '.join(_FIELDS)} and dense.")
+        raise BTCompressError(
+            f"{where}: there is no field {textwrap.shorten(unknown[0], 40)}. There are {', '.join(_FIELDS)} and dense."
+        )
     if not isinstance(fields.get("dense", False), bool):
-        raise BTCompressError(f"{where}: dense must be true or false, but {fields['dense']!r} was given.")
+        raise BTCompressError(f"{where}: dense must be true or false, but {_shown(fields['dense'])} was given.")
+    orders = [fields.get(name, False) for name in _ORDERS]
+    if not all(isinstance(order, bool) for order in orders):
+        given = " and ".join(map(_shown, orders))
+        raise BTCompressError(f"{where}: {' and '.join(_ORDERS)} must be true or false, but {given} were given.")
+    reason = fields.get("reason")
+    if reason is not None and not (isinstance(reason, str) and reason.isprintable() and len(reason) <= _MOST_REASON):
+        raise BTCompressError(
+            f"{where}: reason must be a line of at most {_MOST_REASON} characters, but {_shown(reason)} was given."
+        )
     return fields
+
+
+def _check_memory(shape: MatrixShape, where: str) -> None:
+    """Refuse a form that could not be fitted here: the padded matrix and the block terms in double precision."""
+    n_entries = max(shape.part.padded_in * shape.part.padded_out, shape.part.n_params)
+    memory.require(
+        8 * n_entries,
+        f"{where}: a form of these modes and ranks",
+        "Give modes nearer to the matrix's size, or lower ranks.",
+    )
 
 
 def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixShape:
@@ -155,6 +180,11 @@ def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixS
     }
     (cp_rank,) = _numbers([fields.get("cp_rank", 1)], f"{where}: cp_rank")
     gates, core = fields.get("gates", "fused"), fields.get("core", "full")
+    for name, given, allowed in (("gates", gates, get_args(Gates)), ("core", core, get_args(Core))):
+        if given not in allowed:
+            raise BTCompressError(
+                f"{where}: {name} must be one of {', '.join(allowed)}, but {_shown(given)} was given."
+            )
     n_gates = known.n_parts * known.part.n_gates
     if gates == "separate" and n_gates != len(GATE_NAMES):
         raise BTCompressError(f"{where}: the matrix has no gates to separate. Set gates to fused.")
@@ -211,7 +241,7 @@ def _numbers(value: object, where: str) -> list[int]:
 
 
 def _shown(value: object) -> str:
-    # Aliases can make a small file stand for a value without end; this looks at the beginning only.
+    """The beginning of a value, as a file can hold long ones."""
     return reprlib.repr(value)
 
 
