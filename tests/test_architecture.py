@@ -16,6 +16,7 @@ FLOORS = {
     "kinds": 1,
     "memory": 1,
     "shapes": 1,
+    "text": 1,
     "modes": 2,
     "results": 1,
     "contraction": 1,
