@@ -20,6 +20,7 @@ from btcompress.checkpoint.recognise import Kind, load_index, recognise
 from btcompress.checkpoint.source import Source, digest
 from btcompress.checkpoint.tensors import count_params, find_aliases
 from btcompress.errors import CheckpointError
+from btcompress.text import valid_unicode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +71,7 @@ def read(path: str | PathLike[str], container: str | None = None) -> Checkpoint:
         files = (path,)
         flat = _read_file(path, kind, container)
     n_bytes = sum(file.stat().st_size for file in files)
-    source = Source(path.name, n_bytes, digest(files), count_params(flat.tensors))
+    source = Source(valid_unicode(path.name), n_bytes, digest(files), count_params(flat.tensors))
     return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files))
 
 
@@ -90,7 +91,7 @@ def from_state_dict(state_dict: Mapping[str, Any], name: str = "state dict") -> 
     for key, tensor in flat.tensors.items():
         tensors[key] = tensors[aliases[key]] if key in aliases else tensor.cpu()
     n_bytes = sum(tensor.nbytes for key, tensor in tensors.items() if key not in aliases)
-    return Checkpoint(tensors, Source(name, n_bytes, None, count_params(tensors)), flat.notices)
+    return Checkpoint(tensors, Source(valid_unicode(name), n_bytes, None, count_params(tensors)), flat.notices)
 
 
 def _only_checkpoint(folder: Path) -> Path:

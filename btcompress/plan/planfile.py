@@ -17,6 +17,7 @@ from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
 from btcompress.shapes import GATE_NAMES, MatrixShape
+from btcompress.text import printable
 
 _VERSION = 1
 _HEADER = """\
@@ -57,7 +58,7 @@ def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) 
     }
     text = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     with replacing(path) as temporary:
-        temporary.write_text(_HEADER.format(name=name) + text, encoding="utf-8")
+        temporary.write_text(_HEADER.format(name=printable(name)) + text, encoding="utf-8")
 
 
 def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth: bool = False) -> Plan:
