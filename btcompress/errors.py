@@ -1,5 +1,8 @@
 """The errors that a user can cause and mend; everything else is a defect and keeps its traceback."""
 
+#: Exit code of a command that a user ended with Ctrl-C, as shells give it.
+INTERRUPTED = 130
+
 
 class BTCompressError(Exception):
     """A request that cannot be met; the text says what was given, what is true and what to do."""

@@ -1,7 +1,10 @@
 import os
+import sys
 
 import pytest
 import torch
+
+from btcompress.cli import main
 
 os.environ.setdefault("COLUMNS", "120")
 # The tensors of these tests are so small that more threads only wait for one another.
@@ -16,3 +19,24 @@ def _same_draws_every_run():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command as ``btcompress`` runs it, in this process; returns stdout and stderr."""
+
+    def call(*arguments, cwd=None, code=0):
+        monkeypatch.setattr(sys, "argv", ["btcompress", *map(str, arguments)])
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        try:
+            main()
+            exit_code = 0
+        except SystemExit as stop:
+            exit_code = stop.code or 0
+        out, err = capsys.readouterr()
+        assert exit_code == code, out + err
+        return out, err
+
+    return call

@@ -17,6 +17,7 @@ FLOORS = {
     "files": 1,
     "memory": 1,
     "shapes": 1,
+    "text": 1,
     "modes": 2,
     "results": 1,
     "contraction": 1,

@@ -11,31 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import btcompress
-from btcompress.cli import main
 from btcompress.demo import DemoSize
 from btcompress.shapes import BlockTermShape
 from forms import in_blocks
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """The command as ``btcompress`` runs it, in this process; returns stdout and stderr."""
-
-    def call(*arguments, cwd=None, code=0):
-        monkeypatch.setattr(sys, "argv", ["btcompress", *map(str, arguments)])
-        if cwd is not None:
-            monkeypatch.chdir(cwd)
-        capsys.readouterr()
-        try:
-            main()
-            exit_code = 0
-        except SystemExit as stop:
-            exit_code = stop.code or 0
-        out, err = capsys.readouterr()
-        assert exit_code == code, out + err
-        return out, err
-
-    return call
 
 
 @pytest.fixture(autouse=True)

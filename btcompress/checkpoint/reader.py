@@ -15,10 +15,11 @@ from torch import Tensor
 from btcompress.checkpoint.containers import Flattened, flatten
 from btcompress.checkpoint.recognise import Kind, load_index, recognise
 from btcompress.checkpoint.safetensorsfiles import read_tensors
-from btcompress.checkpoint.source import Source, Stretch, digest, readable
+from btcompress.checkpoint.source import Source, Stretch, digest
 from btcompress.checkpoint.tensors import count_params, find_aliases
 from btcompress.checkpoint.torchfiles import read_archive, read_legacy
 from btcompress.errors import CheckpointError
+from btcompress.text import valid_unicode
 
 #: Bytes of the longest file name that file systems hold.
 _LONGEST_NAME = 255
@@ -78,7 +79,7 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
         flat, own = _read_file(path, kind, container, strict=strict)
         checksums = {path: own}
     n_bytes = sum(file.stat().st_size for file in files)
-    source = Source(readable(path.name), n_bytes, digest(files, checksums), count_params(flat.tensors))
+    source = Source(valid_unicode(path.name), n_bytes, digest(files, checksums), count_params(flat.tensors))
     return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files))
 
 
@@ -98,7 +99,7 @@ def from_state_dict(state_dict: Mapping[str, Any], name: str = "state dict") -> 
     for key, tensor in flat.tensors.items():
         tensors[key] = tensors[aliases[key]] if key in aliases else tensor.cpu()
     n_bytes = sum(tensor.nbytes for key, tensor in tensors.items() if key not in aliases)
-    return Checkpoint(tensors, Source(name, n_bytes, None, count_params(tensors)), flat.notices)
+    return Checkpoint(tensors, Source(valid_unicode(name), n_bytes, None, count_params(tensors)), flat.notices)
 
 
 def _only_checkpoint(folder: Path) -> Path:

@@ -9,8 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
+from btcompress.checkpoint.safetensorsfiles import read_header
 from btcompress.errors import CheckpointError
 
 Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch"]
@@ -143,14 +142,7 @@ def _recognise_zip(path: Path) -> Kind:
 
 
 def _recognise_safetensors(path: Path) -> Kind:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} begins like a .safetensors file but is truncated or damaged ({error}). Download or save it again."
-        ) from error
-    return "btcompress" if metadata and METADATA_KEY in metadata else "safetensors"
+    return "btcompress" if METADATA_KEY in read_header(path)["__metadata__"] else "safetensors"
 
 
 def _recognise_text(path: Path, head: bytes, size: int) -> Kind:

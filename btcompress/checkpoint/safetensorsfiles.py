@@ -47,13 +47,25 @@ def read_header(path: Path) -> dict[str, Any]:
         CheckpointError: the file is truncated or damaged.
     """
     try:
-        # The library checks that the tensors fill the file without gaps, each as large as its shape says.
-        with safe_open(path, framework="pt"), path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        with path.open("rb") as file:
+            # The library checks that the tensors fill the file without gaps, each as large as its shape says.
+            with safe_open(_name_for_library(path, file), framework="pt"):
+                length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Download or save it again.") from error
+        raise CheckpointError(
+            f"{path} begins like a .safetensors file but is truncated or damaged ({error}). Download or save it again."
+        ) from error
     return {**header, "__metadata__": header.get("__metadata__") or {}}
+
+
+def _name_for_library(path: Path, file: BinaryIO) -> str:
+    """A name by which the library can open a file: it takes none that is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{file.fileno()}"
+    return str(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -23,7 +23,8 @@ class Source:
     """The dense checkpoint that a result was made from.
 
     Attributes:
-        name: its file name without the folder, or what it was called in memory.
+        name: its file name without the folder, or what it was called in memory; bytes that are not UTF-8 as
+            backslash escapes.
         n_bytes: size in bytes of the file, or of index and shards together; in memory, of the tensors.
         sha256: hexadecimal digest of the file's bytes, of index and shards one after the other in the
             order of their names; None for tensors in memory.
@@ -84,8 +85,3 @@ def _read_part(file: BinaryIO, size: int | None, update: Callable[[bytes], None]
     while left and (chunk := file.read(int(min(_CHUNK, left)))):
         update(chunk)
         left -= len(chunk)
-
-
-def readable(name: str) -> str:
-    """A file name as text that any encoding holds: bytes that are no UTF-8 as escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -12,9 +12,14 @@ from btcompress.cli.limits import with_memory_limit
 from btcompress.cli.planning import inspect, plan_command
 from btcompress.cli.reports import report
 from btcompress.cli.training import demo, finetune
-from btcompress.errors import BTCompressError
+from btcompress.errors import INTERRUPTED, BTCompressError
 
 __all__ = ["app", "main"]
+
+#: Exit code where nothing came of a command, by what a user can mend.
+_FAILED = 2
+#: All errors in the arguments; some versions of typer bring their own copy of click, which has no public name.
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="btcompress",
@@ -34,9 +39,9 @@ app.command()(with_memory_limit(demo))
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from btcompress import __version__
+        from btcompress import __version__, display
 
-        typer.echo(f"btcompress {__version__}")
+        display.show_line(f"btcompress {__version__}")
         raise typer.Exit
 
 
@@ -49,11 +54,70 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a user's error is one red line and exit code 2."""
-    try:
-        app()
-    except BTCompressError as error:
-        from btcompress.display import show_error
+    """Run the command line, which ends with one of these exit codes.
 
-        show_error(str(error))
-        sys.exit(2)
+    0: done, even where standard output could not take the news of what was written. 2: a user's error, memory that ran
+    out, or standard output that did not take what was to be shown; one red line says which. 130: Ctrl-C.
+    """
+    from btcompress import display
+
+    sys.excepthook = display.show_defect
+    with display.guarded_streams():
+        code = _exit_code(sys.argv[1:])
+        if code == 0 and (reason := display.lost_output()):
+            display.show_error(
+                f"standard output did not take what there is to show ({reason}). Send it to another file, or to a "
+                "terminal."
+            )
+            code = _FAILED
+    sys.exit(code)
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Do what the arguments say; typer's own ``main`` would show errors as they are, and say nothing of Ctrl-C."""
+    from btcompress import display, memory
+
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("btcompress", arguments) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        display.show_interrupted()
+        return INTERRUPTED
+    except _UsageError as error:
+        if text := _usage_text(error):
+            display.show_error(text)
+        return _FAILED
+    except BTCompressError as error:
+        display.show_error(str(error))
+        return _FAILED
+    except Exception as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    # Only here, where no traceback holds what was formed until then any longer, is there as much as for the next try.
+    _show_out_of_memory(reason)
+    return _FAILED
+
+
+def _show_out_of_memory(reason: str) -> None:
+    from btcompress import display, memory
+
+    left = memory.size_text(memory.available())
+    display.show_error(
+        f"memory ran out ({reason}), of which {left} are available now. Take smaller ranks or fewer matrices; "
+        "--max-memory refuses at once what would take more."
+    )
+
+
+def _usage_text(error: typer.BadParameter) -> str:
+    """What is wrong with the arguments; nothing where there were none, which shows the help."""
+    # Typer breaks lines in its own lists of choices; all others are the user's.
+    text = error.format_message().replace("\n\t", " ")
+    if not text or error.ctx is None:
+        return text
+    end = "" if text.endswith((".", "?")) else "."
+    return f"{text}{end} See {error.ctx.command_path} --help."

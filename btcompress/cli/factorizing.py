@@ -168,6 +168,7 @@ def _calibrated(
 
 
 def _beside(model: Path, name: str) -> Path:
-    """The default result file: beside the checkpoint, named after it."""
-    folder = model if model.is_dir() else model.parent
+    """The default result file: beside the checkpoint, named after it; ``name`` is that of the one in a folder."""
+    # The recorded name of a file is valid Unicode, and its real one need not be.
+    folder, name = (model, name) if model.is_dir() else (model.parent, model.name)
     return folder / f"{Path(name.removesuffix('.index.json')).stem}.bt.safetensors"

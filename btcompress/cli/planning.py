@@ -87,16 +87,18 @@ def plan_command(
     request = shape_request(1, "4", in_modes, out_modes, order, input_shape, gates)
     device = usable(device)
     checkpoint = opened(model, container, strict=strict)
+    written = () if save_plan is None else (save_plan,)
     with reserved(save_plan, checkpoint, sequences=calibration, force=force):
         chosen = plan.make_plan(checkpoint, request, layer or (), matrices=kinds(matrices), allow_growth=True)
         samples = gathered(checkpoint, sequences, seed, chosen)
         result = priced(checkpoint, chosen, wish, request, samples, seed, device, order_units=order_units)
+        for file in written:
+            plan.save_plan(result, file, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
+    with display.having_written(*written):
         show = display.show_priced_plan_json if json else display.show_priced_plan
         show(checkpoint, result)
-        if save_plan is not None:
-            plan.save_plan(result, save_plan, name=checkpoint.source.name, sha256=checkpoint.source.sha256)
-            if not json:
-                display.show_written(save_plan)
+        for file in () if json else written:
+            display.show_written(file)
 
 
 def inspect(

@@ -74,9 +74,10 @@ def show_result(result: CompressionReport, *written: Path, json: bool) -> None:
     """Show a report as one JSON object, or as tables with the files that were written below them."""
     from btcompress import display
 
-    if json:
-        display.show_json(result.to_dict())
-        return
-    display.show_report(result)
-    for file in written:
-        display.show_written(file)
+    with display.having_written(*written):
+        if json:
+            display.show_json(result.to_dict())
+            return
+        display.show_report(result)
+        for file in written:
+            display.show_written(file)

@@ -10,10 +10,7 @@ import typer
 
 from btcompress.cli.options import JSON, Container, Scale, scale_of
 from btcompress.cli.reports import show_result
-from btcompress.errors import OutputError
-
-#: Exit code after Ctrl-C, as shells give it.
-_INTERRUPTED = 130
+from btcompress.errors import INTERRUPTED, OutputError
 
 
 def finetune(
@@ -123,7 +120,7 @@ def finetune(
         # Of several processes, which are all interrupted at once, the first one speaks.
         if os.environ.get("RANK", "0") == "0":
             display.show_interrupted(room.StateFolder(output, {}))
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if not result.is_main:
         return
     told = reporting.report(result.compressed, bytes_after=output.stat().st_size)
@@ -156,4 +153,5 @@ def demo(
         raise OutputError(f"{output} cannot be made ({error.strerror}). Choose another folder.") from error
     with display.demo_progress() as on_progress:
         result = run_demo(output, FULL if full else SMALL, seed=seed, force=force, on_progress=on_progress)
-    display.show_demo(result)
+    with display.having_written(output):
+        display.show_demo(result)

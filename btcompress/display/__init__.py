@@ -1,6 +1,14 @@
 """Everything that is shown: tables and words on stdout, progress and errors on stderr."""
 
-from btcompress.display.console import show_error, show_interrupted, show_json, show_written
+from btcompress.display.console import (
+    having_written,
+    show_defect,
+    show_error,
+    show_interrupted,
+    show_json,
+    show_line,
+    show_written,
+)
 from btcompress.display.demo import show_demo
 from btcompress.display.inventory import show_inventory, show_inventory_json, show_plan
 from btcompress.display.planning import show_priced_plan, show_priced_plan_json
@@ -13,19 +21,25 @@ from btcompress.display.progress import (
     working,
 )
 from btcompress.display.report import show_report
+from btcompress.display.streams import guarded_streams, lost_output
 
 __all__ = [
     "calibration_progress",
     "demo_progress",
     "finetune_progress",
     "fit_progress",
+    "guarded_streams",
+    "having_written",
+    "lost_output",
     "pricing_progress",
+    "show_defect",
     "show_demo",
     "show_error",
     "show_interrupted",
     "show_inventory",
     "show_inventory_json",
     "show_json",
+    "show_line",
     "show_plan",
     "show_priced_plan",
     "show_priced_plan_json",

@@ -1,89 +1,119 @@
-"""What all tables share: the console, columns, and how numbers and forms are written."""
+"""Where all that is shown leaves: results on stdout, all else on stderr, and no character that is not visible."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
+
+from btcompress.display.streams import lost_output
+from btcompress.text import printable, shortened, valid_unicode
 
 if TYPE_CHECKING:
     from btcompress.finetune import StateFolder
 
-#: Columns of output that goes to a file or a pipe.
-_PIPED_WIDTH = 120
+#: Columns of output that goes to a file or a pipe, and the fewest that a terminal is taken to have.
+_PIPED_WIDTH, _LEAST_WIDTH = 120, 20
+#: Characters of a name, and of a sentence with names in it, beyond which only its two ends are shown.
+_NAME_LIMIT, _LINE_LIMIT = 120, 2000
+
+
+class _VisibleConsole(Console):
+    """A console that no text can make do anything: what is not visible is escaped, whoever put it there."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control or text.isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(printable, text.split("\n"))), style)
 
 
 def make_console() -> Console:
     """The console for results, on stdout."""
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False, soft_wrap=False)
+    console = _VisibleConsole(highlight=False)
+    console.width = max(console.width, _LEAST_WIDTH) if sys.stdout.isatty() else _PIPED_WIDTH
+    return console
+
+
+def make_error_console() -> Console:
+    """The console for all else, on stderr."""
+    return _VisibleConsole(stderr=True, highlight=False)
+
+
+def name_text(name: str) -> str:
+    """A name as it is shown: on one line, visible, and with two ends at most."""
+    return shortened(printable(name), _NAME_LIMIT)
+
+
+def line_text(text: str) -> str:
+    """A sentence as it is shown: on one line, visible, and not without end."""
+    return shortened(printable(text), _LINE_LIMIT)
+
+
+def show_line(text: str) -> None:
+    """Print one line on stdout, which the terminal may fold."""
+    make_console().print(Text(printable(text)), soft_wrap=True)
+
+
+def show_written(path: Path) -> None:
+    """Say on stdout where a result lies."""
+    show_line(f"Wrote {path}")
 
 
 def show_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(_valid(value), indent=2) + "\n")
 
 
 def show_error(text: str) -> None:
     """Print one red line on stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Error: {text}", style="red"))
+    _show_aside(f"Error: {text}", style="red")
 
 
-def show_interrupted(state: StateFolder) -> None:
-    """Print one line on stderr: what an interrupted training left, and how to go on."""
-    kept = f"The last complete state is kept in {state.folder}: the same command with --resume goes on from there."
-    text = kept if state.exists() else "There was no complete state yet, so nothing is kept."
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Interrupted. {text}"))
+def show_interrupted(state: StateFolder | None = None) -> None:
+    """Print one line on stderr: what an interrupted command left, and how to go on with a training."""
+    if state is None:
+        text = "No file is left half written."
+    elif state.exists():
+        text = f"The last complete state is kept in {state.folder}: the same command with --resume goes on from there."
+    else:
+        text = "There was no complete state yet, so nothing is kept."
+    _show_aside(f"Interrupted. {text}")
 
 
-def show_written(path: object) -> None:
-    """Say on stdout where the result lies."""
-    make_console().print(Text(f"Wrote {path}"), soft_wrap=True)
+def show_defect(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Print the traceback of a defect on stderr; a hook for :data:`sys.excepthook`."""
+    make_error_console().print(Text("".join(traceback.format_exception(kind, error, where))), end="", soft_wrap=True)
 
 
-def form_text(
-    name: str,
-    size: tuple[int, int],
-    out_modes: Sequence[int],
-    in_modes: Sequence[int],
-    gates: str,
-    core: str,
-    orders: Collection[str] = (),
-) -> Text:
-    """The first cell of a matrix's row: what it is, and in what form; ``orders`` are the sides that have one."""
-    each = "4 gates, each " if gates == "separate" else ""
-    modes = " by ".join(",".join(map(str, sizes)) for sizes in (out_modes, in_modes))
-    if core == "identity":
-        low_rank = len(in_modes) == 2 and (in_modes[1], out_modes[0]) == (1, 1)
-        modes = "low rank" if low_rank else f"{modes} without a core"
-    ordered = " and ".join({"row_order": "rows", "column_order": "columns"}[side] for side in orders)
-    return Text(f"{name}\n  {size[0]} x {size[1]}\n  as {each}{modes}" + f"\n  {ordered} in order" * bool(ordered))
+@contextmanager
+def having_written(*files: Path) -> Iterator[None]:
+    """Tell of files that are written by now: what stdout does not take inside, stderr says in one line."""
+    yield
+    if files and (reason := lost_output()):
+        names = ", ".join(map(str, files))
+        _show_aside(f"Wrote {names}, but standard output did not take what there is to tell of it ({reason}).")
 
 
-def rank_text(ranks: Sequence[int]) -> str:
-    """One rank if all are equal, else all of them."""
-    return str(ranks[0]) if len(set(ranks)) == 1 else ",".join(map(str, ranks))
+def _show_aside(text: str, style: str = "") -> None:
+    make_error_console().print(Text(line_text(text), style=style), soft_wrap=True)
 
 
-def show_list(console: Console, title: str, texts: Sequence[str]) -> None:
-    """Print each text behind the title."""
-    for text in texts:
-        console.print(Text.assemble((f"{title}: ", "bold"), text), soft_wrap=False)
-
-
-def make_table(headers: Sequence[str], left: int) -> Table:
-    """A plain table whose first ``left`` columns are text and the rest numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for position, header in enumerate(headers):
-        text = position < left
-        table.add_column(header, justify="left" if text else "right", overflow="fold", no_wrap=not text)
-    return table
-
-
-def ratio_text(value: float) -> str:
-    """A ratio in three digits."""
-    return f"{value:,.0f}x" if value >= 1000 else f"{value:.3g}x" if value >= 10 else f"{value:.2f}x"
+def _valid(value: object) -> object:
+    """The value with text that every reader of JSON takes: its escapes can write what is no Unicode."""
+    if isinstance(value, str):
+        return valid_unicode(value)
+    if isinstance(value, dict):
+        return {_valid(key): _valid(each) for key, each in value.items()}
+    return [_valid(each) for each in value] if isinstance(value, list | tuple) else value

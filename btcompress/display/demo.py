@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from btcompress.display.console import make_console, make_table
+from btcompress.display.console import make_console, show_line
 from btcompress.display.report import show_report
+from btcompress.display.tables import NumberTable, show_table
 
 if TYPE_CHECKING:
     from btcompress.demo import Clips, Curve, DemoResult
@@ -21,7 +22,8 @@ _FRAME_COLUMNS = 12
 def show_demo(result: DemoResult) -> None:
     """Print what the demonstration did and measured."""
     console = make_console()
-    if console.is_terminal:
+    drawn_with_blocks = not console.options.ascii_only
+    if console.is_terminal and drawn_with_blocks:
         _show_clips(console, result.examples)
     for what, path in (
         ("clips, drawn", result.files.clips),
@@ -30,17 +32,17 @@ def show_demo(result: DemoResult) -> None:
         ("fine-tuned", result.files.tuned),
         ("learning curves, drawn", result.files.curves),
     ):
-        console.print(Text(f"{what}: {path}"), soft_wrap=True)
+        show_line(f"{what}: {path}")
     console.print()
     show_report(result.report)
     console.print()
     _show_curves(console, result.curves)
     console.print()
-    table = make_table([f"accuracy on {result.n_test:,} test clips", ""], left=1)
+    table = NumberTable([f"accuracy on {result.n_test:,} test clips", ""])
     table.add_row("dense", f"{result.dense_accuracy:.1%}")
     table.add_row("factorized, not trained any further", f"{result.factorized_accuracy:.1%}")
     table.add_row("factorized, then fine-tuned", f"{result.tuned_accuracy:.1%}")
-    console.print(table)
+    show_table(console, table)
 
 
 def _show_curves(console: Console, curves: Sequence[Curve]) -> None:

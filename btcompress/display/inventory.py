@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
-from btcompress.display.console import (
-    form_text,
-    make_console,
-    make_table,
-    rank_text,
-    ratio_text,
-    show_json,
-    show_list,
-)
+from btcompress.display.console import make_console, show_json, show_line
+from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
 from btcompress.memory import size_text
 
 if TYPE_CHECKING:
@@ -28,20 +19,20 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
     console = make_console()
     source = checkpoint.source
     counts = f"{len(checkpoint.tensors)} tensors, {source.n_params:,} parameters, {size_text(source.n_bytes)}"
-    console.print(Text(f"{source.name}: {counts}"), soft_wrap=True)
-    table = make_table(["LSTM", "inputs", "hidden", "layers", "directions", "projection", "biases"], left=1)
+    show_line(f"{source.name}: {counts}")
+    table = NumberTable(["LSTM", "inputs", "hidden", "layers", "directions", "projection", "biases"])
     for lstm in plan.lstms:
         table.add_row(
-            Text(f"{lstm.name or '(top)'}{' (cell)' if lstm.kind == 'cell' else ''}"),
+            f"{lstm.name or '(top)'}{' (cell)' if lstm.kind == 'cell' else ''}",
             *(f"{number:,}" for number in (lstm.input_size, lstm.hidden_size, lstm.num_layers)),
             "2" if lstm.bidirectional else "1",
             f"{lstm.proj_size:,}" if lstm.proj_size else "none",
             "yes" if lstm.bias else "no",
         )
     if plan.lstms:
-        console.print(table)
+        show_table(console, table)
     else:
-        console.print("No LSTM found.")
+        show_line("No LSTM found.")
     show_list(console, "No LSTM", [f"{other.name or '(top)'}: {other.reason}." for other in plan.others])
     show_plan(checkpoint, plan)
 
@@ -49,11 +40,11 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     """Print the shape that each matrix gets, and what that costs."""
     console = make_console()
-    table = make_table(["matrix", "N", "R", "before", "after", "ratio"], left=1)
+    table = NumberTable(["matrix", "N", "R", "before", "after", "ratio"])
     for planned in plan.matrices:
         shape, part = planned.shape, planned.shape.part
         table.add_row(
-            form_text(
+            form_lines(
                 planned.name,
                 (shape.out_size, shape.in_size),
                 part.out_modes,
@@ -69,7 +60,7 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
             ratio_text(shape.ratio),
         )
     if plan.matrices:
-        console.print(table)
+        show_table(console, table)
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
     show_list(console, "Note", (*checkpoint.notices, *plan.notices))
 

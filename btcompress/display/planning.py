@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
-from btcompress.display.console import (
-    form_text,
-    make_console,
-    make_table,
-    rank_text,
-    ratio_text,
-    show_json,
-    show_list,
-)
+from btcompress.display.console import make_console, show_json, show_line
 from btcompress.display.inventory import form_json
+from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
@@ -31,13 +23,13 @@ _RATIOS = (2, 4, 8, 16, 32, 64, 128, 1024)
 def show_priced_plan(checkpoint: Checkpoint, priced: PricedPlan) -> None:
     """Print the forms chosen, what they come to, and the curve of each matrix."""
     console = make_console()
-    console.print(Text(f"Wish: {priced.wish}"), soft_wrap=True)
-    console.print(_forms_table(priced.forms))
-    console.print(_totals_table(priced))
+    show_line(f"Wish: {priced.wish}")
+    show_table(console, _forms_table(priced.forms))
+    show_table(console, _totals_table(priced))
     on_inputs = any(form.curve.on_inputs for form in priced.forms)
     what = "Predicted error (weighted activation error where there are samples)" if on_inputs else "Weight error"
     console.print(Text(f"\n{what} that is in reach at weights ratios of"), style="bold")
-    console.print(_curves_table(priced.forms))
+    show_table(console, _curves_table(priced.forms))
     plan = priced.plan
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
     show_list(console, "Note", (*checkpoint.notices, *plan.notices))
@@ -67,20 +59,20 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
     )
 
 
-def _forms_table(forms: Sequence[ChosenForm]) -> Table:
+def _forms_table(forms: Sequence[ChosenForm]) -> NumberTable:
     on_inputs = any(form.curve.on_inputs for form in forms)
     headers = ["matrix", "N", "R", "before", "after", "ratio", "predicted\nerror"]
     headers += ["activation\nerror", "low rank at\nequal size"] if on_inputs else ["SVD at\nequal size"]
-    table = make_table(headers, left=1)
+    table = NumberTable(headers)
     for form in forms:
         before = form.curve.dense_params
         if form.point is None:
-            name = Text(f"{form.name}\n  {form.size[0]} x {form.size[1]}\n  stays dense")
+            name = [form.name, f"  {form.size[0]} x {form.size[1]}", "  stays dense"]
             table.add_row(name, "", "", f"{before:,}", f"{before:,}", "1.00x", "0.000", *[""] * (1 + on_inputs))
             continue
         shape, part = form.point.shape, form.point.shape.part
         table.add_row(
-            form_text(form.name, form.size, part.out_modes, part.in_modes, shape.gates, part.core, part.order_sizes),
+            form_lines(form.name, form.size, part.out_modes, part.in_modes, shape.gates, part.core, part.order_sizes),
             str(part.n_blocks),
             rank_text(part.ranks),
             f"{before:,}",
@@ -103,8 +95,8 @@ def _svd_text(low_rank: Point | None) -> str:
     return f"{low_rank.error:.3f} (rank {low_rank.shape.part.ranks[0]})"
 
 
-def _totals_table(priced: PricedPlan) -> Table:
-    table = make_table(["parameters", "before", "after", "ratio"], left=1)
+def _totals_table(priced: PricedPlan) -> NumberTable:
+    table = NumberTable(["parameters", "before", "after", "ratio"])
     others = priced.params_of_model - priced.params_before
     for name, before, after in (
         ("chosen matrices", priced.params_before, priced.params_after),
@@ -114,11 +106,11 @@ def _totals_table(priced: PricedPlan) -> Table:
     return table
 
 
-def _curves_table(forms: Sequence[ChosenForm]) -> Table:
-    table = make_table(["matrix", *(f"{ratio:,}x" for ratio in _RATIOS)], left=1)
+def _curves_table(forms: Sequence[ChosenForm]) -> NumberTable:
+    table = NumberTable(["matrix", *(f"{ratio:,}x" for ratio in _RATIOS)])
     for form in forms:
         points = (form.curve.within(form.curve.dense_params // ratio) for ratio in _RATIOS)
-        table.add_row(Text(form.name), *("" if point is None else f"{point.error:.3f}" for point in points))
+        table.add_row(form.name, *("" if point is None else f"{point.error:.3f}" for point in points))
     return table
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from btcompress.display.console import make_error_console, name_text
 
 if TYPE_CHECKING:
     from btcompress.demo import DemoProgress
@@ -27,8 +27,8 @@ _PATIENCE = 1.0
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """A spinner on stderr beside ``what`` is being done, shown once that takes longer than a second."""
-    console = Console(stderr=True)
-    status = console.status(Text(what))
+    console = make_error_console()
+    status = console.status(Text(name_text(what)), spinner="line" if console.options.ascii_only else "dots")
     timer = Timer(_PATIENCE, status.start)
     timer.daemon = True
     if console.is_terminal:
@@ -107,8 +107,11 @@ def _training_state(epoch: Epoch) -> str:
 @contextmanager
 def _patient_bar(patience: float = _PATIENCE) -> Iterator[Callable[[str, float, float, str], None]]:
     """A bar on stderr, shown once the work takes longer than ``patience``: what, done, of how much, where it stands."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
-    console = Console(stderr=True)
+    what_column, state_column = (
+        TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}")
+    )
+    columns = (what_column, BarColumn(), state_column, TimeElapsedColumn())
+    console = make_error_console()
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     began = time.monotonic()
     tasks: list[TaskID] = []
@@ -119,7 +122,7 @@ def _patient_bar(patience: float = _PATIENCE) -> Iterator[Callable[[str, float, 
                 return
             progress.start()
             tasks.append(progress.add_task("", total=total, state=""))
-        progress.update(tasks[0], completed=done, total=total, state=state, description=escape(what))
+        progress.update(tasks[0], completed=done, total=total, state=state, description=name_text(what))
 
     try:
         yield update

@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from btcompress.display.console import (
-    form_text,
-    make_console,
-    make_table,
-    rank_text,
-    ratio_text,
-    show_list,
-)
+from btcompress.display.console import make_console
+from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
 from btcompress.memory import size_text
 
 if TYPE_CHECKING:
@@ -38,14 +30,14 @@ def show_report(report: CompressionReport) -> None:
     """Print a report: a row for each matrix, the whole model, then what to know and to do."""
     console = make_console()
     if report.matrices:
-        console.print(_matrix_table(report.matrices))
+        show_table(console, _matrix_table(report.matrices))
     if any(row.yardsticks for row in report.matrices):
-        console.print(_yardstick_table(report.matrices))
+        show_table(console, _yardstick_table(report.matrices))
     _show_model(console, report.model)
     if report.calibrated:
-        console.print(_calibration_table(report.calibrated))
+        show_table(console, _calibration_table(report.calibrated))
     if report.finetuned:
-        console.print(_training_table(report.finetuned))
+        show_table(console, _training_table(report.finetuned))
     if report.untouched is not None:
         show_list(console, "Not factorized", [_untouched_text(report.untouched)])
     show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])
@@ -53,14 +45,14 @@ def show_report(report: CompressionReport) -> None:
     show_list(console, "Advice", report.advice)
 
 
-def _matrix_table(matrices: Sequence[MatrixReport]) -> Table:
+def _matrix_table(matrices: Sequence[MatrixReport]) -> NumberTable:
     measured = any(row.activation_error is not None for row in matrices)
     headers = ["matrix", "N", "R", "before", "after", "ratio", "weight\nerror", "SVD at\nequal size"]
-    table = make_table([*headers, *["activation\nerror", "weighted"] * measured], left=1)
+    table = NumberTable([*headers, *["activation\nerror", "weighted"] * measured])
     for row in matrices:
         of_outputs = (_plain_text(error) for error in (row.activation_error, row.weighted_activation_error))
         table.add_row(
-            form_text(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core, _orders(row)),
+            form_lines(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core, _orders(row)),
             str(row.cp_rank),
             rank_text(row.tucker_ranks),
             f"{row.params_before:,}",
@@ -81,22 +73,22 @@ def _orders(row: MatrixReport) -> list[str]:
     return [name for name in ("row_order", "column_order") if getattr(row, name)]
 
 
-def _yardstick_table(matrices: Sequence[MatrixReport]) -> Table:
+def _yardstick_table(matrices: Sequence[MatrixReport]) -> NumberTable:
     """A row of weight errors for each matrix, and two of activation errors where they were measured."""
     forms = {"low_rank": "low rank", "low_rank_on_inputs": "low rank,\nfitted to inputs"}
     forms |= {"tensor_train": "tensor train", "greedy": "greedy\ndeflation"}
     if not any(other.form == "low_rank_on_inputs" for row in matrices for other in row.yardsticks):
         del forms["low_rank_on_inputs"]
-    table = make_table(["at equal size", "block\nterms", *forms.values()], left=1)
+    table = NumberTable(["at equal size", "block\nterms", *forms.values()])
     errors = {"weight error": "weight_error", "activation error": "activation_error"}
     errors["weighted activation error"] = "weighted_activation_error"
     for row in matrices:
         others = {other.form: other for other in row.yardsticks}
-        table.add_row(Text(row.name), *[""] * (1 + len(forms)))
+        table.add_row(row.name, *[""] * (1 + len(forms)))
         for words, name in errors.items():
             if (own := getattr(row, name)) is not None:
                 cells = [_error_text(others.get(form), name) for form in forms]
-                table.add_row(Text(f"  {words}"), f"{own:.3f}", *cells)
+                table.add_row(f"  {words}", f"{own:.3f}", *cells)
     return table
 
 
@@ -109,7 +101,7 @@ def _error_text(other: YardstickReport | None, name: str) -> str:
 
 
 def _show_model(console: Console, model: ModelReport) -> None:
-    table = make_table(["whole model", "before", "after", "ratio"], left=1)
+    table = NumberTable(["whole model", "before", "after", "ratio"])
     table.add_row("parameters", f"{model.params_before:,}", f"{model.params_after:,}", ratio_text(model.ratio))
     table.add_row(
         "bytes",
@@ -117,7 +109,7 @@ def _show_model(console: Console, model: ModelReport) -> None:
         size_text(model.bytes_after),
         ratio_text(model.bytes_before / max(model.bytes_after, 1)),
     )
-    console.print(table)
+    show_table(console, table)
 
 
 def _untouched_text(untouched: UntouchedReport) -> str:
@@ -131,8 +123,8 @@ def _untouched_text(untouched: UntouchedReport) -> str:
     return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {shown}."
 
 
-def _training_table(trainings: Sequence[FineTuneReport]) -> Table:
-    table = make_table(["on sequences held back", "dense", "before", "fine-tuned", "epochs", "sequences"], left=1)
+def _training_table(trainings: Sequence[FineTuneReport]) -> NumberTable:
+    table = NumberTable(["on sequences held back", "dense", "before", "fine-tuned", "epochs", "sequences"])
     for row in trainings:
         table.add_row(
             f"{row.metric} ({'higher' if row.higher_is_better else 'lower'} is better)",
@@ -145,11 +137,11 @@ def _training_table(trainings: Sequence[FineTuneReport]) -> Table:
     return table
 
 
-def _calibration_table(calibrations: Sequence[CalibrationReport]) -> Table:
-    table = make_table(["on sequences held back", "as fitted", "calibrated", "epochs", "sequences"], left=1)
+def _calibration_table(calibrations: Sequence[CalibrationReport]) -> NumberTable:
+    table = NumberTable(["on sequences held back", "as fitted", "calibrated", "epochs", "sequences"])
     for row in calibrations:
         table.add_row(
-            Text(f"hidden-state error{f' of {row.lstm}' if row.lstm else ''}"),
+            f"hidden-state error{f' of {row.lstm}' if row.lstm else ''}",
             f"{row.hidden_state_error_before:.4f}",
             f"{row.hidden_state_error_after:.4f}",
             f"{row.epochs}",

@@ -20,6 +20,7 @@ from btcompress.plan.plainyaml import load
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
 from btcompress.shapes import GATE_NAMES, Core, Gates, MatrixShape
+from btcompress.text import printable, valid_unicode
 
 _VERSION = 1
 _HEADER = """\
@@ -54,9 +55,7 @@ def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) 
     Raises:
         OutputError: the file cannot be written.
     """
-    # A name may hold what no text file does, and line breaks would end the comment that it is in.
-    name = name.encode("utf-8", "backslashreplace").decode()
-    shown = name if name.isprintable() else "MODEL"
+    name = valid_unicode(name)
     fallbacks = {planned.name: planned.fallback for planned in priced.plan.matrices}
     value = {
         "version": _VERSION,
@@ -66,7 +65,7 @@ def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) 
     }
     text = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     with replacing(path) as temporary:
-        temporary.write_text(_HEADER.format(name=shown) + text, encoding="utf-8")
+        temporary.write_text(_HEADER.format(name=printable(name)) + text, encoding="utf-8")
 
 
 def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth: bool = False) -> Plan:

@@ -1,0 +1,230 @@
+import json
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import btcompress
+from btcompress import checkpoint, display, models
+from btcompress.demo import story
+from btcompress.display import progress
+from btcompress.errors import BTCompressError
+from btcompress.results import LeftDense
+
+#: Everything that moves a cursor, sets a title, turns a line around or ends it, and what rich would take as markup.
+HOSTILE = "a\x1b[31m\x1b]0;title\x07\x9b2J\r\b\n\u2028\u202e\u200f\U000e0041\t[bold]:warning:[/none]"
+SHOWN = r"a\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\n\u2028\u202e\u200f\U000e0041\t[bold]:warning:[/none]"
+
+
+def visible(text):
+    return all(each == "\n" or each.isprintable() for each in text)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Make stdout and stderr terminals of so many columns."""
+
+    def of_columns(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        for stream in (sys.stdout, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
+
+    return of_columns
+
+
+@pytest.fixture
+def report():
+    model = nn.ModuleDict({"lstm": nn.LSTM(64, 32), "head": nn.Linear(32, 5)})
+    return btcompress.report(btcompress.factorize(model, tucker_rank=3))
+
+
+@pytest.fixture
+def hostile_model(tmp_path):
+    """A checkpoint with such characters in its keys and in its name, and one tensor that only a note names."""
+    lstm = {f"{HOSTILE}.{key}": tensor for key, tensor in nn.LSTM(64, 32).state_dict().items()}
+    path = tmp_path / f"{HOSTILE.replace('/', '')}.pt"
+    with path.open("wb") as file:
+        torch.save({**lstm, f"{HOSTILE}.count": 3, "scores.weight": torch.ones(5, 6)}, file)
+    return path
+
+
+def test_nothing_that_a_terminal_would_obey_comes_out_of_keys_and_file_names(hostile_model, run):
+    shown_file = SHOWN.replace("/", "") + ".pt"
+    out, _ = run("inspect", hostile_model)
+    assert visible(out)
+    assert f"{shown_file}: " in out
+    assert f"{SHOWN}.count." in out
+    for command in (("factorize", hostile_model), ("plan", hostile_model, "--max-error", "0.9")):
+        out, err = run(*command)
+        assert visible(out + err)
+        assert out.count(SHOWN[:40]) > 1
+    result = hostile_model.with_name(hostile_model.name.replace(".pt", ".bt.safetensors"))
+    out, err = run("report", result, "--against", hostile_model, "--yardsticks")
+    assert visible(out + err)
+    assert json.loads(run("report", result, "--json")[0])["matrices"][0]["name"] == f"{HOSTILE}.weight_ih_l0"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", HOSTILE],
+        ["inspect", f"--{HOSTILE}"],
+        ["factorize", "x.pt", "--gates", HOSTILE],
+        ["factorize", "x.pt", "--cp-rank", HOSTILE],
+        ["factorize", "x.pt", "--tucker-rank", HOSTILE],
+        ["factorize", "x.pt", "--device", HOSTILE],
+        [HOSTILE],
+    ],
+    ids=["file", "option", "choice", "number", "numbers", "device", "command"],
+)
+def test_errors_are_one_visible_line_with_exit_code_2(arguments, run):
+    out, err = run(*arguments, code=2)
+    assert out == ""
+    assert re.fullmatch(r"Error: [^\n]+\n", err)
+    assert visible(err)
+
+
+def test_errors_without_end_keep_their_beginning_and_their_end(run, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise BTCompressError(f"keys {'x' * 100_000} are too many. Do this instead.")
+
+    monkeypatch.setattr(checkpoint, "read", refuse)
+    _, err = run("inspect", tmp_path, code=2)
+    assert err.startswith("Error: keys xxx")
+    assert err.endswith("xxx are too many. Do this instead.\n")
+    assert len(err) <= 2001
+    assert int(re.search(r"\(([\d,]+) characters left out\)", err)[1].replace(",", "")) > 98_000
+
+
+def test_of_very_many_notices_and_reasons_some_are_printed_and_json_has_all(report, capsys):
+    names = [f"matrix {index}" for index in range(100_000)]
+    left = tuple(LeftDense(name, "it is small") for name in names)
+    display.show_report(replace(report, notices=tuple(names), advice=tuple(names), left_dense=left))
+    out = capsys.readouterr().out
+    for title in ("Note", "Advice", "Left dense"):
+        lines = [line for line in out.splitlines() if line.startswith(f"{title}: ")]
+        assert len(lines) == 21
+        assert lines[0].startswith(f"{title}: matrix 0")
+        assert lines[-1] == f"{title}: and 99,980 more (--json shows all)."
+    display.show_json(replace(report, notices=tuple(names)).to_dict())
+    assert json.loads(capsys.readouterr().out)["notices"] == names
+
+
+def test_of_very_many_matrices_some_are_printed(report, capsys):
+    display.show_report(replace(report, matrices=report.matrices * 700))
+    out = capsys.readouterr().out
+    assert sum(line.startswith("lstm.weight_ih_l0 ") for line in out.splitlines()) == 500
+    assert "and 200 more (--json shows all)." in out
+
+
+@pytest.mark.parametrize("columns", [1, 20, 40, 60, 80])
+def test_numbers_are_whole_on_terminals_of_any_width(columns, report, terminal, capsys):
+    terminal(columns)
+    row = replace(
+        report.matrices[0],
+        shape=(1024, 57600),
+        tucker_ranks=tuple(range(11, 23)),
+        in_modes=(8, 20, 20, 18),
+        params_before=58_982_400,
+        params_after=3_392,
+        weight_error=0.123,
+        activation_error=0.456,
+        weighted_activation_error=0.789,
+        svd_rank=321,
+    )
+    model = replace(report.model, params_before=1_234_567_890_123, params_after=987_654_321)
+    display.show_report(replace(report, matrices=(row,), model=model))
+    words = capsys.readouterr().out.replace("\x1b[0m", "").split()
+    ranks = ",".join(map(str, range(11, 23)))
+    numbers = [ranks, "58,982,400", "3,392", "17,389x", "0.123", "0.456", "0.789", "321)", "1,234,567,890,123"]
+    for number in [*numbers, "987,654,321", "57600", "8,20,20,18"]:
+        assert number in words
+    assert not any("…" in word for word in words)
+
+
+def test_names_without_end_are_folded_in_the_middle(report, terminal, capsys):
+    name = "Q" + "x" * 10_000 + "Z"
+    for columns in (20, 200):
+        terminal(columns)
+        display.show_report(replace(report, matrices=(replace(report.matrices[0], name=name),)))
+        out = capsys.readouterr().out
+        assert "Q" in out
+        assert "characters" in out
+        assert "Z" in out
+        assert out.count("x") < 200
+
+
+@pytest.mark.parametrize("columns", [1, 20, 80])
+def test_progress_shows_any_name_on_any_terminal(columns, terminal, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    terminal(columns)
+    with progress._patient_bar(patience=0.0) as update:
+        update(HOSTILE + "x" * 10_000, 1, 2, HOSTILE)
+    with display.working(HOSTILE):
+        pass
+    drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\r", "", capsys.readouterr().err)
+    assert visible(drawn)
+    assert len(drawn) < 2000
+
+
+def test_json_has_no_text_that_is_not_unicode(capsys):
+    display.show_json({"name\udcff": ["a\ud800b", ("\udcc3\udca9",), 1.5, None]})
+    assert json.loads(capsys.readouterr().out) == {r"name\xff": [r"a\ud800b", ["é"], 1.5, None]}
+
+
+#: For each command, what it calls first that takes long.
+LONG_WORK = {
+    "inspect": (checkpoint, "read"),
+    "plan": (checkpoint, "read"),
+    "factorize": (checkpoint, "read"),
+    "report": (models, "load"),
+    "demo": (story, "draw_clips"),
+}
+
+
+def stop_with(error, command, monkeypatch, tmp_path):
+    """Let a command's work end like this; returns its arguments."""
+
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(*LONG_WORK[command], stop)
+    wish = ["--max-error", "0.5"] if command == "plan" else []
+    return [command, *(["--output"] if command == "demo" else []), tmp_path, *wish]
+
+
+@pytest.mark.parametrize("command", LONG_WORK)
+def test_ctrl_c_is_one_line_and_code_130(command, monkeypatch, tmp_path, run):
+    arguments = stop_with(KeyboardInterrupt(), command, monkeypatch, tmp_path)
+    assert run(*arguments, code=130) == ("", "Interrupted. No file is left half written.\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7.28 TiB for an array"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7.28 TiB\nat alloc.cpp"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_that_says_what_helps(error, monkeypatch, tmp_path, run):
+    _, err = run(*stop_with(error, "factorize", monkeypatch, tmp_path), code=2)
+    assert re.fullmatch(
+        r"Error: memory ran out \(.*7\.28 TiB.*\), of which [\d.]+ .B are available .*smaller ranks.*--max-memory.*\n",
+        err,
+    )
+
+
+def test_defects_keep_their_traceback_which_is_visible_text(monkeypatch, tmp_path, run, capsys):
+    arguments = stop_with(ZeroDivisionError(HOSTILE), "inspect", monkeypatch, tmp_path)
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(*arguments)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert "in read" in err or "in stop" in err
+    assert visible(err)
