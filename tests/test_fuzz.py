@@ -33,10 +33,10 @@ def test_ten_thousand_damaged_files_are_read_right_or_refused():
         assert outcomes["refused"] > 0.2 * sum(outcomes.values()), kind
 
 
-@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
-def test_what_once_failed_is_read_right_or_refused(path, tmp_path):
-    verdict = judge(path.stem.partition("-")[0], path.read_bytes(), tmp_path)
-    assert verdict.fault is None, verdict.fault.text
+def test_what_once_failed_is_read_right_or_refused():
+    found = campaign.replay(CORPUS)
+    assert not found.groups
+    assert found.cases == len(CORPUS) > 0
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -208,8 +208,8 @@ def test_faults_of_one_kind_are_one_group_and_their_inputs_are_kept(tmp_path):
 
 
 def test_a_case_that_kills_the_process_is_a_fault_and_the_rest_go_on(tmp_path):
-    found = campaign.run(60, kinds=("npy",), processes=2, keep=tmp_path, check="dies_now_and_then")
-    assert found.cases == 60
+    found = campaign.run(40, kinds=("npy",), processes=1, keep=tmp_path, check="dies_now_and_then")
+    assert found.cases == 40
     assert 0 < found.faults < 20
     assert all("SIGSEGV" in name for name in found.groups)
     assert list(tmp_path.glob("*.bin"))

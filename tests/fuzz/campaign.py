@@ -78,15 +78,33 @@ def run(cases, *, kinds=KINDS, seed=0, seconds=float(10**9), guided=False, keep=
         processes: how many at a time; one for each processor where left out.
         check: name of a check in :mod:`fuzz.broken` to take instead, which shows that faults are found.
     """
-    start = time.monotonic()
     processes = processes or os.cpu_count() or 1
     jobs = _guided_jobs(cases, kinds, seed, processes) if guided else _seeded_jobs(cases, kinds, seed, processes)
-    common = {"seconds": seconds, "guided": guided, "keep": None if keep is None else str(keep), "check": check}
+    common = {
+        "seconds": seconds,
+        "guided": guided,
+        "keep": None if keep is None else str(keep),
+        "check": check,
+        "files": [],
+    }
+    return _done([{**common, **job} for job in jobs], processes)
+
+
+def replay(paths):
+    """Read files whose names begin with their kind and a hyphen; see :func:`run`."""
+    files = [str(path) for path in paths]
+    common = {"seconds": float(10**9), "guided": False, "keep": None, "check": None, "files": files}
+    return _done([{**common, **job} for job in _seeded_jobs(len(files), KINDS, 0, 1)], 1)
+
+
+def _done(jobs, processes):
+    """Do all jobs, so many at a time."""
+    start = time.monotonic()
     place = "/dev/shm" if Path("/dev/shm").is_dir() else None
     root = Path(tempfile.mkdtemp(prefix="btcompress-fuzz-", dir=place))
     try:
         folders = [root / str(n) for n in range(len(jobs))]
-        waiting = [(folder, {**common, **job}) for folder, job in zip(folders, jobs, strict=True)]
+        waiting = list(zip(folders, jobs, strict=True))
         with ThreadPoolExecutor(processes) as crews:
             for crew in [crews.submit(_work_off, waiting, start) for _ in range(min(processes, len(jobs)))]:
                 crew.result()

@@ -11,7 +11,8 @@ import btcompress
 from btcompress import memory
 from btcompress.errors import BTCompressError
 from fuzz import canary, limits
-from fuzz.targets import SCHEDULE, TARGETS, WrongAnswerError
+from fuzz.files import WrongAnswerError
+from fuzz.targets import SCHEDULE, TARGETS
 
 OUTCOMES = ("right", "refused", "fault")
 

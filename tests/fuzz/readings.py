@@ -100,7 +100,7 @@ def _by_zip(data):
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise UnreadableError("another byte order")
         value = _Names(io.BytesIO(archive.read(names[0]))).load()
-        return _tree(value, lambda record: record.values(archive.read(f"{folder}data/{record.key}")))
+        return _tree(value, lambda record: record.values(record.whole(archive.read(f"{folder}data/{record.key}"))))
 
 
 def _by_legacy(data):
@@ -144,11 +144,15 @@ class _Record:
         (_, self.dtype, self.key, _, self.n), self.offset = storage[:5], offset
         self.size, self.stride = tuple(size), tuple(stride)
 
+    def whole(self, data):
+        """The bytes of the storage, if they are as many as the pickle says; older files say it again beside them."""
+        if len(data) != self.n * getattr(torch, self.dtype).itemsize:
+            raise UnreadableError("a storage is not as long as it is said to be")
+        return data
+
     def values(self, data):
         """As :func:`values`, of the bytes of the storage."""
         dtype = getattr(torch, self.dtype)
-        if len(data) != self.n * dtype.itemsize:
-            raise UnreadableError("a storage is not as long as it is said to be")
         if math.prod(self.size) * dtype.itemsize > _MOST_BYTES:
             return str(dtype), self.size, None
         if not math.prod(self.size):
@@ -156,9 +160,10 @@ class _Record:
         places = np.array(self.offset)
         for size, stride in zip(self.size, self.stride, strict=True):
             places = places[..., None] + np.arange(size) * stride
-        if places.min() < 0 or places.max() >= self.n:
+        if places.min() < 0 or places.max() >= len(data) // dtype.itemsize:
             raise UnreadableError("a tensor lies outside its storage")
-        return str(dtype), self.size, np.frombuffer(data, f"V{dtype.itemsize}")[places.reshape(-1)].tobytes()
+        whole = data[: len(data) // dtype.itemsize * dtype.itemsize]
+        return str(dtype), self.size, np.frombuffer(whole, f"V{dtype.itemsize}")[places.reshape(-1)].tobytes()
 
 
 _STORAGES = {
@@ -240,14 +245,15 @@ def _document():
 read_dense = _document()
 
 
-def _refuse_constant(text):
+def refuse_constant(text):
+    """For :func:`json.loads`: NaN and infinity are no JSON."""
     raise UnreadableError(f"{text} is not JSON")
 
 
 def description(data):
     """The metadata of a result, if it is as the document says."""
     _, about = safetensors(data)
-    about = json.loads(about["btcompress"], parse_constant=_refuse_constant)
+    about = json.loads(about["btcompress"], parse_constant=refuse_constant)
     source = about["source"]
     _demand(_whole(about["version"], 1) and about["version"] <= 3, "version")
     _demand(_whole(source["n_bytes"]) and _whole(source["n_params"]) and isinstance(source["name"], str), "source")
@@ -310,16 +316,29 @@ def arrays(data, suffix):
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in ("x", "y", "lengths") if name in file.files}
     tensors, _ = safetensors(data)
-    found = {name: tensors[name] for name in ("x", "y", "lengths") if name in tensors}
-    return {
-        name: np.frombuffer(content, dtype.removeprefix("torch.")).reshape(shape)
-        for name, (dtype, shape, content) in found.items()
-    }
+    return {name: _array(*tensors[name]) for name in ("x", "y", "lengths") if name in tensors}
+
+
+def _array(dtype, shape, content):
+    """An array, of float32 where NumPy has no such dtype."""
+    name = dtype.removeprefix("torch.")
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        return torch.frombuffer(bytearray(content), dtype=getattr(torch, name)).reshape(shape).float().numpy()
+    return np.frombuffer(content, name).reshape(shape)
 
 
 # Plans
 
 
+class _Undated(yaml.SafeLoader):
+    """What looks like a date is text: plans have none, and some that look so are none."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [each for each in resolvers if "timestamp" not in each[0]]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def plan(data):
     """A plan as PyYAML reads it."""
-    return yaml.safe_load(data.decode("utf-8"))
+    return yaml.load(data.decode("utf-8"), _Undated)

@@ -8,9 +8,9 @@ import json
 import math
 import re
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from btcompress.finetune.data import open_data
 from btcompress.kinds import KINDS as MATRIX_KINDS
 from btcompress.modes import ShapeRequest
 from btcompress.plan import make_plan, read_plan
-from fuzz import readings, samples
+from fuzz import limits, readings, samples
+from fuzz.files import WrongAnswerError, placed, reading, said, same
 from fuzz.mutators import legacy, npy, odd, raw, safetensors, yamls, zips
 
 #: More entries than these are not formed; what claims more bytes than the second must be refused.
@@ -41,50 +42,6 @@ _READ_BEYOND_TORCH = (
 )
 
 
-class WrongAnswerError(Exception):
-    """What was read is not what the file holds.
-
-    Args:
-        what: is wrong, in words that all cases of the same fault share.
-        detail: of this case.
-    """
-
-    def __init__(self, what, detail=""):
-        super().__init__(what, detail)
-        self.what = what
-
-
-@contextmanager
-def _reading():
-    """An independent reading; where it cannot read what was accepted, the file should have been refused."""
-    try:
-        yield
-    except (WrongAnswerError, MemoryError):
-        raise
-    except Exception as error:
-        raise WrongAnswerError(f"accepted what an independent reading refuses: {_said(error)}") from error
-
-
-def _said(error):
-    """The beginning of what an error says, without what differs from case to case."""
-    text = re.sub(r"\d+", "0", f"{type(error).__name__}, {error}")
-    return re.sub(r"(['\"]).*?\1", "'...'", " ".join(text.split()))[:60]
-
-
-def placed(folder, name, data):
-    """The bytes as a new file; never over one that may still be mapped."""
-    path = folder / name
-    path.unlink(missing_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def _same(found, expected, what):
-    if found != expected and not (found != found and expected != expected):
-        shown = f"{found!r}"[:200], f"{expected!r}"[:200]
-        raise WrongAnswerError(f"{what} is not what an independent reading finds", f"{shown[0]} is not {shown[1]}")
-
-
 # Dense checkpoints
 
 
@@ -95,13 +52,17 @@ def dense(name, data, folder):
             placed(folder, shard, content)
     checkpoint = read(placed(folder, name, data))
     make_plan(checkpoint, ShapeRequest(), matrices=MATRIX_KINDS)
+    if sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.tensors.values()) > limits.ALLOWED:
+        result = btcompress.factorize(folder / name, cp_rank=1, tucker_rank=1)
+        btcompress.save(result, folder / "grown.safetensors", force=True)
+        raise WrongAnswerError("formed what has no place in memory")
     found = {key: readings.values(tensor) for key, tensor in checkpoint.tensors.items()}
     if not data.startswith(b"PK") and data[8:9] == b"{":
-        with _reading():
+        with reading():
             expected, _ = readings.safetensors(data)
         _compare(found, expected)
     elif data.lstrip().startswith(b"{"):
-        with _reading():
+        with reading():
             weight_map = json.loads(data)["weight_map"]
             tensors = {shard: dict(_shard_tensors(shard)) for shard in set(weight_map.values())}
             expected = {key: tensors[shard][key] for key, shard in weight_map.items()}
@@ -116,7 +77,7 @@ def _shard_tensors(shard):
 
 
 def _compare(found, expected):
-    _same(sorted(found), sorted(expected), "the list of tensors")
+    same(sorted(found), sorted(expected), "the list of tensors")
     for key, value in found.items():
         _compare_tensor(key, value, [expected[key]])
 
@@ -133,18 +94,18 @@ def _compare_torch(found, data, left_out):
         tree = readings.by_torch(data)
     except Exception as error:
         if not any(re.search(pattern, str(error)) for pattern in _READ_BEYOND_TORCH):
-            raise WrongAnswerError(f"accepted what torch refuses: {_said(error)}") from error
-        with _reading():
+            raise WrongAnswerError(f"accepted what torch refuses: {said(error)}") from error
+        with reading():
             tree = readings.by_parts(data)
     else:
         if not data.startswith(b"PK"):
             # torch leaves memory as it was where an old file names a storage that it does not hold.
-            with _reading():
-                _same(readings.by_parts(data), tree, "what torch finds in a file from before archives")
+            with reading():
+                same(readings.by_parts(data), tree, "what torch finds in a file from before archives")
     if tree.flat:
-        _same(list(found), [path for path, _ in tree], "the list of tensors")
+        same(list(found), [path for path, _ in tree], "the list of tensors")
     elif not left_out:
-        _same(len(found), len(tree), "the number of tensors")
+        same(len(found), len(tree), "the number of tensors")
     for key, value in found.items():
         _compare_tensor(key, value, [each for path, each in tree if path == key or path.endswith(f".{key}")])
 
@@ -156,7 +117,7 @@ def compressed(data, folder):
     """A result: loaded, reported on, written again, and made dense."""
     path = placed(folder, "model.bt.safetensors", data)
     loaded = btcompress.load(path)
-    with _reading():
+    with reading():
         tensors, _ = readings.safetensors(data)
         about = readings.description(data)
         sizes = readings.dense_sizes(about)
@@ -167,7 +128,7 @@ def compressed(data, folder):
             _compare_tensor(key, readings.values(loaded.tensors[key]), [tensors[stored]] if stored in tensors else [])
     again = folder / "again.safetensors"
     btcompress.save(loaded, again, force=True)
-    _same(btcompress.load(again).keys, loaded.keys, "the list of keys written again")
+    same(btcompress.load(again).keys, loaded.keys, "the list of keys written again")
     if sum(sizes.values()) <= _FEW_ENTRIES:
         _compare_dense(btcompress.to_dense(loaded), loaded, about, path)
     elif sum(sizes.values()) * 2 > _FAR_TOO_MANY_BYTES:
@@ -176,32 +137,32 @@ def compressed(data, folder):
 
 
 def _compare_description(loaded, report, about):
-    _same(list(loaded.keys), about["keys"], "the list of keys")
-    _same(list(loaded.history), about["history"], "the history")
-    _same(
+    same(list(loaded.keys), about["keys"], "the list of keys")
+    same(list(loaded.history), about["history"], "the history")
+    same(
         [loaded.source.n_params, loaded.source.n_bytes], [about["source"][n] for n in ("n_params", "n_bytes")], "a size"
     )
     rows = {row["name"]: row for row in report["matrices"]}
-    _same(sorted(rows), sorted(about["matrices"]), "the list of matrices")
+    same(sorted(rows), sorted(about["matrices"]), "the list of matrices")
     for key, m in about["matrices"].items():
         shape = loaded.matrices[key].shape
-        _same(list(shape.part.in_modes + shape.part.out_modes), m["in_modes"] + m["out_modes"], "the modes")
-        _same([shape.part.n_blocks, list(shape.part.ranks)], [m["cp_rank"], m["tucker_ranks"]], "the ranks")
-        _same(loaded.matrices[key].weight_error, m["weight_error"], "a weight error")
+        same(list(shape.part.in_modes + shape.part.out_modes), m["in_modes"] + m["out_modes"], "the modes")
+        same([shape.part.n_blocks, list(shape.part.ranks)], [m["cp_rank"], m["tucker_ranks"]], "the ranks")
+        same(loaded.matrices[key].weight_error, m["weight_error"], "a weight error")
     json.dumps(report, allow_nan=False)
 
 
 def _compare_dense(found, loaded, about, path):
     """The dense tensors are those of the reader that the description of the format prints."""
-    with _reading():
+    with reading():
         expected = readings.read_dense(_for_numpy(path, about))
-    _same(list(found), list(expected), "the list of dense tensors")
+    same(list(found), list(expected), "the list of dense tensors")
     for key, m in about["matrices"].items():
         bound = readings.magnitude(about, loaded.tensors, key)
         if not math.isfinite(bound):
             continue
         ours, theirs = found[key].double().numpy(), expected[key].astype(np.float64)
-        _same(ours.shape, theirs.shape, "the shape of a dense matrix")
+        same(ours.shape, theirs.shape, "the shape of a dense matrix")
         limits = torch.finfo(getattr(torch, m["dtype"]))
         if bound >= limits.max:
             continue
@@ -232,28 +193,28 @@ def plan(data, folder):
     """A plan file for a small checkpoint."""
     checkpoint, every = samples.planned()
     found = read_plan(placed(folder, "plan.yaml", data), checkpoint, every)
-    with _reading():
+    with reading():
         value = readings.plan(data)
         entries = value["matrices"]
         sizes = {each.name: each.shape for each in every.matrices}
     planned = {each.name: each for each in found.matrices}
     dense = {each.name for each in found.left_dense} - {each.name for each in every.left_dense}
-    _same(sorted({*planned, *dense}), sorted(entries), "the list of matrices")
+    same(sorted({*planned, *dense}), sorted(entries), "the list of matrices")
     for name, each in planned.items():
-        with _reading():
+        with reading():
             _compare_planned(each, entries[name], sizes[name], found.notices)
 
 
 def _compare_planned(planned, entry, known, notices):
     shape = planned.shape.part
-    _same(entry.get("dense", False), False, "dense")
-    _same((planned.shape.in_size, planned.shape.out_size), (known.in_size, known.out_size), "the size")
-    _same(list(shape.in_modes), entry["in_modes"], "in_modes")
-    _same(list(shape.out_modes), entry["out_modes"], "out_modes")
-    _same(shape.n_blocks, entry.get("cp_rank", 1), "cp_rank")
-    _same(shape.core, entry.get("core", "full"), "core")
-    _same(planned.shape.gates, entry.get("gates", "fused"), "gates")
-    _same(
+    same(entry.get("dense", False), False, "dense")
+    same((planned.shape.in_size, planned.shape.out_size), (known.in_size, known.out_size), "the size")
+    same(list(shape.in_modes), entry["in_modes"], "in_modes")
+    same(list(shape.out_modes), entry["out_modes"], "out_modes")
+    same(shape.n_blocks, entry.get("cp_rank", 1), "cp_rank")
+    same(shape.core, entry.get("core", "full"), "core")
+    same(planned.shape.gates, entry.get("gates", "fused"), "gates")
+    same(
         [shape.row_order, shape.column_order],
         [entry.get(name, False) for name in ("row_order", "column_order")],
         "orders",
@@ -261,12 +222,12 @@ def _compare_planned(planned, entry, known, notices):
     if list(shape.ranks) != entry["tucker_ranks"]:
         lowered = all(ours <= theirs for ours, theirs in zip(shape.ranks, entry["tucker_ranks"], strict=True))
         said = any(notice.startswith(f"{planned.name}: Tucker ranks lowered") for notice in notices)
-        _same((lowered, said), (True, True), "the notice of lowered ranks")
+        same((lowered, said), (True, True), "the notice of lowered ranks")
     otherwise = entry.get("otherwise")
-    _same(planned.fallback is None, otherwise is None, "otherwise")
+    same(planned.fallback is None, otherwise is None, "otherwise")
     if otherwise is not None:
-        _same(planned.fallback.max_error, float(otherwise["above_error"]), "above_error")
-        _same(planned.fallback.shape is None, otherwise.get("dense") is True, "otherwise: dense")
+        same(planned.fallback.max_error, float(otherwise["above_error"]), "above_error")
+        same(planned.fallback.shape is None, otherwise.get("dense") is True, "otherwise: dense")
 
 
 # Sequences
@@ -278,15 +239,15 @@ def sequences(name, data, folder):
     source = open_data(str(path), 0.5)
     rows = sorted({*range(min(len(source), 3)), len(source) - 1})
     batch = source.batch(torch.tensor(rows))
-    with _reading():
+    with reading():
         arrays = readings.arrays(data, path.suffix)
         x = arrays["x"]
         wide = x[rows].astype(np.float64 if x.dtype == np.float64 else np.float32) * 0.5
-    _same(len(source), len(x), "the number of sequences")
+    same(len(source), len(x), "the number of sequences")
     _same_array(batch.x, wide.astype(np.float64 if x.dtype == np.float64 else np.float32), "x")
     for name, part in (("y", batch.y), ("lengths", batch.lengths)):
         array = arrays.get(name)
-        _same(part is None, array is None, f"the absence of {name}")
+        same(part is None, array is None, f"the absence of {name}")
         if array is not None:
             if array.dtype.kind not in "fiub" or len(array) != len(x):
                 raise WrongAnswerError(f"{name} is no array of one number for each sequence")
@@ -348,6 +309,11 @@ TARGETS = {
     "npy": _sequences("data.npy", samples.npy_files, npy.mutate),
     "data": _sequences("data.safetensors", samples.safetensors_data, safetensors.mutate),
 }
+
+if find_spec("btcompress.finetune.epoch"):
+    from fuzz import states
+
+    TARGETS["state"] = Target(states.state_files, states.mutate, states.check, states.FILE, 2)
 
 #: The kind of each case, over and over: kinds take turns by their weights.
 SCHEDULE = tuple(

@@ -61,12 +61,21 @@ def keep_input(folder, kind, data, group, text, number):
     (folder / f"{name}.txt").write_text(f"{group}\n\n{text}", encoding="utf-8", errors="backslashreplace")
 
 
-def _seeded(desk, job):
+def _made(job, number):
     kinds = tuple(kind for kind in SCHEDULE if kind in job["kinds"])
+    return case(job["seed"], number, kinds)
+
+
+def _given(job, number):
+    path = Path(job["files"][number])
+    return path.name.partition("-")[0], path.read_bytes()
+
+
+def _run(desk, job):
+    cases = _given if job["files"] else _made
     stop = time.monotonic() + job["seconds"]
     for number in range(job["first"], job["cases"], job["step"]):
-        kind, data = case(job["seed"], number, kinds)
-        desk.take(number, kind, data)
+        desk.take(number, *cases(job, number))
         if time.monotonic() > stop:
             break
 
@@ -87,7 +96,7 @@ def main(folder, job):
     for kind in job["kinds"]:
         case(0, 0, (kind,))  # the samples are made before the limits are set
     with limits.capped():
-        _seeded(desk, job)
+        _run(desk, job)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def mutate(data, rng):
     ops = _split(data)
     if len(ops) < 3 or rng.random() < 0.05:
         return raw.mutate(data, rng)
+    if rng.random() < _ENDLESS:
+        ops = _endless_key(ops, rng)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if len(ops) < 3:
             break
@@ -158,6 +160,24 @@ def _entry(ops, rng):
     return _insert(ops, len(ops) - 1, _text(rng.choice(odd.NAMES)) + rng.choice(_VALUES) + b"s")
 
 
+def _endless_key(ops, rng):
+    """A key of few bytes whose hash takes for ever."""
+    return _insert(ops, len(ops) - 1, _DOUBLED + b"Ns")
+
+
+def _expanded(ops, rng):
+    """A matrix that claims more than its storage holds, by strides of 0."""
+    places = [n for n in range(len(ops) - 2) if ops[n + 2][0] == "TUPLE2" and all(map(_is_number, ops[n : n + 2]))]
+    if len(places) < 2:
+        return None
+    at = rng.randrange(len(places) - 1)
+    sizes = 4 * 2 ** rng.randrange(40), 2 ** rng.randrange(40)
+    for place, pair in ((places[at], sizes), (places[at + 1], (0, 0))):
+        for n, value in enumerate(pair):
+            ops = _put(ops, place + n, "LONG1", integer(value))
+    return ops
+
+
 def _attributes(ops, rng):
     """Attributes that shadow methods."""
     name = rng.choice(("items", "get", "keys", "detach", "shape", "__iter__", "_metadata", "__class__", "__reduce__"))
@@ -175,9 +195,10 @@ def _wrapped(ops, rng):
     return _insert(ops, len(ops) - 1, code * rng.choice((1, 2, 40, 500)))
 
 
+_DOUBLED = b")" + b"2\x86" * 60
 _VALUES = (
     *(b"N", b"\x88", b"]", b"}", b")", b"K\x03", b"G\x7f\xf8" + b"\0" * 6, b"(dK\x01K\x02s", b"]K\x01a", b"C\x03abc"),
-    *(b"]" * 100 + b"a" * 99, b"]" * 3000 + b"a" * 2999, b")" + b"2\x86" * 60, b"K\x01" + b"2\x86" * 25),
+    *(b"]" * 100 + b"a" * 99, b"]" * 3000 + b"a" * 2999, _DOUBLED, b"K\x01" + b"2\x86" * 25),
     b"cbuiltins\nbytearray\n" + integer(25 * 10**9) + b"\x85R",
     b"cbuiltins\nbytearray\n" + integer(10**7) + b"\x85R",
     b"ccollections\nCounter\n}" + _text("a") + integer(2**40) + b"s\x85R",
@@ -191,7 +212,9 @@ _VALUES = (
     b"ctorch\ndevice\n" + _text("cuda:7") + b"\x85R",
     b"ctorch\nfloat32\n",
 )
+#: Rare, as a reader that falls for it takes the worker's patience with it.
+_ENDLESS = 0.002
 _CHANGES = (
     *(_numbers, _numbers, _numbers, _numbers, _globals, _globals, _texts, _texts, _lone_surrogate, _memos, _delete),
-    *(_repeat, _swap, _protocol, _entry, _entry, _attributes, _anywhere, _wrapped),
+    *(_repeat, _swap, _protocol, _entry, _entry, _attributes, _anywhere, _wrapped, _expanded),
 )
