@@ -13,13 +13,13 @@ from torch import Tensor
 from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
 from btcompress.checkpoint.source import Source
 from btcompress.errors import CheckpointError, ShapeError
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import MAX_ORDER, MatrixShape
 
 #: A file is of the first version that can describe it: one without identity cores and orders of version 1.
 _VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS = 1, 2, 3
 
 #: No tensor has more modes or larger ones; without a bound a forged header could ask for endless arithmetic.
-_MAX_ORDER = 16
+_MAX_ORDER = MAX_ORDER
 _MAX_SIZE = 2**40
 
 _T = TypeVar("_T")

@@ -16,7 +16,7 @@ from btcompress.fit import check_orders
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
-from btcompress.shapes import GATE_NAMES, MatrixShape
+from btcompress.shapes import GATE_NAMES, MAX_ORDER, MAX_SIZE, MatrixShape
 
 _VERSION = 1
 _HEADER = """\
@@ -28,9 +28,6 @@ _HEADER = """\
 """
 #: A file of this many bytes lists more matrices than any model has.
 _LARGEST_FILE = 2**24
-#: No tensor has more modes or larger ones; without a bound a forged file could ask for endless arithmetic.
-_MAX_ORDER = 16
-_MAX_SIZE = 2**40
 _ORDERS = ("row_order", "column_order")
 _FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", *_ORDERS)
 _OTHER_FIELDS = ("size", "dense", "reason", "predicted", "otherwise")
@@ -203,8 +200,8 @@ def _mapping(value: object, where: str) -> dict[str, Any]:
 
 def _numbers(value: object, where: str) -> list[int]:
     numbers = value if isinstance(value, list) else []
-    if not 1 <= len(numbers) <= _MAX_ORDER or not all(
-        isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _MAX_SIZE for number in numbers
+    if not 1 <= len(numbers) <= MAX_ORDER or not all(
+        isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_SIZE for number in numbers
     ):
         raise BTCompressError(f"{where} must be whole numbers of at least 1, but {_shown(value)} was given.")
     return numbers
