@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from btcompress.blockterm import BlockTerm, params_of
@@ -253,10 +253,11 @@ def factorize_as_planned(
                 f"{planned.name}: its block terms came out worse than foreseen, so it is low rank "
                 f"{measured.shape.part.ranks[0]} instead."
             )
-        if all(torch.isfinite(tensor).all() for part in fitted for tensor in part.tensors):
+        if math.isfinite(measured.weight_error):
             parts[planned.name], matrices[planned.name] = fitted, measured
         else:
-            left_dense.append(LeftDense(planned.name, f"its block terms do not fit the range of {matrix.dtype}"))
+            reason = "its block terms, or the matrix that they form, do not fit the range of"
+            left_dense.append(LeftDense(planned.name, f"{reason} {matrix.dtype}"))
     if not parts:
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in left_dense)
         raise CheckpointError(
@@ -321,7 +322,8 @@ def _fit_shape(
     yardstick = truncated_svd(matrix, params_of(parts), options.device)
     # Ranks stay as planned: those beyond what the modes hold are lowered there already.
     shape = shape.ordered(parts[0].shape.order_sizes)
-    return parts, CompressedMatrix(shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error)
+    error = weight_error(matrix, parts, matrix.dtype)
+    return parts, CompressedMatrix(shape, matrix.dtype, error, yardstick.rank, yardstick.error)
 
 
 @contextmanager

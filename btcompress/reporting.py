@@ -182,7 +182,7 @@ def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpo
         )
     parts = compressed.parts(name)
     yardstick = truncated_svd(dense, params_of(parts))
-    error = weight_error(dense, parts)
+    error = weight_error(dense, parts, matrix.dtype)
     return replace(matrix, weight_error=error, svd_rank=yardstick.rank, svd_error=yardstick.error)
 
 

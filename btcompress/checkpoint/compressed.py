@@ -131,7 +131,11 @@ class CompressedCheckpoint:
         return tuple(BlockTerm.of(shape.part, each[:n], each[n:]) for each in tensors)
 
     def dense_state_dict(self) -> dict[str, Tensor]:
-        """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype."""
+        """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype.
+
+        Raises:
+            CheckpointError: a matrix does not fit the range of its dtype, though its block terms do.
+        """
         return {key: self._dense(key) if key in self.matrices else self.tensors[key] for key in self.keys}
 
     def outline(self) -> dict[str, Tensor]:
@@ -166,6 +170,11 @@ class CompressedCheckpoint:
             rows = dense[first : first + matrix.shape.part.out_size]
             for index, slab in part.to(torch.float64).dense_slabs():
                 rows[index] = slab.to(dense.dtype)
+                if not torch.isfinite(rows[index]).all() and torch.isfinite(slab).all():
+                    raise CheckpointError(
+                        f"{key} has values beyond the range of {str(matrix.dtype).removeprefix('torch.')} once it is "
+                        "formed. Use its block terms as they are (btcompress.apply), or factorize it in float32."
+                    )
         return dense
 
 

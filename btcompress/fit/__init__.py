@@ -8,7 +8,7 @@ from btcompress.fit.ordering import check_orders, fit_ordered, obstacle_to_order
 from btcompress.fit.otherforms import OtherForm, low_rank_form, structured_forms
 from btcompress.fit.samples import OutputErrors, Samples
 from btcompress.fit.unitorders import share_orders
-from btcompress.fit.yardsticks import SVDYardstick, truncated_svd, weight_error
+from btcompress.fit.yardsticks import SVDYardstick, frobenius_norm, largest, truncated_svd, weight_error
 
 __all__ = [
     "Curve",
@@ -29,6 +29,8 @@ __all__ = [
     "fit_matrix",
     "fit_ordered",
     "fit_to_inputs",
+    "frobenius_norm",
+    "largest",
     "low_rank_form",
     "obstacle_to_orders",
     "price",

@@ -28,6 +28,8 @@ _RACE_SWEEPS = 5
 _HOPELESS = 1.05
 #: A fit this close is exact up to rounding.
 _EXACT = 1e-12
+#: Largest magnitudes whose squares, summed over a matrix, neither overflow in float64 nor vanish.
+_RANGE = (2.0**-450, 2.0**450)
 
 OnSweep = Callable[[Sweep], None]
 
@@ -168,13 +170,18 @@ def check_finite(matrix: Tensor) -> float:
     """The largest magnitude in a matrix.
 
     Raises:
-        BTCompressError: the matrix is not finite.
+        BTCompressError: the matrix is not finite, or so large or small that float64 cannot hold its squares.
     """
     scale = largest(matrix)
     if not math.isfinite(scale):
         raise BTCompressError(
             "the matrix holds values that are not finite (NaN or infinity). "
             "Repair the checkpoint or leave this matrix out."
+        )
+    if scale and not _RANGE[0] <= scale <= _RANGE[1]:
+        raise BTCompressError(
+            f"the matrix's largest magnitude is {scale:.3g}, whose square float64 cannot hold in full. Scale the "
+            f"matrix to between {_RANGE[0]:.0e} and {_RANGE[1]:.0e}, or leave it out."
         )
     return scale
 

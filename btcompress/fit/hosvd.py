@@ -24,6 +24,8 @@ _OVERSAMPLING = 3
 _FREE_ENTRIES = 2**18
 #: Rows of the largest Gram matrix worth forming; of larger modes, what the others leave is taken apart instead.
 _LARGEST_GRAM = 4096
+#: A scale beyond these, or its reciprocal, is no normal float32.
+_FLOAT32_SCALES = (2.0**-100, 2.0**100)
 #: Sums of squares agree to about this many units in the last place.
 _ROUNDING_STEPS = 8
 
@@ -135,14 +137,16 @@ def _square(tensor: Tensor) -> float:
 class _Slabs:
     """A matrix as the padded tensor ``(I_1 J_1, ..., I_d J_d)``, read a few rows at a time.
 
-    Entries of float32 or less are read as float32, which is exact; sums over slabs are in float64.
+    Entries of float32 or less are read as float32, which is exact, unless they are too large or small to be divided
+    by their scale in it; sums over slabs are in float64.
     """
 
     def __init__(self, matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> None:
         self._shape = shape
         self._scale = scale
         self._device = device
-        self.dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+        in_range = _FLOAT32_SCALES[0] <= scale <= _FLOAT32_SCALES[1]
+        self.dtype = torch.float32 if in_range and matrix.dtype != torch.float64 else torch.float64
         self._rows = pad_matrix(matrix.detach().to(device), shape)
 
     def gram(self, mode: int) -> Tensor:

@@ -7,10 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import Curve, Point, Samples, obstacle_to_orders, price, price_in_orders, price_on_inputs
+from btcompress.fit import (
+    Curve,
+    Point,
+    Samples,
+    frobenius_norm,
+    largest,
+    obstacle_to_orders,
+    price,
+    price_in_orders,
+    price_on_inputs,
+)
 from btcompress.modes import ShapeRequest
 from btcompress.plan.budget import allocate
 from btcompress.plan.candidates import candidates
@@ -178,16 +189,25 @@ def _priced(
                 curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
     except BTCompressError as error:
         raise type(error)(f"{target.name}: {error}") from error
-    rounding = torch.finfo(matrix.dtype).eps / 2
+    rounding, formed = torch.finfo(matrix.dtype).eps / 2, _rounding_of_entries(matrix)
 
     def rounded(points: Sequence[Point]) -> tuple[Point, ...]:
-        # Each tensor of a form is off by about this share once it is stored.
+        # Each tensor of a form is off by about this share once it is stored, and so is the matrix formed from them.
         return tuple(
-            replace(point, error=math.hypot(point.error, rounding * len(point.shape.part.tensor_shapes) ** 0.5))
+            replace(point, error=math.hypot(point.error, rounding * len(point.shape.part.tensor_shapes) ** 0.5, formed))
             for point in points
         )
 
     return replace(curve, points=rounded(curve.points), low_rank=rounded(curve.low_rank))
+
+
+def _rounding_of_entries(matrix: Tensor) -> float:
+    """The weight error that rounding to the matrix's dtype alone makes; denormal entries are a fixed step apart."""
+    limits = torch.finfo(matrix.dtype)
+    if not 0 < largest(matrix) < limits.smallest_normal / limits.eps:
+        return limits.eps / 2
+    root_mean_square = frobenius_norm(matrix) / math.sqrt(matrix.numel())
+    return max(limits.eps / 2, limits.smallest_normal * limits.eps / (math.sqrt(12) * root_mean_square))
 
 
 def _limited(wish: Wish) -> tuple[str, float | None, Callable[[Point], float]]:
