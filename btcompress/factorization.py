@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
+from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import (
     FitOptions,
@@ -29,6 +30,7 @@ from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
 from btcompress.results import FitProgress, LeftDense, Sweep
+from btcompress.seeds import check_seed
 from btcompress.shapes import Gates, MatrixShape
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
@@ -165,8 +167,11 @@ def plan_for(
     Raises:
         CheckpointError: the weights cannot be read, or hold no LSTM or none that was chosen.
         ShapeError: modes and sizes do not fit together.
-        BTCompressError: the wish cannot be met, or a matrix is not finite.
+        BTCompressError: the wish cannot be met, a matrix is not finite, there is no such seed, or the device cannot
+            compute here.
     """
+    check_seed(seed)
+    check_device(device)
     wish = Wish(target_ratio, max_params, max_error, of, max_activation_error)
     in_modes, out_modes, input_shape = (
         None if sizes is None else tuple(sizes) for sizes in (in_modes, out_modes, input_shape)

@@ -15,6 +15,8 @@ FLOORS = {
     "errors": 0,
     "kinds": 1,
     "memory": 1,
+    "devices": 1,
+    "seeds": 1,
     "shapes": 1,
     "modes": 2,
     "results": 1,

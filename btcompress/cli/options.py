@@ -11,6 +11,7 @@ import typer
 from btcompress.errors import BTCompressError
 from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
+from btcompress.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from btcompress.calibration import CalibrationRequest
@@ -130,6 +131,7 @@ AllowGrowth = Annotated[bool, typer.Option("--allow-growth", help="Also factoriz
 Container = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which state dict to read where the file holds several.")
 ]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -211,16 +213,9 @@ def refuse(reason: str, *options: object) -> None:
 
 def usable(device: str) -> str:
     """The name of a device, once it is sure that it can compute here."""
-    import torch
+    from btcompress.devices import check_device
 
-    try:
-        torch.zeros(1, device=device, dtype=torch.float64)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BTCompressError(
-            f"--device {device} cannot be used here ({reason}). Use cpu, or a CUDA device if there is one."
-        ) from error
-    return device
+    return check_device(device)
 
 
 def calibration_request(

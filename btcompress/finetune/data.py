@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from btcompress.errors import BTCompressError
 from btcompress.finetune.references import is_reference, resolve
+from btcompress.seeds import check_seed
 
 _NAMES = ("x", "y", "lengths")
 
@@ -218,7 +219,7 @@ def split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
             f"--val-fraction {fraction} of the {len(data)} sequences in {data.name} leaves none to train on or none to "
             "measure on. Give a fraction between 0 and 1, more sequences, or a file with --val."
         )
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(check_seed(seed)))
     return Rows(data, order[n_held:].sort().values), Rows(data, order[:n_held].sort().values)
 
 

@@ -1,6 +1,15 @@
 """Dense matrix to block-term form, and the yardsticks to hold it against."""
 
-from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, OnSweep, balanced, fit, fit_matrix
+from btcompress.fit.blockfit import (
+    Fit,
+    FitOptions,
+    MatrixFit,
+    OnSweep,
+    balanced,
+    fit,
+    fit_matrix,
+    obstacle_of_dtype,
+)
 from btcompress.fit.curves import Curve, FormsWithCore, Point, price
 from btcompress.fit.inputcurves import price_on_inputs
 from btcompress.fit.inputfit import InputFit, fit_to_inputs
@@ -32,6 +41,7 @@ __all__ = [
     "frobenius_norm",
     "largest",
     "low_rank_form",
+    "obstacle_of_dtype",
     "obstacle_to_orders",
     "price",
     "price_in_orders",

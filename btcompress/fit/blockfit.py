@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
+from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.fit.hosvd import Compression, compress, leading_corner
 from btcompress.fit.lowrank import fit_without_core
@@ -17,6 +18,7 @@ from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
 from btcompress.fit.yardsticks import frobenius_norm, largest, weight_error
 from btcompress.results import Sweep
+from btcompress.seeds import check_seed
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Random starts tried on the small leading corner of the core, where a sweep costs next to nothing.
@@ -28,6 +30,8 @@ _RACE_SWEEPS = 5
 _HOPELESS = 1.05
 #: A fit this close is exact up to rounding.
 _EXACT = 1e-12
+#: Dtypes that matrices are fitted and stored in. Those of 8 and 4 bits have no arithmetic.
+_FITTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Largest magnitudes whose squares, summed over a matrix, neither overflow in float64 nor vanish.
 _RANGE = (2.0**-450, 2.0**450)
 
@@ -44,6 +48,9 @@ class FitOptions:
         restarts: further starts from random blocks on the whole core; the best result is kept.
         seed: of every random draw.
         device: where to compute, as torch names devices.
+
+    Raises:
+        BTCompressError: a number is outside its range, or the device cannot compute here.
     """
 
     max_sweeps: int = 100
@@ -51,6 +58,14 @@ class FitOptions:
     restarts: int = 0
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("max_sweeps", "restarts", "tolerance"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise BTCompressError(f"{name} must be a number of at least 0, but {value} was given.")
+        check_seed(self.seed)
+        check_device(self.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,12 +181,24 @@ def check_size(matrix: Tensor, shape: MatrixShape) -> None:
         )
 
 
+def obstacle_of_dtype(dtype: torch.dtype) -> str:
+    """Why a matrix of a dtype cannot be fitted, in words; empty where it can."""
+    if dtype in _FITTED:
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    advice = "convert it to bfloat16 or float32 first" if dtype.is_floating_point else "weights are real numbers"
+    return f"it has dtype {name}, which is not fitted; {advice}"
+
+
 def check_finite(matrix: Tensor) -> float:
     """The largest magnitude in a matrix.
 
     Raises:
-        BTCompressError: the matrix is not finite, or so large or small that float64 cannot hold its squares.
+        BTCompressError: the matrix is not finite, or so large or small that float64 cannot hold its squares, or of a
+            dtype that is not fitted.
     """
+    if obstacle := obstacle_of_dtype(matrix.dtype):
+        raise BTCompressError(f"the matrix cannot be fitted: {obstacle}.")
     scale = largest(matrix)
     if not math.isfinite(scale):
         raise BTCompressError(
