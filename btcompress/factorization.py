@@ -20,6 +20,8 @@ from btcompress.fit import (
     MatrixFit,
     OnSweep,
     Samples,
+    described,
+    explained,
     fit_matrix,
     fit_ordered,
     share_orders,
@@ -290,7 +292,7 @@ def _in_orders(
     matrices = {name: checkpoint.tensors[name] for name in shapes}
     own = {}
     for name, shape in shapes.items():
-        with _named(name):
+        with _named(name), explained(described(shape.part)):
             own[name] = fit_ordered(matrices[name], shape, options, on_sweep_of(name))
     units = [sides for lstm in plan.lstms for sides in lstm.unit_sides]
     return share_orders(matrices, shapes, units, own, options, on_sweep_of)
@@ -320,14 +322,14 @@ def _fit_shape(
     on_sweep: OnSweep,
     ready: MatrixFit | None = None,
 ) -> tuple[tuple[BlockTerm, ...], CompressedMatrix]:
-    with _named(name):
+    with _named(name), explained(described(shape.part)):
         fit_one = fit_ordered if shape.part.order_sizes else fit_matrix
         fitted = ready or fit_one(matrix, shape, options, on_sweep)
-    parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
-    yardstick = truncated_svd(matrix, params_of(parts), options.device)
+        parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
+        yardstick = truncated_svd(matrix, params_of(parts), options.device)
+        error = weight_error(matrix, parts, matrix.dtype)
     # Ranks stay as planned: those beyond what the modes hold are lowered there already.
     shape = shape.ordered(parts[0].shape.order_sizes)
-    error = weight_error(matrix, parts, matrix.dtype)
     return parts, CompressedMatrix(shape, matrix.dtype, error, yardstick.rank, yardstick.error)
 
 

@@ -92,7 +92,7 @@ def test_core_systems_solved_directly_and_by_conjugate_gradients_agree(generator
     tensor = torch.randn(6, 5, 7, dtype=torch.float64, generator=generator)
     start = random_blocks(tensor, (2, 3, 2), 2, generator)
     direct = sweep_until_stable(tensor, start, 3, 0.0)
-    monkeypatch.setattr("btcompress.fit.sweeps._DIRECT_UNKNOWNS", 0)
+    monkeypatch.setattr("btcompress.fit.sweeps.DIRECT_UNKNOWNS", 0)
     iterative = sweep_until_stable(tensor, start, 3, 0.0)
     torch.testing.assert_close(iterative.blocks.to_tensor(), direct.blocks.to_tensor())
 
@@ -140,7 +140,7 @@ WITHOUT_CORE = {
 @pytest.mark.parametrize("case", WITHOUT_CORE)
 def test_forms_without_a_core_are_the_truncated_svd_of_the_rearranged_matrix(case, small, generator, monkeypatch):
     if not small:
-        monkeypatch.setattr("btcompress.fit.lowrank._SMALL_ENTRIES", 0)
+        monkeypatch.setattr("btcompress.fit.lowrank.SMALL_ENTRIES", 0)
     shape = WITHOUT_CORE[case]
     matrix = torch.randn(shape.out_size, shape.in_size, dtype=torch.float64, generator=generator)
     values = torch.linalg.svdvals(paired_tensor(matrix, shape))

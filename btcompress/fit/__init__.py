@@ -11,6 +11,7 @@ from btcompress.fit.blockfit import (
     obstacle_of_dtype,
 )
 from btcompress.fit.curves import Curve, FormsWithCore, Point, price
+from btcompress.fit.demand import described, explained
 from btcompress.fit.inputcurves import price_on_inputs
 from btcompress.fit.inputfit import InputFit, fit_to_inputs
 from btcompress.fit.ordering import check_orders, fit_ordered, obstacle_to_orders, price_in_orders
@@ -34,6 +35,8 @@ __all__ = [
     "Samples",
     "balanced",
     "check_orders",
+    "described",
+    "explained",
     "fit",
     "fit_matrix",
     "fit_ordered",

@@ -12,6 +12,7 @@ from torch import Tensor
 from btcompress.blockterm import BlockTerm
 from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, ShapeError
+from btcompress.fit.demand import require_memory
 from btcompress.fit.hosvd import Compression, compress, leading_corner
 from btcompress.fit.lowrank import fit_without_core
 from btcompress.fit.start import greedy_deflation, random_blocks
@@ -32,8 +33,8 @@ _HOPELESS = 1.05
 _EXACT = 1e-12
 #: Dtypes that matrices are fitted and stored in. Those of 8 and 4 bits have no arithmetic.
 _FITTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: Largest magnitudes whose squares, summed over a matrix, neither overflow in float64 nor vanish.
-_RANGE = (2.0**-450, 2.0**450)
+#: Largest magnitudes of a matrix whose reciprocal and whose Frobenius norm are normal numbers of float64.
+_RANGE = (2.0**-1000, 2.0**1000)
 
 OnSweep = Callable[[Sweep], None]
 
@@ -145,13 +146,15 @@ def fit(
 
     Raises:
         ShapeError: the shape has orders, which :func:`btcompress.fit.fit_ordered` finds.
-        BTCompressError: the matrix is not finite.
+        BTCompressError: the matrix is not finite, or the fit would take more memory than there is.
     """
     if shape.order_sizes:
         raise ShapeError("a shape with orders of rows or columns is for fit_ordered, which finds them. Leave them out.")
     shape = shape.limited()
     device = torch.device(options.device)
     scale = check_finite(matrix)
+    if device.type == "cpu":
+        require_memory(shape, matrix.dtype)
     if scale == 0:
         return Fit(zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
     if shape.core == "identity":
@@ -194,7 +197,7 @@ def check_finite(matrix: Tensor) -> float:
     """The largest magnitude in a matrix.
 
     Raises:
-        BTCompressError: the matrix is not finite, or so large or small that float64 cannot hold its squares, or of a
+        BTCompressError: the matrix is not finite, or too large or small for float64, or of a
             dtype that is not fitted.
     """
     if obstacle := obstacle_of_dtype(matrix.dtype):
@@ -207,7 +210,7 @@ def check_finite(matrix: Tensor) -> float:
         )
     if scale and not _RANGE[0] <= scale <= _RANGE[1]:
         raise BTCompressError(
-            f"the matrix's largest magnitude is {scale:.3g}, whose square float64 cannot hold in full. Scale the "
+            f"the matrix's largest magnitude is {scale:.3g}, beyond what can be fitted in float64. Scale the "
             f"matrix to between {_RANGE[0]:.0e} and {_RANGE[1]:.0e}, or leave it out."
         )
     return scale
@@ -220,12 +223,19 @@ def balanced(form: BlockTerm) -> BlockTerm:
     make gradient steps act alike on all of them.
     """
     tensors = form.tensors
-    norms = torch.stack([tensor.flatten(1).norm(dim=1) for tensor in tensors])
+    norms = torch.stack([_norms(tensor.flatten(1)) for tensor in tensors])
     usable = (norms > 0).all(dim=0)
     logs = torch.where(usable, norms, 1.0).log()
     gains = torch.where(usable, (logs.mean(dim=0) - logs).exp(), 1.0)
     scaled = [tensor * gain.reshape(-1, *[1] * (tensor.ndim - 1)) for tensor, gain in zip(tensors, gains, strict=True)]
     return BlockTerm.of(form.shape, scaled, form.orders)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """The norm of each row, whose squares may overflow: divided by a power of two first, which rounds nothing."""
+    peaks = rows.abs().amax(dim=1)
+    units = torch.where(peaks > 0, peaks / peaks.frexp().mantissa, 1.0)
+    return (rows / units[:, None]).norm(dim=1) * units
 
 
 def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sweep: OnSweep | None) -> SweepResult:

@@ -67,13 +67,13 @@ def compress(
     """
     slabs = _Slabs(matrix, shape, scale, device)
     if kept is None:
-        kept = basis_sizes(shape.mode_sizes, [_OVERSAMPLING * shape.n_blocks * rank for rank in shape.ranks])
+        kept = basis_sizes_of(shape)
     bases = [torch.eye(size, dtype=torch.float64, device=device) for size in kept]
-    shrinking = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
+    shrinking = _shrinking(shape, kept)
     if not shrinking:
         core = slabs.whole()
         return Compression(core, tuple(bases), scale, 0.0, scale * math.sqrt(_square(core)))
-    first, *others = sorted(shrinking, key=lambda k: _reading_order(k, shape.mode_sizes[k]))
+    first, *others = shrinking
     bases[first] = _leading_eigenvectors(slabs.gram(first), kept[first])
     tensor, square = slabs.projected(first, bases[first])
     for mode in others:
@@ -97,6 +97,22 @@ def leading_corner(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, tupl
         bases.append(_leading_basis(tensor, mode, min(size, tensor.shape[mode])))
         tensor = _project(tensor, mode, bases[-1])
     return tensor.contiguous(), tuple(bases)
+
+
+def basis_sizes_of(shape: BlockTermShape) -> list[int]:
+    """``c_k`` of a shape, as :func:`compress` keeps them where nothing else is asked for."""
+    return basis_sizes(shape.mode_sizes, [_OVERSAMPLING * shape.n_blocks * rank for rank in shape.ranks])
+
+
+def first_shrunk(shape: BlockTermShape, kept: Sequence[int]) -> int | None:
+    """The mode that is truncated first, and so by a Gram matrix of the whole tensor; None if none is."""
+    return next(iter(_shrinking(shape, kept)), None)
+
+
+def _shrinking(shape: BlockTermShape, kept: Sequence[int]) -> list[int]:
+    """The modes that are truncated, in turn."""
+    modes = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
+    return sorted(modes, key=lambda k: _reading_order(k, shape.mode_sizes[k]))
 
 
 def basis_sizes(mode_sizes: Sequence[int], needed: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from btcompress.blockterm import BlockTerm
 
 #: Entries taken to float64 at a time.
-_CHUNK_ENTRIES = 2**22
+CHUNK_ENTRIES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtyp
         form = part.to(torch.float64)
         own = matrix[offset : offset + part.shape.out_size]
         for index, slab in form.dense_slabs():
-            formed = slab if dtype is None else slab.to(dtype).to(torch.float64)
+            formed = slab if dtype is None else slab.copy_(slab.to(dtype))
             # Divided first: of values near the largest there are, the difference has no number.
             rows = own[index].to(slab.device, torch.float64) / scale
-            missed += float((formed / scale).sub_(rows).square_().sum())
+            missed += float(formed.div_(scale).sub_(rows).square_().sum())
             total += float(rows.square_().sum())
         offset += part.shape.out_size
     if total == 0:
@@ -109,7 +109,7 @@ def small_gram(matrix: Tensor, scale: float, device: torch.device | str) -> Tens
 def chunks_across(matrix: Tensor) -> Iterator[Tensor]:
     """Chunks of rows, shape ``(n, smaller side)``, that together are the matrix or its transpose."""
     tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
-    yield from torch.split(tall, max(1, _CHUNK_ENTRIES // tall.shape[1]))
+    yield from torch.split(tall, max(1, CHUNK_ENTRIES // tall.shape[1]))
 
 
 def largest(matrix: Tensor) -> float:

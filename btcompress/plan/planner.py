@@ -15,6 +15,7 @@ from btcompress.fit import (
     Curve,
     Point,
     Samples,
+    explained,
     frobenius_norm,
     largest,
     obstacle_to_orders,
@@ -180,14 +181,15 @@ def _priced(
     shape, matrix = target.shape, checkpoint.tensors[target.name]
     n_gates = shape.n_parts * shape.part.n_gates
     tried = candidates(target.name, shape.out_size, shape.in_size, n_gates, request)
+    forms = (matrix, tried.without_core, tried.with_core)
     try:
-        forms = (matrix, tried.without_core, tried.with_core)
-        if sample is not None:
-            curve = price_on_inputs(*forms, sample, seed=seed, device=device, on_step=on_step)
-        else:
-            curve = price(*forms, seed=seed, device=device, on_step=on_step)
-            if order_units:
-                curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
+        with explained(f"pricing forms of its {shape.out_size} x {shape.in_size} entries"):
+            if sample is not None:
+                curve = price_on_inputs(*forms, sample, seed=seed, device=device, on_step=on_step)
+            else:
+                curve = price(*forms, seed=seed, device=device, on_step=on_step)
+                if order_units:
+                    curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
     except BTCompressError as error:
         raise type(error)(f"{target.name}: {error}") from error
     rounding, formed = torch.finfo(matrix.dtype).eps / 2, _rounding_of_entries(matrix)
