@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
+from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import (
     FitOptions,
     MatrixFit,
     OnSweep,
     Samples,
+    described,
+    explained,
     fit_matrix,
     fit_ordered,
     share_orders,
@@ -29,6 +32,7 @@ from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
 from btcompress.results import FitProgress, LeftDense, Sweep
+from btcompress.seeds import check_seed
 from btcompress.shapes import Gates, MatrixShape
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
@@ -165,8 +169,11 @@ def plan_for(
     Raises:
         CheckpointError: the weights cannot be read, or hold no LSTM or none that was chosen.
         ShapeError: modes and sizes do not fit together.
-        BTCompressError: the wish cannot be met, or a matrix is not finite.
+        BTCompressError: the wish cannot be met, a matrix is not finite, there is no such seed, or the device cannot
+            compute here.
     """
+    check_seed(seed)
+    check_device(device)
     wish = Wish(target_ratio, max_params, max_error, of, max_activation_error)
     in_modes, out_modes, input_shape = (
         None if sizes is None else tuple(sizes) for sizes in (in_modes, out_modes, input_shape)
@@ -253,10 +260,11 @@ def factorize_as_planned(
                 f"{planned.name}: its block terms came out worse than foreseen, so it is low rank "
                 f"{measured.shape.part.ranks[0]} instead."
             )
-        if all(torch.isfinite(tensor).all() for part in fitted for tensor in part.tensors):
+        if math.isfinite(measured.weight_error):
             parts[planned.name], matrices[planned.name] = fitted, measured
         else:
-            left_dense.append(LeftDense(planned.name, f"its block terms do not fit the range of {matrix.dtype}"))
+            reason = "its block terms, or the matrix that they form, do not fit the range of"
+            left_dense.append(LeftDense(planned.name, f"{reason} {matrix.dtype}"))
     if not parts:
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in left_dense)
         raise CheckpointError(
@@ -284,7 +292,7 @@ def _in_orders(
     matrices = {name: checkpoint.tensors[name] for name in shapes}
     own = {}
     for name, shape in shapes.items():
-        with _named(name):
+        with _named(name), explained(described(shape.part)):
             own[name] = fit_ordered(matrices[name], shape, options, on_sweep_of(name))
     units = [sides for lstm in plan.lstms for sides in lstm.unit_sides]
     return share_orders(matrices, shapes, units, own, options, on_sweep_of)
@@ -314,14 +322,15 @@ def _fit_shape(
     on_sweep: OnSweep,
     ready: MatrixFit | None = None,
 ) -> tuple[tuple[BlockTerm, ...], CompressedMatrix]:
-    with _named(name):
+    with _named(name), explained(described(shape.part)):
         fit_one = fit_ordered if shape.part.order_sizes else fit_matrix
         fitted = ready or fit_one(matrix, shape, options, on_sweep)
-    parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
-    yardstick = truncated_svd(matrix, params_of(parts), options.device)
+        parts = tuple(part.to("cpu").to(matrix.dtype) for part in fitted.parts)
+        yardstick = truncated_svd(matrix, params_of(parts), options.device)
+        error = weight_error(matrix, parts, matrix.dtype)
     # Ranks stay as planned: those beyond what the modes hold are lowered there already.
     shape = shape.ordered(parts[0].shape.order_sizes)
-    return parts, CompressedMatrix(shape, matrix.dtype, weight_error(matrix, parts), yardstick.rank, yardstick.error)
+    return parts, CompressedMatrix(shape, matrix.dtype, error, yardstick.rank, yardstick.error)
 
 
 @contextmanager

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from btcompress.errors import ShapeError
-from btcompress.shapes import GATE_NAMES, BlockTermShape, Gates, MatrixShape
+from btcompress.shapes import GATE_NAMES, MAX_SIZE, BlockTermShape, Gates, MatrixShape, check_order
 
 Modes = tuple[int, ...]
 
 #: Input modes of about this many bits each: 256 inputs give order 2, 57,600 order 4.
 _BITS_PER_MODE = 4
 _MAX_CHOSEN_ORDER = 4
+
+#: Every pairing of input and output modes is priced where there are no more than this; else those that sorting finds.
+_MOST_PAIRINGS = 2**15
+#: Cuts along axes are all tried where there are no more than this; else the most equal ones.
+_MOST_CUTS = 2**12
+#: Places where an input can be cut, more than any size below 2^31 has.
+_MOST_BOUNDARIES = 1536
 
 #: Modes along an input shape may cost this much more than the cheapest if they keep more of its axes whole.
 _AXIS_TOLERANCE = 1.5
@@ -50,11 +59,16 @@ class ShapeRequest:
             raise ShapeError(f"gates must be 'fused' or 'separate', but {self.gates!r} was given.")
         if self.cp_rank < 1:
             raise ShapeError(f"the CP rank must be at least 1, but {self.cp_rank} was given.")
+        if self.cp_rank > MAX_SIZE:
+            raise ShapeError(f"the CP rank must be at most {MAX_SIZE}, but a larger one was given. Use a smaller one.")
         for name in ("tucker_rank", "in_modes", "out_modes", "input_shape", "order"):
             value = getattr(self, name)
             if value is None:
                 continue
             numbers = (value,) if isinstance(value, int) else tuple(value)
+            check_order(value if name == "order" else len(numbers))
+            if numbers and max(numbers) > MAX_SIZE:
+                raise ShapeError(f"{name} must be at most {MAX_SIZE}, but more was given. Use smaller numbers.")
             if not numbers or min(numbers) < 1:
                 raise ShapeError(f"{name} must be whole numbers of at least 1, but {value} was given.")
             if not isinstance(value, int):
@@ -103,8 +117,10 @@ def choose_shape(request: ShapeRequest, name: str, out_size: int, in_size: int, 
 
     Raises:
         ShapeError: given modes or an input shape fit neither the matrix exactly nor as its smallest
-            padding, or per-mode ranks do not match the order.
+            padding, per-mode ranks do not match the order, or the matrix is larger than any can be.
     """
+    if max(out_size, in_size) > MAX_SIZE:
+        raise ShapeError(f"{name} has a side of more than {MAX_SIZE} rows or columns. Leave this matrix out.")
     separate, part_out, part_gates = _part(request, out_size, n_gates)
     if request.in_modes is not None:
         _check_cover("in_modes", request.in_modes, in_size, f"{name} has {in_size} inputs")
@@ -123,15 +139,13 @@ def choose_shape(request: ShapeRequest, name: str, out_size: int, in_size: int, 
     def build(in_modes: Modes, out_modes: Modes) -> BlockTermShape:
         return BlockTermShape(in_modes, out_modes, asked, request.cp_rank, in_size, part_out, part_gates)
 
-    in_choices, out_choices = _candidates(request, in_size, part_out, part_gates, order)
-    shapes = [build(i, j) for i in in_choices for j in out_choices]
-    chosen = min(shapes, key=_cost)
+    pairings = _pairings(request, in_size, part_out, part_gates, asked)
+    priced = [(_cost(shape), shape) for shape in itertools.starmap(build, pairings)]
+    (least, *_), chosen = min(priced, key=lambda each: each[0])
     if request.in_modes is None and request.input_shape is not None:
-        limit = _cost(chosen)[0] * _AXIS_TOLERANCE
-        affordable = [shape for shape in shapes if _cost(shape)[0] <= limit]
-        chosen = min(
-            affordable, key=lambda shape: (-_axes_kept(shape.in_modes, request.input_shape or ()), _cost(shape))
-        )
+        axes, limit = request.input_shape, least * _AXIS_TOLERANCE
+        affordable = [each for each in priced if each[0][0] <= limit]
+        _, chosen = min(affordable, key=lambda each: (-_axes_kept(each[1].in_modes, axes), each[0]))
     limited = chosen.limited()
     shape = MatrixShape(limited, "separate" if separate else "fused")
     return ChosenShape(shape, tuple(_notices(name, chosen, limited)))
@@ -184,10 +198,11 @@ def suggest_order(in_size: int) -> int:
     return max(2, min(_MAX_CHOSEN_ORDER, round(math.log2(max(in_size, 2)) / _BITS_PER_MODE)))
 
 
-def _candidates(
-    request: ShapeRequest, in_size: int, out_size: int, n_gates: int, order: int
-) -> tuple[list[Modes], list[Modes]]:
-    """Input modes and output modes worth pricing against each other."""
+def _pairings(
+    request: ShapeRequest, in_size: int, out_size: int, n_gates: int, ranks: Modes
+) -> Iterator[tuple[Modes, Modes]]:
+    """Input modes with output modes, mode for mode, worth pricing."""
+    order, rows = len(ranks), out_size // n_gates
     if request.in_modes is not None:
         in_choices = [request.in_modes]
     elif request.input_shape is not None:
@@ -195,11 +210,43 @@ def _candidates(
     else:
         in_choices = [equal_modes(in_size, order), smallest_cover(in_size, order)]
     if request.out_modes is not None:
-        return in_choices, [request.out_modes]
-    rows = out_size // n_gates
-    equal = {equal_modes(rows, order), smallest_cover(rows, order)}
-    orders = {modes for choice in equal for modes in itertools.permutations(choice)}
-    return in_choices, [(n_gates * modes[0], *modes[1:]) for modes in sorted(orders)]
+        yield from ((in_modes, request.out_modes) for in_modes in in_choices)
+        return
+    choices = sorted({equal_modes(rows, order), smallest_cover(rows, order)})
+    every = len(in_choices) * sum(map(_n_arrangements, choices)) <= _MOST_PAIRINGS
+    for choice in choices:
+        arranged = list(_arrangements(choice)) if every else []
+        for in_modes in in_choices:
+            weights = [size * rank for size, rank in zip(in_modes, ranks, strict=True)]
+            for modes in arranged or _sorted_arrangements(choice, weights):
+                yield in_modes, (n_gates * modes[0], *modes[1:])
+
+
+def _n_arrangements(modes: Modes) -> int:
+    """Different orders of these modes."""
+    return math.factorial(len(modes)) // math.prod(math.factorial(count) for count in Counter(modes).values())
+
+
+def _arrangements(modes: Modes) -> Iterator[Modes]:
+    """Every different order of these modes."""
+    if not modes:
+        yield ()
+    for k, mode in enumerate(modes):
+        if mode not in modes[:k]:
+            yield from ((mode, *rest) for rest in _arrangements(modes[:k] + modes[k + 1 :]))
+
+
+def _sorted_arrangements(modes: Modes, weights: Sequence[int]) -> Iterator[Modes]:
+    """Orders of ascending modes, the cheapest among them: the least sum of weights times modes for each first mode.
+
+    By the rearrangement inequality the largest mode stands at the least weight. The first is tried apart, since the
+    gates multiply it. Where ranks are lowered the sum is not all that counts, and another order may cost a little less.
+    """
+    by_weight = sorted(range(1, len(modes)), key=lambda k: -weights[k])
+    for k, first in enumerate(modes):
+        if first not in modes[:k]:
+            rest = dict(zip(by_weight, modes[:k] + modes[k + 1 :], strict=True))
+            yield (first, *(rest[at] for at in range(1, len(modes))))
 
 
 def _cost(shape: BlockTermShape) -> tuple[int, int, Modes, Modes]:
@@ -211,18 +258,22 @@ def _cost(shape: BlockTermShape) -> tuple[int, int, Modes, Modes]:
 @lru_cache
 def equal_modes(size: int, order: int) -> Modes:
     """Factor ``size`` into ``order`` ascending integers as equal as they can be (smallest sum)."""
-    return min(_factorizations(size, order, 1), key=lambda modes: (sum(modes), modes[::-1]))
+    every = divisors(size)
 
+    @cache
+    def best(left: int, count: int) -> tuple[int, Modes]:
+        """Sum of the modes, and these from the largest to the smallest: of equal sums the least counts."""
+        if count == 1:
+            return left, (left,)
+        tries = []
+        # The smallest mode is no larger than the root, and of two the most equal are those next to it.
+        smallest = [d for d in every[: bisect_right(every, _floor_root(left, count))] if left % d == 0]
+        for first in smallest[-1:] if count == 2 else smallest:
+            total, others = best(left // first, count - 1)
+            tries.append((first + total, tuple(sorted((first, *others), reverse=True))))
+        return min(tries)
 
-def _factorizations(size: int, order: int, smallest: int) -> Iterator[Modes]:
-    if order == 1:
-        if size >= smallest:
-            yield (size,)
-        return
-    for first in range(smallest, _floor_root(size, order) + 1):
-        if size % first == 0:
-            for rest in _factorizations(size // first, order - 1, first):
-                yield (first, *rest)
+    return best(size, order)[1][::-1]
 
 
 @lru_cache
@@ -243,22 +294,77 @@ def cuts_along_axes(input_shape: Modes, order: int) -> Iterator[Modes]:
 
     A boundary is the number of entries behind it. Every boundary and every axis must divide one another,
     so that a common finer cut exists; a mode that crosses the start of an axis must end where an axis does.
+    Where there are very many, those of the smallest sums alone, for each number of axes that they keep.
+
+    Raises:
+        ShapeError: there are more places to cut than can be tried.
     """
-    size = math.prod(input_shape)
-    axes = _boundaries(input_shape)
+    size, axes = math.prod(input_shape), _boundaries(input_shape)
     allowed = [b for b in divisors(size) if all(b % axis == 0 or axis % b == 0 for axis in axes)]
+    if len(allowed) > _MOST_BOUNDARIES:
+        raise ShapeError(
+            f"input_shape {_text(input_shape)} can be cut in {len(allowed):,} places. Give in_modes instead."
+        )
 
-    def cut(remaining: int, modes: Modes) -> Iterator[Modes]:
-        if len(modes) == order - 1:
-            yield (*modes, remaining)
+    @cache
+    def next_boundaries(remaining: int) -> list[int]:
+        crossed = [axis for axis in axes if axis < remaining]
+        within = allowed[: bisect_right(allowed, remaining)]
+        return [b for b in within if remaining % b == 0 and (b in axes or not any(b < axis for axis in crossed))]
+
+    cuts = _Cuts(next_boundaries, frozenset(axes), smallest=2)
+    if not cuts.count(size, order):
+        cuts = _Cuts(next_boundaries, frozenset(axes), smallest=1)
+    return cuts.every(size, order) if cuts.count(size, order) <= _MOST_CUTS else cuts.most_equal(size, order)
+
+
+class _Cuts:
+    """Ways to cut ``remaining`` entries into ``count`` modes, none below a smallest size."""
+
+    def __init__(self, next_boundaries: Callable[[int], list[int]], axes: frozenset[int], smallest: int) -> None:
+        self._next_boundaries = next_boundaries
+        self._axes = axes
+        self._smallest = smallest
+        self._counts: dict[tuple[int, int], int] = {}
+        self._best: dict[tuple[int, int], dict[int, tuple[int, Modes]]] = {}
+
+    def count(self, remaining: int, count: int) -> int:
+        """How many ways there are."""
+        if count == 1:
+            return int(remaining >= self._smallest)
+        if (remaining, count) not in self._counts:
+            self._counts[remaining, count] = sum(self.count(b, count - 1) for b in self._boundaries(remaining))
+        return self._counts[remaining, count]
+
+    def every(self, remaining: int, count: int) -> Iterator[Modes]:
+        """All ways."""
+        if count == 1:
+            yield from [(remaining,)] if remaining >= self._smallest else []
             return
-        for boundary in allowed:
-            crosses = any(boundary < axis < remaining for axis in axes)
-            if remaining % boundary == 0 and (not crosses or boundary in axes):
-                yield from cut(boundary, (*modes, remaining // boundary))
+        for boundary in self._boundaries(remaining):
+            if self.count(boundary, count - 1):
+                yield from ((remaining // boundary, *rest) for rest in self.every(boundary, count - 1))
 
-    found = list(cut(size, ()))
-    yield from [modes for modes in found if min(modes) > 1] or found
+    def most_equal(self, remaining: int, count: int) -> Iterator[Modes]:
+        """The way of the smallest sum of modes, for each number of axes that it keeps."""
+        yield from (modes for _, modes in self._most_equal(remaining, count).values())
+
+    def _most_equal(self, remaining: int, count: int) -> dict[int, tuple[int, Modes]]:
+        """By the number of axes kept, the smallest sum and its modes."""
+        if count == 1:
+            return {0: (remaining, (remaining,))} if remaining >= self._smallest else {}
+        if (remaining, count) not in self._best:
+            best: dict[int, tuple[int, Modes]] = {}
+            for boundary in self._boundaries(remaining):
+                mode = remaining // boundary
+                for kept, (total, rest) in self._most_equal(boundary, count - 1).items():
+                    n_kept, way = kept + (boundary in self._axes), (mode + total, (mode, *rest))
+                    best[n_kept] = min(best.get(n_kept, way), way)
+            self._best[remaining, count] = best
+        return self._best[remaining, count]
+
+    def _boundaries(self, remaining: int) -> list[int]:
+        return [b for b in self._next_boundaries(remaining) if remaining // b >= self._smallest]
 
 
 def _boundaries(modes: Modes) -> list[int]:

@@ -15,6 +15,7 @@ from btcompress.fit import (
     OutputErrors,
     SVDYardstick,
     low_rank_form,
+    obstacle_of_dtype,
     structured_forms,
     truncated_svd,
     weight_error,
@@ -182,6 +183,8 @@ def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpo
             f"{name} was factorized from a {expected[0]} x {expected[1]} matrix, but {against.source.name} {given}. "
             f"Give the checkpoint that the result was made from, {compressed.source.name}."
         )
+    if obstacle := obstacle_of_dtype(dense.dtype):
+        raise CheckpointError(f"{name} of {against.source.name} cannot be measured against: {obstacle}.")
     if not math.isfinite(largest(dense)):
         raise CheckpointError(
             f"{name} of {against.source.name} holds values that are not finite (NaN or infinity), so nothing can be "
@@ -189,7 +192,7 @@ def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpo
         )
     parts = compressed.parts(name)
     yardstick = truncated_svd(dense, params_of(parts))
-    error = weight_error(dense, parts)
+    error = weight_error(dense, parts, matrix.dtype)
     return replace(matrix, weight_error=error, svd_rank=yardstick.rank, svd_error=yardstick.error)
 
 

@@ -11,11 +11,28 @@ from btcompress.errors import ShapeError
 
 Gates = Literal["fused", "separate"]
 
+#: Most modes of a form. The fit names every mode, its rank and a second rank by one letter each, blocks by two
+#: more, of 52; and a product with the form is planned over ``2^(d + 1)`` sets of tensors, which takes a second here.
+MAX_ORDER = 12
+#: Largest mode, rank, CP rank, or number of rows or columns, so that arithmetic on shapes stays quick.
+MAX_SIZE = 2**40
+
 #: A full core holds ``prod_k R_k`` parameters; an identity core holds none and is not stored.
 Core = Literal["full", "identity"]
 
 #: Gates of an LSTM in PyTorch's row order: input, forget, cell, output.
 GATE_NAMES = ("i", "f", "g", "o")
+
+
+def check_order(order: int) -> None:
+    """Refuse an order that no form can have.
+
+    Raises:
+        ShapeError: it is above :data:`MAX_ORDER`.
+    """
+    if order > MAX_ORDER:
+        given = f"{order}" if order <= MAX_SIZE else "a larger one"
+        raise ShapeError(f"an order of at most {MAX_ORDER} is possible, but {given} was given. Use fewer modes.")
 
 
 def limit_ranks(mode_sizes: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[int, ...]:
@@ -56,8 +73,9 @@ class BlockTermShape:
         column_order: likewise for the columns.
 
     Raises:
-        ShapeError: lengths differ, a number is below 1, the modes do not cover the matrix, padded or ordered
-            rows do not divide into the gates, or there is no such core.
+        ShapeError: lengths differ or are above :data:`MAX_ORDER`, a number is below 1 or above :data:`MAX_SIZE`,
+            the modes do not cover the matrix, padded or ordered rows do not divide into the gates, or there is no
+            such core.
     """
 
     in_modes: tuple[int, ...]
@@ -79,6 +97,7 @@ class BlockTermShape:
     def __post_init__(self) -> None:
         for name in ("in_modes", "out_modes", "ranks"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
+        check_order(max(len(self.in_modes), len(self.out_modes), len(self.ranks)))
         object.__setattr__(self, "in_size", self.in_size or self.padded_in)
         object.__setattr__(self, "out_size", self.out_size or self.padded_out)
         self._check()
@@ -101,6 +120,10 @@ class BlockTermShape:
         if min(numbers) < 1:
             raise ShapeError(
                 f"modes, ranks, sizes and the CP rank must be at least 1, but {self} has a smaller number."
+            )
+        if max(numbers) > MAX_SIZE:
+            raise ShapeError(
+                f"modes, ranks, sizes and the CP rank must be at most {MAX_SIZE}, but one is larger. Use smaller ones."
             )
         if self.padded_in < self.in_size or self.padded_out < self.out_size:
             raise ShapeError(

@@ -16,6 +16,8 @@ FLOORS = {
     "kinds": 1,
     "files": 1,
     "memory": 1,
+    "devices": 1,
+    "seeds": 1,
     "shapes": 1,
     "text": 1,
     "modes": 2,

@@ -7,14 +7,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorly.decomposition import tucker
+from torch import nn
 
 from btcompress.blockterm import BlockTerm
 from btcompress.errors import BTCompressError, ShapeError
-from btcompress.fit import FitOptions, balanced, fit, fit_matrix, hosvd, truncated_svd, weight_error
+from btcompress.fit import (
+    FitOptions,
+    Samples,
+    balanced,
+    fit,
+    fit_matrix,
+    fit_to_inputs,
+    hosvd,
+    truncated_svd,
+    weight_error,
+)
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import sweep_until_stable
-from btcompress.shapes import BlockTermShape, MatrixShape
+from btcompress.nn import BTLSTM
+from btcompress.shapes import MAX_ORDER, BlockTermShape, MatrixShape
 from forms import UNEVEN, random_form
 
 EXACT = FitOptions(max_sweeps=300, tolerance=1e-9, restarts=60)
@@ -80,7 +92,7 @@ def test_core_systems_solved_directly_and_by_conjugate_gradients_agree(generator
     tensor = torch.randn(6, 5, 7, dtype=torch.float64, generator=generator)
     start = random_blocks(tensor, (2, 3, 2), 2, generator)
     direct = sweep_until_stable(tensor, start, 3, 0.0)
-    monkeypatch.setattr("btcompress.fit.sweeps._DIRECT_UNKNOWNS", 0)
+    monkeypatch.setattr("btcompress.fit.sweeps.DIRECT_UNKNOWNS", 0)
     iterative = sweep_until_stable(tensor, start, 3, 0.0)
     torch.testing.assert_close(iterative.blocks.to_tensor(), direct.blocks.to_tensor())
 
@@ -128,7 +140,7 @@ WITHOUT_CORE = {
 @pytest.mark.parametrize("case", WITHOUT_CORE)
 def test_forms_without_a_core_are_the_truncated_svd_of_the_rearranged_matrix(case, small, generator, monkeypatch):
     if not small:
-        monkeypatch.setattr("btcompress.fit.lowrank._SMALL_ENTRIES", 0)
+        monkeypatch.setattr("btcompress.fit.lowrank.SMALL_ENTRIES", 0)
     shape = WITHOUT_CORE[case]
     matrix = torch.randn(shape.out_size, shape.in_size, dtype=torch.float64, generator=generator)
     values = torch.linalg.svdvals(paired_tensor(matrix, shape))
@@ -359,3 +371,20 @@ def test_error_of_a_truncated_core_counts_what_was_cut_off(dtype, generator, mon
     monkeypatch.setattr(hosvd, "_FREE_ENTRIES", 64)
     fitted = fit(matrix, shape)
     assert fitted.weight_error == pytest.approx(weight_error(matrix, (fitted.value,)), rel=1e-6)
+
+
+def test_a_form_of_the_largest_order_is_fitted_formed_multiplied_and_run(generator):
+    """Two blocks of few entries: 2 x 2 x 1 .. by 4 x 1 .. x 2; every way through the package names all modes."""
+    order = MAX_ORDER
+    shape = BlockTermShape((2, 3) + (1,) * (order - 2), (4,) + (1,) * (order - 2) + (2,), (2,) * order, 2)
+    matrix = torch.randn(8, 6, dtype=torch.float64, generator=generator)
+    fitted = fit(matrix, shape)
+    formed = fitted.value.to_dense()
+    assert float((matrix - formed).norm() / matrix.norm()) == pytest.approx(fitted.weight_error, rel=1e-9)
+    inputs = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(fitted.value.matmul(inputs), inputs @ formed.T)
+    samples = Samples(inputs, inputs, torch.ones(8, dtype=torch.float64))
+    assert fit_to_inputs(matrix, [fitted.value], samples, 2).parts[0].shape.order == order
+    lstm = BTLSTM.from_dense(nn.LSTM(6, 2), cp_rank=2, tucker_rank=2, in_modes=shape.in_modes)
+    lstm(torch.randn(3, 1, 6))[0].sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in lstm.parameters())

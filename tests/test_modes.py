@@ -1,12 +1,22 @@
 import itertools
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from btcompress.errors import ShapeError
-from btcompress.modes import ShapeRequest, choose_shape, equal_modes, fits, smallest_cover, suggest_order
+from btcompress.modes import (
+    ShapeRequest,
+    choose_shape,
+    cuts_along_axes,
+    equal_modes,
+    fits,
+    smallest_cover,
+    suggest_order,
+)
+from btcompress.shapes import MAX_ORDER, MAX_SIZE, BlockTermShape
 
 CHOSEN = [
     # rows, inputs, in_modes, out_modes
@@ -145,3 +155,105 @@ def test_padded_rows_by_hand_cover_gate_by_gate():
         choose_shape(ShapeRequest(1, 2, out_modes=(12, 4)), "w", 4 * 7, 6)
     with pytest.raises(ShapeError, match="multiplies to 30, but w has 28 rows"):
         choose_shape(ShapeRequest(1, 2, out_modes=(6, 5)), "w", 4 * 7, 6)
+
+
+def cheapest_of_all(request, rows, inputs, n_gates=4):
+    """What pricing every cut and every permutation of the output modes gives; ties as the package settles them."""
+    separate = request.gates == "separate"
+    part_rows, part_gates = (rows // n_gates, 1) if separate else (rows, n_gates)
+    order, shape = request.order, request.input_shape
+    ranks = request.tucker_rank if isinstance(request.tucker_rank, tuple) else (request.tucker_rank,) * order
+    in_choices = cuts_along_axes(shape, order) if shape else (equal_modes(inputs, order), smallest_cover(inputs, order))
+    each = part_rows // part_gates
+    out_choices = {p for m in (equal_modes, smallest_cover) for p in itertools.permutations(m(each, order))}
+    priced = []
+    for i, j in itertools.product(in_choices, out_choices):
+        modes = (part_gates * j[0], *j[1:])
+        part = BlockTermShape(i, modes, ranks, request.cp_rank, inputs, part_rows, part_gates)
+        priced.append(((part.limited().n_params, part.padded_in * part.padded_out, i, modes), part))
+
+    def kept(part):
+        return len({math.prod(part.in_modes[k:]) for k in range(1, order)} & axes)
+
+    if not shape:
+        return min(priced, key=lambda one: one[0])[1].limited()
+    axes = {math.prod(shape[k:]) for k in range(1, len(shape))}
+    limit = 1.5 * min(cost[0] for cost, _ in priced)
+    return min((-kept(part), cost, part) for cost, part in priced if cost[0] <= limit)[2].limited()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([1, 2, 7, 16, 64, 100, 256]),
+    st.one_of(st.integers(1, 3000), st.just((12, 16, 3)), st.just((64,)), st.just((5, 7, 2))),
+    st.integers(1, 6),
+    st.integers(1, 20),
+    st.sampled_from([1, 4]),
+    st.sampled_from(["fused", "separate"]),
+)
+def test_the_shape_chosen_is_the_cheapest_of_all_pairings(hidden, inputs, order, rank, cp_rank, gates):
+    shape = inputs if isinstance(inputs, tuple) else None
+    inputs = math.prod(inputs) if shape else inputs
+    request = ShapeRequest(cp_rank, rank, order=order, input_shape=shape, gates=gates)
+    assert choose_shape(request, "w", 4 * hidden, inputs).shape.part == cheapest_of_all(request, 4 * hidden, inputs)
+
+
+@pytest.mark.parametrize("order", [7, 8, 10, MAX_ORDER])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_where_not_every_pairing_is_priced_no_exchange_of_two_output_modes_is_cheaper(order, rank):
+    part = choose_shape(ShapeRequest(1, rank, order=order), "w", 4 * 5040, 2**12 * 720).shape.part
+    assert min(part.mode_sizes) >= rank
+    own = (part.out_modes[0] // 4, *part.out_modes[1:])
+    for a, b in itertools.combinations(range(order), 2):
+        swapped = list(own)
+        swapped[a], swapped[b] = swapped[b], swapped[a]
+        other = BlockTermShape(part.in_modes, (4 * swapped[0], *swapped[1:]), part.ranks)
+        assert part.n_params <= other.limited().n_params
+
+
+@pytest.mark.parametrize("shape", [None, (120, 160, 3), (2,) * MAX_ORDER, (7_207_200,), (MAX_SIZE,)])
+@pytest.mark.parametrize("order", [6, 8, MAX_ORDER])
+def test_a_shape_of_any_order_is_chosen_at_once(shape, order):
+    inputs = 57_600 if shape is None else math.prod(shape)
+    start = time.process_time()
+    part = choose_shape(ShapeRequest(1, 2, order=order, input_shape=shape), "w", 4 * 720, inputs).shape.part
+    assert time.process_time() - start < 2
+    assert (part.order, part.in_size) == (order, inputs)
+    assert shape is None or math.prod(part.in_modes) == inputs
+
+
+@pytest.mark.parametrize("order", range(1, MAX_ORDER + 1))
+def test_modes_of_one_are_modes(order):
+    part = choose_shape(ShapeRequest(in_modes=(1,) * (order - 1) + (6,)), "w", 8, 6).shape.part
+    assert (part.in_modes, part.order) == ((1,) * (order - 1) + (6,), order)
+    assert choose_shape(ShapeRequest(input_shape=(1,) * order, order=order), "w", 4, 1).shape.part.in_size == 1
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: ShapeRequest(order=MAX_ORDER + 1),
+        lambda: ShapeRequest(order=10**5000),
+        lambda: ShapeRequest(in_modes=(1,) * 15),
+        lambda: ShapeRequest(out_modes=(2,) * 1000),
+        lambda: ShapeRequest(tucker_rank=(1,) * 1000),
+        lambda: ShapeRequest(tucker_rank=10**5000),
+        lambda: ShapeRequest(cp_rank=10**5000),
+        lambda: ShapeRequest(in_modes=(2**60, 1)),
+        lambda: ShapeRequest(input_shape=(2**60,)),
+        lambda: choose_shape(ShapeRequest(), "w", 4, 2**60),
+        lambda: choose_shape(ShapeRequest(), "w", 2**60, 4),
+        lambda: choose_shape(ShapeRequest(input_shape=(963_761_198_400,)), "w", 4, 963_761_198_400),
+        lambda: BlockTermShape((1,) * 13, (1,) * 13, (1,) * 13),
+        lambda: BlockTermShape((1,) * 1000, (1,), (1,)),
+        lambda: BlockTermShape((2**60,), (2,), (1,)),
+        lambda: BlockTermShape((2,), (2,), (10**5000,)),
+    ],
+)
+def test_what_no_form_can_have_is_refused_at_once_in_a_line(ask):
+    start = time.process_time()
+    with pytest.raises(ShapeError) as refused:
+        ask()
+    assert time.process_time() - start < 1
+    assert len(str(refused.value)) < 200
+    assert "\n" not in str(refused.value)

@@ -231,7 +231,7 @@ def _student(stage: _Stage, compressed: CompressedCheckpoint) -> Recurrent:
 def _weighed_anew(compressed: CompressedCheckpoint, dense: Checkpoint) -> CompressedCheckpoint:
     """With the weight errors of the tensors as they are now."""
     measured = {
-        key: replace(matrix, weight_error=weight_error(dense.tensors[key], compressed.parts(key)))
+        key: replace(matrix, weight_error=weight_error(dense.tensors[key], compressed.parts(key), matrix.dtype))
         for key, matrix in compressed.matrices.items()
     }
     return replace(compressed, matrices=measured)

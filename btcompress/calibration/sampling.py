@@ -23,6 +23,7 @@ from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
 from btcompress.nn.recurrence import recur
+from btcompress.seeds import check_seed
 
 #: Inputs up to which all steps count, through their second moments; of more inputs, steps with so many entries in all
 #: are drawn to fit on, and a quarter of that to measure on.
@@ -64,7 +65,7 @@ def samples_of(
         CheckpointError: the checkpoint lacks a matrix, or holds it in another shape.
         BTCompressError: an input is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     layers = layers_of(entry, dense, dtype)
     asked = (*entry.input_keys, *entry.recurrent_keys) if keys is None else keys
     weights = _output_weights(entry, layers[-1], train, generator, batch_size)

@@ -135,6 +135,7 @@ class CompressedCheckpoint:
         """The plain state dict in the checkpoint's order: each matrix summed in float64, in its own dtype.
 
         Raises:
+            CheckpointError: a matrix does not fit the range of its dtype, though its block terms do.
             MemoryLimitError: the matrices together need more memory than there is.
         """
         sizes = (matrix.shape.dense_params * matrix.dtype.itemsize for matrix in self.matrices.values())
@@ -173,6 +174,11 @@ class CompressedCheckpoint:
             rows = dense[first : first + matrix.shape.part.out_size]
             for index, slab in part.to(torch.float64).dense_slabs():
                 rows[index] = slab.to(dense.dtype)
+                if not torch.isfinite(rows[index]).all() and torch.isfinite(slab).all():
+                    raise CheckpointError(
+                        f"{key} has values beyond the range of {str(matrix.dtype).removeprefix('torch.')} once it is "
+                        "formed. Use its block terms as they are (btcompress.apply), or factorize it in float32."
+                    )
         return dense
 
 

@@ -7,15 +7,11 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from btcompress.results import CalibrationReport, FineTuneReport, LeftDense
-from btcompress.shapes import Core, Gates
-
-#: No tensor has more modes or larger ones; without a bound a forged header could ask for endless arithmetic.
-_MAX_ORDER = 16
-_MAX_SIZE = 2**40
+from btcompress.shapes import MAX_ORDER, MAX_SIZE, Core, Gates
 
 Count = Annotated[int, Meta(ge=0, le=2**62)]
-Size = Annotated[int, Meta(ge=1, le=_MAX_SIZE)]
-Sizes = Annotated[list[Size], Meta(min_length=1, max_length=_MAX_ORDER)]
+Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+Sizes = Annotated[list[Size], Meta(min_length=1, max_length=MAX_ORDER)]
 #: JSON has no number that is not finite.
 Error = Annotated[float, Meta(ge=0)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

@@ -11,6 +11,7 @@ import typer
 from btcompress.errors import BTCompressError
 from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
+from btcompress.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from btcompress.calibration import CalibrationRequest
@@ -134,6 +135,7 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse a checkpoint that holds more than weights, rather than leave objects out."),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
@@ -215,16 +217,9 @@ def refuse(reason: str, *options: object) -> None:
 
 def usable(device: str) -> str:
     """The name of a device, once it is sure that it can compute here."""
-    import torch
+    from btcompress.devices import check_device
 
-    try:
-        torch.zeros(1, device=device, dtype=torch.float64)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BTCompressError(
-            f"--device {device} cannot be used here ({reason}). Use cpu, or a CUDA device if there is one."
-        ) from error
-    return device
+    return check_device(device)
 
 
 def calibration_request(

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from btcompress.cli.options import JSON, Container, Scale, scale_of
+from btcompress.cli.options import JSON, Container, Scale, Seed, scale_of
 from btcompress.cli.reports import show_result
 from btcompress.errors import INTERRUPTED, OutputError
+from btcompress.seeds import MAX_SEED
 
 
 def finetune(
@@ -66,7 +67,7 @@ def finetune(
     ] = None,
     temperature: Annotated[float, typer.Option(help="Softens the teacher's scores.")] = 2.0,
     distill: Annotated[float, typer.Option(help="With labels and a teacher: share of the teacher in the loss.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    seed: Seed = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     tensorboard: Annotated[
         Path | None,
@@ -132,7 +133,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the checkpoints; made if it is not there.")
     ] = Path("btcompress-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the clips and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the clips and of the training.")] = 0,
     full: Annotated[
         bool,
         typer.Option(

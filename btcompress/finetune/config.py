@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from btcompress.errors import BTCompressError
+from btcompress.seeds import check_seed
 
 Precision = Literal["no", "fp16", "bf16"]
 Way = Literal["hidden states", "labels", "own model"]
@@ -55,8 +56,9 @@ class TrainConfig:
     cpu: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0)):
             _check(name, getattr(self, name), least, math.inf)
+        check_seed(self.seed)
         for name in ("learning_rate", "clip", "temperature"):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), math.ulp(0.0), math.inf)

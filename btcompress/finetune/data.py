@@ -20,6 +20,7 @@ from btcompress.files import Snapshot
 from btcompress.finetune.arrayfiles import read_arrays
 from btcompress.finetune.items import NAMES, alike, parts_of, some
 from btcompress.finetune.references import is_reference, resolve
+from btcompress.seeds import check_seed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,7 +233,7 @@ def split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     memory.require(
         2 * len(data) * torch.int64.itemsize, f"the order of the {len(data)} items in {data.name}", "Give fewer items."
     )
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(check_seed(seed)))
     return Rows(data, order[n_held:].sort().values), Rows(data, order[:n_held].sort().values)
 
 

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
+from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, ShapeError
+from btcompress.fit.demand import require_memory
 from btcompress.fit.hosvd import Compression, compress, leading_corner
 from btcompress.fit.lowrank import fit_without_core
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
 from btcompress.fit.yardsticks import frobenius_norm, largest, weight_error
 from btcompress.results import Sweep
+from btcompress.seeds import check_seed
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Random starts tried on the small leading corner of the core, where a sweep costs next to nothing.
@@ -28,6 +31,10 @@ _RACE_SWEEPS = 5
 _HOPELESS = 1.05
 #: A fit this close is exact up to rounding.
 _EXACT = 1e-12
+#: Dtypes that matrices are fitted and stored in. Those of 8 and 4 bits have no arithmetic.
+_FITTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Largest magnitudes of a matrix whose reciprocal and whose Frobenius norm are normal numbers of float64.
+_RANGE = (2.0**-1000, 2.0**1000)
 
 OnSweep = Callable[[Sweep], None]
 
@@ -42,6 +49,9 @@ class FitOptions:
         restarts: further starts from random blocks on the whole core; the best result is kept.
         seed: of every random draw.
         device: where to compute, as torch names devices.
+
+    Raises:
+        BTCompressError: a number is outside its range, or the device cannot compute here.
     """
 
     max_sweeps: int = 100
@@ -49,6 +59,14 @@ class FitOptions:
     restarts: int = 0
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("max_sweeps", "restarts", "tolerance"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise BTCompressError(f"{name} must be a number of at least 0, but {value} was given.")
+        check_seed(self.seed)
+        check_device(self.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,13 +146,15 @@ def fit(
 
     Raises:
         ShapeError: the shape has orders, which :func:`btcompress.fit.fit_ordered` finds.
-        BTCompressError: the matrix is not finite.
+        BTCompressError: the matrix is not finite, or the fit would take more memory than there is.
     """
     if shape.order_sizes:
         raise ShapeError("a shape with orders of rows or columns is for fit_ordered, which finds them. Leave them out.")
     shape = shape.limited()
     device = torch.device(options.device)
     scale = check_finite(matrix)
+    if device.type == "cpu":
+        require_memory(shape, matrix.dtype)
     if scale == 0:
         return Fit(zero_form(shape, device), 0.0, 0, converged=True, norm=0.0)
     if shape.core == "identity":
@@ -164,17 +184,34 @@ def check_size(matrix: Tensor, shape: MatrixShape) -> None:
         )
 
 
+def obstacle_of_dtype(dtype: torch.dtype) -> str:
+    """Why a matrix of a dtype cannot be fitted, in words; empty where it can."""
+    if dtype in _FITTED:
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    advice = "convert it to bfloat16 or float32 first" if dtype.is_floating_point else "weights are real numbers"
+    return f"it has dtype {name}, which is not fitted; {advice}"
+
+
 def check_finite(matrix: Tensor) -> float:
     """The largest magnitude in a matrix.
 
     Raises:
-        BTCompressError: the matrix is not finite.
+        BTCompressError: the matrix is not finite, or too large or small for float64, or of a
+            dtype that is not fitted.
     """
+    if obstacle := obstacle_of_dtype(matrix.dtype):
+        raise BTCompressError(f"the matrix cannot be fitted: {obstacle}.")
     scale = largest(matrix)
     if not math.isfinite(scale):
         raise BTCompressError(
             "the matrix holds values that are not finite (NaN or infinity). "
             "Repair the checkpoint or leave this matrix out."
+        )
+    if scale and not _RANGE[0] <= scale <= _RANGE[1]:
+        raise BTCompressError(
+            f"the matrix's largest magnitude is {scale:.3g}, beyond what can be fitted in float64. Scale the "
+            f"matrix to between {_RANGE[0]:.0e} and {_RANGE[1]:.0e}, or leave it out."
         )
     return scale
 
@@ -186,12 +223,19 @@ def balanced(form: BlockTerm) -> BlockTerm:
     make gradient steps act alike on all of them.
     """
     tensors = form.tensors
-    norms = torch.stack([tensor.flatten(1).norm(dim=1) for tensor in tensors])
+    norms = torch.stack([_norms(tensor.flatten(1)) for tensor in tensors])
     usable = (norms > 0).all(dim=0)
     logs = torch.where(usable, norms, 1.0).log()
     gains = torch.where(usable, (logs.mean(dim=0) - logs).exp(), 1.0)
     scaled = [tensor * gain.reshape(-1, *[1] * (tensor.ndim - 1)) for tensor, gain in zip(tensors, gains, strict=True)]
     return BlockTerm.of(form.shape, scaled, form.orders)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """The norm of each row, whose squares may overflow: divided by a power of two first, which rounds nothing."""
+    peaks = rows.abs().amax(dim=1)
+    units = torch.where(peaks > 0, peaks / peaks.frexp().mantissa, 1.0)
+    return (rows / units[:, None]).norm(dim=1) * units
 
 
 def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sweep: OnSweep | None) -> SweepResult:

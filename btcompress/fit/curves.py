@@ -17,6 +17,7 @@ from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
 from btcompress.fit.blockfit import balanced, check_finite
+from btcompress.fit.demand import require_memory_to_price
 from btcompress.fit.hosvd import compress, leading_corner
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
 from btcompress.fit.start import random_blocks
@@ -123,10 +124,13 @@ def price(
         on_step: called with steps done and steps in all, after each choice of modes.
 
     Raises:
-        BTCompressError: the matrix is not finite.
+        BTCompressError: the matrix is not finite, or pricing would take more memory than there is.
     """
     check_finite(matrix)
     device = torch.device(device)
+    if device.type == "cpu":
+        fitted = [(each.shape.part, _kept(each.shape.part.mode_sizes)) for each in with_core]
+        require_memory_to_price([each.part for each in without_core], fitted, matrix.dtype)
     dense_params = matrix.numel()
     zero = largest(matrix) == 0
     n_steps = len(without_core) + len(with_core)

@@ -24,6 +24,8 @@ _OVERSAMPLING = 3
 _FREE_ENTRIES = 2**18
 #: Rows of the largest Gram matrix worth forming; of larger modes, what the others leave is taken apart instead.
 _LARGEST_GRAM = 4096
+#: A scale beyond these, or its reciprocal, is no normal float32.
+_FLOAT32_SCALES = (2.0**-100, 2.0**100)
 #: Sums of squares agree to about this many units in the last place.
 _ROUNDING_STEPS = 8
 
@@ -65,13 +67,13 @@ def compress(
     """
     slabs = _Slabs(matrix, shape, scale, device)
     if kept is None:
-        kept = basis_sizes(shape.mode_sizes, [_OVERSAMPLING * shape.n_blocks * rank for rank in shape.ranks])
+        kept = basis_sizes_of(shape)
     bases = [torch.eye(size, dtype=torch.float64, device=device) for size in kept]
-    shrinking = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
+    shrinking = _shrinking(shape, kept)
     if not shrinking:
         core = slabs.whole()
         return Compression(core, tuple(bases), scale, 0.0, scale * math.sqrt(_square(core)))
-    first, *others = sorted(shrinking, key=lambda k: _reading_order(k, shape.mode_sizes[k]))
+    first, *others = shrinking
     bases[first] = _leading_eigenvectors(slabs.gram(first), kept[first])
     tensor, square = slabs.projected(first, bases[first])
     for mode in others:
@@ -95,6 +97,22 @@ def leading_corner(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, tupl
         bases.append(_leading_basis(tensor, mode, min(size, tensor.shape[mode])))
         tensor = _project(tensor, mode, bases[-1])
     return tensor.contiguous(), tuple(bases)
+
+
+def basis_sizes_of(shape: BlockTermShape) -> list[int]:
+    """``c_k`` of a shape, as :func:`compress` keeps them where nothing else is asked for."""
+    return basis_sizes(shape.mode_sizes, [_OVERSAMPLING * shape.n_blocks * rank for rank in shape.ranks])
+
+
+def first_shrunk(shape: BlockTermShape, kept: Sequence[int]) -> int | None:
+    """The mode that is truncated first, and so by a Gram matrix of the whole tensor; None if none is."""
+    return next(iter(_shrinking(shape, kept)), None)
+
+
+def _shrinking(shape: BlockTermShape, kept: Sequence[int]) -> list[int]:
+    """The modes that are truncated, in turn."""
+    modes = [k for k, size in enumerate(shape.mode_sizes) if kept[k] < size]
+    return sorted(modes, key=lambda k: _reading_order(k, shape.mode_sizes[k]))
 
 
 def basis_sizes(mode_sizes: Sequence[int], needed: Sequence[int]) -> list[int]:
@@ -135,14 +153,16 @@ def _square(tensor: Tensor) -> float:
 class _Slabs:
     """A matrix as the padded tensor ``(I_1 J_1, ..., I_d J_d)``, read a few rows at a time.
 
-    Entries of float32 or less are read as float32, which is exact; sums over slabs are in float64.
+    Entries of float32 or less are read as float32, which is exact, unless they are too large or small to be divided
+    by their scale in it; sums over slabs are in float64.
     """
 
     def __init__(self, matrix: Tensor, shape: BlockTermShape, scale: float, device: torch.device) -> None:
         self._shape = shape
         self._scale = scale
         self._device = device
-        self.dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+        in_range = _FLOAT32_SCALES[0] <= scale <= _FLOAT32_SCALES[1]
+        self.dtype = torch.float32 if in_range and matrix.dtype != torch.float64 else torch.float64
         self._rows = pad_matrix(matrix.detach().to(device), shape)
 
     def gram(self, mode: int) -> Tensor:

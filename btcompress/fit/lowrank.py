@@ -14,7 +14,7 @@ from btcompress.fit.yardsticks import chunks_across, errors_by_rank, low_rank_er
 from btcompress.shapes import BlockTermShape
 
 #: Entries of a matrix up to which it is copied whole in float64 and decomposed without Gram matrices.
-_SMALL_ENTRIES = 2**22
+SMALL_ENTRIES = 2**22
 
 
 def fit_without_core(
@@ -32,7 +32,7 @@ def fit_without_core(
         Two factors, shapes ``(1, I_k, J_k, R)``, float64.
     """
     rank = shape.ranks[0]
-    if matrix.numel() <= _SMALL_ENTRIES:
+    if matrix.numel() <= SMALL_ENTRIES:
         left, values, right = torch.linalg.svd(_rearranged(matrix, shape, device) / scale, full_matrices=False)
         left, right = left[:, :rank] * values[:rank], right[:rank].T
     elif shape.is_low_rank:

@@ -22,7 +22,7 @@ _SINGULAR = 1e-13
 #: Cholesky pivots further apart than this lose too many digits; eigenvalues then decide what is singular.
 _SAFE_PIVOT = 1e-5
 #: Core systems up to this many unknowns are solved directly, larger ones by conjugate gradients.
-_DIRECT_UNKNOWNS = 1024
+DIRECT_UNKNOWNS = 1024
 _CG_STEPS = 50
 
 
@@ -144,7 +144,7 @@ def _update_cores(tensor: Tensor, blocks: Blocks) -> Blocks:
     overlaps = [_overlaps(factor) for factor in blocks.factors]
     upper = ranks.upper()
     gram_terms = ",".join(f"zy{r}{u}" for r, u in zip(ranks, upper, strict=True))
-    if right.numel() <= _DIRECT_UNKNOWNS:
+    if right.numel() <= DIRECT_UNKNOWNS:
         gram = contract(f"{gram_terms}->z{ranks}y{upper}", *overlaps).reshape(right.numel(), -1)
         cores = _solve(gram, right.reshape(-1, 1)).reshape(right.shape)
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from btcompress.blockterm import BlockTerm
 
 #: Entries taken to float64 at a time.
-_CHUNK_ENTRIES = 2**22
+CHUNK_ENTRIES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,17 @@ class SVDYardstick:
     error: float
 
 
-def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...]) -> float:
+def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtype | None = None) -> float:
     """``||W - W'||_F / ||W||_F``, ``W'`` formed a slab of rows at a time from the tensors given.
 
     Args:
         matrix: ``W``, shape ``(J, I)``.
         parts: the block-term forms whose rows stack to ``W'``, in the dtype they are stored in.
+        dtype: what each entry of ``W'`` is rounded to once it is summed in float64, as who forms the matrix again has
+            it; not rounded when left out.
 
     Returns:
-        The error, 0 when both are zero and infinity when only ``W`` is.
+        The error, 0 when both are zero, and infinity when only ``W`` is or ``W'`` does not fit the range of ``dtype``.
     """
     scale = largest(matrix) or 1.0
     missed, total, offset = 0.0, 0.0, 0
@@ -44,13 +46,15 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...]) -> float:
         form = part.to(torch.float64)
         own = matrix[offset : offset + part.shape.out_size]
         for index, slab in form.dense_slabs():
-            rows = own[index].to(slab.device, torch.float64)
-            missed += float((slab - rows).div_(scale).square_().sum())
-            total += float((rows / scale).square_().sum())
+            formed = slab if dtype is None else slab.copy_(slab.to(dtype))
+            # Divided first: of values near the largest there are, the difference has no number.
+            rows = own[index].to(slab.device, torch.float64) / scale
+            missed += float(formed.div_(scale).sub_(rows).square_().sum())
+            total += float(rows.square_().sum())
         offset += part.shape.out_size
     if total == 0:
         return math.inf if missed else 0.0
-    return math.sqrt(missed / total)
+    return math.sqrt(missed / total) if math.isfinite(missed) else math.inf
 
 
 def truncated_svd(matrix: Tensor, max_params: int, device: torch.device | str = "cpu") -> SVDYardstick:
@@ -105,7 +109,7 @@ def small_gram(matrix: Tensor, scale: float, device: torch.device | str) -> Tens
 def chunks_across(matrix: Tensor) -> Iterator[Tensor]:
     """Chunks of rows, shape ``(n, smaller side)``, that together are the matrix or its transpose."""
     tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
-    yield from torch.split(tall, max(1, _CHUNK_ENTRIES // tall.shape[1]))
+    yield from torch.split(tall, max(1, CHUNK_ENTRIES // tall.shape[1]))
 
 
 def largest(matrix: Tensor) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+
+from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint, LinearEntry, LSTMEntry, OtherRecurrent, find_linear, find_recurrent
 from btcompress.errors import CheckpointError
+from btcompress.fit import obstacle_of_dtype
 from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest, choose_shapes
 from btcompress.results import LeftDense
@@ -116,7 +119,7 @@ def make_plan(
     lstms = tuple(entry for entry in found if isinstance(entry, LSTMEntry))
     others = tuple(entry for entry in found if isinstance(entry, OtherRecurrent))
     candidates = tuple(_candidates(lstms, find_linear(checkpoint.tensors, found)))
-    chosen = _choose(candidates, kinds, layers)
+    chosen = [_with_dtype(each, checkpoint.tensors[each.key]) for each in _choose(candidates, kinds, layers)]
     left_dense = [LeftDense(each.key, each.obstacle) for each in chosen if each.obstacle is not None]
     sizes: dict[str, tuple[int, int, int]] = {}
     for each in chosen:
@@ -135,6 +138,11 @@ def make_plan(
     if "linear" in kinds and not layers:
         notices.extend(_passed_over(candidates))
     return Plan(lstms, others, tuple(planned), tuple(left_dense), tuple(notices), kinds)
+
+
+def _with_dtype(candidate: _Candidate, matrix: Tensor) -> _Candidate:
+    """The same, with what is in the way of its dtype where nothing else is."""
+    return replace(candidate, obstacle=candidate.obstacle or obstacle_of_dtype(matrix.dtype) or None)
 
 
 def growth(shape: MatrixShape) -> str:

@@ -19,7 +19,7 @@ from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
 from btcompress.plan.plainyaml import load
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
-from btcompress.shapes import GATE_NAMES, Core, Gates, MatrixShape
+from btcompress.shapes import GATE_NAMES, MAX_ORDER, MAX_SIZE, Core, Gates, MatrixShape
 from btcompress.text import printable, valid_unicode
 
 _VERSION = 1
@@ -31,9 +31,6 @@ _HEADER = """\
 # A matrix with "dense: true", or that is not listed, stays as it is.
 """
 _ADVICE = "Give a file that btcompress plan --save-plan wrote, or mend it."
-#: No tensor has more modes or larger ones; without a bound a forged file could ask for endless arithmetic.
-_MAX_ORDER = 16
-_MAX_SIZE = 2**40
 #: Characters of the reason why a matrix stays dense.
 _MOST_REASON = 1000
 #: Names, of those that there are, in a message.
@@ -232,8 +229,8 @@ def _mapping(value: object, where: str) -> dict[str, Any]:
 
 def _numbers(value: object, where: str) -> list[int]:
     numbers = value if isinstance(value, list) else []
-    if not 1 <= len(numbers) <= _MAX_ORDER or not all(
-        isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _MAX_SIZE for number in numbers
+    if not 1 <= len(numbers) <= MAX_ORDER or not all(
+        isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_SIZE for number in numbers
     ):
         raise BTCompressError(f"{where} must be whole numbers of at least 1, but {_shown(value)} was given.")
     return numbers

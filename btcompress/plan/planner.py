@@ -7,10 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import Curve, Point, Samples, obstacle_to_orders, price, price_in_orders, price_on_inputs
+from btcompress.fit import (
+    Curve,
+    Point,
+    Samples,
+    explained,
+    frobenius_norm,
+    largest,
+    obstacle_to_orders,
+    price,
+    price_in_orders,
+    price_on_inputs,
+)
 from btcompress.modes import ShapeRequest
 from btcompress.plan.budget import allocate
 from btcompress.plan.candidates import candidates
@@ -111,9 +123,10 @@ def meet(
     """
     targets, samples = chosen.matrices, samples or {}
     if not targets:
+        reasons = "; ".join(f"{left.name}: {left.reason}" for left in chosen.left_dense)
         raise CheckpointError(
-            f"{checkpoint.source.name}: there is no matrix to plan for. Give a checkpoint with an LSTM, or loosen "
-            "the layer patterns."
+            f"{checkpoint.source.name}: there is no matrix to plan for."
+            + (f" {reasons}." if reasons else " Give a checkpoint with an LSTM, or loosen the layer patterns.")
         )
     unmeasured = [target.name for target in targets if target.name not in samples]
     if wish.max_activation_error is not None and unmeasured:
@@ -168,26 +181,36 @@ def _priced(
     shape, matrix = target.shape, checkpoint.tensors[target.name]
     n_gates = shape.n_parts * shape.part.n_gates
     tried = candidates(target.name, shape.out_size, shape.in_size, n_gates, request)
+    forms = (matrix, tried.without_core, tried.with_core)
     try:
-        forms = (matrix, tried.without_core, tried.with_core)
-        if sample is not None:
-            curve = price_on_inputs(*forms, sample, seed=seed, device=device, on_step=on_step)
-        else:
-            curve = price(*forms, seed=seed, device=device, on_step=on_step)
-            if order_units:
-                curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
+        with explained(f"pricing forms of its {shape.out_size} x {shape.in_size} entries"):
+            if sample is not None:
+                curve = price_on_inputs(*forms, sample, seed=seed, device=device, on_step=on_step)
+            else:
+                curve = price(*forms, seed=seed, device=device, on_step=on_step)
+                if order_units:
+                    curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
     except BTCompressError as error:
         raise type(error)(f"{target.name}: {error}") from error
-    rounding = torch.finfo(matrix.dtype).eps / 2
+    rounding, formed = torch.finfo(matrix.dtype).eps / 2, _rounding_of_entries(matrix)
 
     def rounded(points: Sequence[Point]) -> tuple[Point, ...]:
-        # Each tensor of a form is off by about this share once it is stored.
+        # Each tensor of a form is off by about this share once it is stored, and so is the matrix formed from them.
         return tuple(
-            replace(point, error=math.hypot(point.error, rounding * len(point.shape.part.tensor_shapes) ** 0.5))
+            replace(point, error=math.hypot(point.error, rounding * len(point.shape.part.tensor_shapes) ** 0.5, formed))
             for point in points
         )
 
     return replace(curve, points=rounded(curve.points), low_rank=rounded(curve.low_rank))
+
+
+def _rounding_of_entries(matrix: Tensor) -> float:
+    """The weight error that rounding to the matrix's dtype alone makes; denormal entries are a fixed step apart."""
+    limits = torch.finfo(matrix.dtype)
+    if not 0 < largest(matrix) < limits.smallest_normal / limits.eps:
+        return limits.eps / 2
+    root_mean_square = frobenius_norm(matrix) / math.sqrt(matrix.numel())
+    return max(limits.eps / 2, limits.smallest_normal * limits.eps / (math.sqrt(12) * root_mean_square))
 
 
 def _limited(wish: Wish) -> tuple[str, float | None, Callable[[Point], float]]:
