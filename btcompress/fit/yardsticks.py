@@ -44,7 +44,7 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...]) -> float:
         form = part.to(torch.float64)
         own = matrix[offset : offset + part.shape.out_size]
         for index, slab in form.dense_slabs():
-            rows = own[index].to(slab.device, torch.float64)
+            rows = own[index if isinstance(index, slice) else index.to(own.device)].to(slab.device, torch.float64)
             missed += float((slab - rows).div_(scale).square_().sum())
             total += float((rows / scale).square_().sum())
         offset += part.shape.out_size
