@@ -210,11 +210,13 @@ def refuse(reason: str, *options: object) -> None:
 
 
 def usable(device: str) -> str:
-    """The name of a device, once it is sure that it can compute here."""
+    """The name of a device, once it is sure that it can compute here; of several GPUs, training then takes this one."""
     import torch
 
     try:
         torch.zeros(1, device=device, dtype=torch.float64)
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise BTCompressError(
