@@ -67,7 +67,7 @@ folder, card, torch, driver = sys.argv[1:]
 for part in Path(folder, "parts").read_text().splitlines():
     name, seconds, code = part.split()
     lines = Path(folder, f"{name}.log").read_text(errors="replace").splitlines()
-    figures = [json.loads(line) for line in lines if line.startswith("{")]
+    figures = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     if name == "tests":
         ends = [match.groups() for line in lines if (match := re.match(r"(tests/.+?) (PASSED|FAILED|ERROR|SKIPPED)", line))]
         figures = {end.lower(): count for end, count in Counter(end for _, end in ends).items()}
