@@ -32,7 +32,8 @@ class BlockTerm:
         cores: ``G``, shape ``(N, R_1..R_d)``; where the shape says so the identity, which is no parameter.
         factors: ``A_k``, shape ``(N, I_k, J_k, R_k)``, one tensor per mode.
         orders: integers, no parameters: the orders that ``shape`` says there are, rows first. Row ``j`` of each gate
-            of the sum above is row ``row_order[j]`` of that gate of the matrix, and so for columns.
+            of the sum above is row ``row_order[j]`` of that gate of the matrix, and so for columns. They may lie on the
+            CPU while cores and factors are elsewhere.
 
     Raises:
         ShapeError: a tensor does not have the shape that ``shape`` gives it.
@@ -147,7 +148,7 @@ class BlockTerm:
         shape = self.shape
         rows, row_order = inputs.reshape(-1, shape.in_size), self._row_order()
         self._require(len(rows) * (shape.padded_in + shape.padded_out))
-        rows = rows.index_select(1, self.orders[-1]) if shape.column_order else rows
+        rows = rows.index_select(1, self.orders[-1].to(rows.device)) if shape.column_order else rows
         rows = pad(rows, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else rows
         products = apply_chain(rows.reshape(-1, *shape.in_modes), (self.cores, *self.factors))
         unpadded = self._unpad(products.reshape(-1, shape.padded_out).T).T
@@ -168,12 +169,12 @@ class BlockTerm:
         if not self.shape.row_order:
             return None
         size = self.shape.order_sizes["row_order"]
-        gates = torch.arange(0, self.shape.out_size, size, device=self.orders[0].device)
-        return (gates[:, None] + self.orders[0]).flatten()
+        gates = torch.arange(0, self.shape.out_size, size, device=self.cores.device)
+        return (gates[:, None] + self.orders[0].to(gates.device)).flatten()
 
     def _in_place(self, rows: Tensor) -> Tensor:
         """Rows with their columns where the matrix has them."""
-        return rows.index_select(1, self.orders[-1].argsort()) if self.shape.column_order else rows
+        return rows.index_select(1, self.orders[-1].to(rows.device).argsort()) if self.shape.column_order else rows
 
     def _padded(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense matrix of these factors, padding included."""

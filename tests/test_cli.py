@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import btcompress
+from btcompress import devices
+from btcompress.cli.options import usable
 from btcompress.demo import DemoSize
 from btcompress.shapes import BlockTermShape
 from forms import in_blocks
@@ -103,6 +105,14 @@ def test_inspect_names_lstms_and_what_looks_alike(tmp_path, run):
     value = json.loads(run("inspect", path, "--json")[0])
     assert [entry["kind"] for entry in value["others"]] == ["gru"]
     assert len(value["matrices"]) == 4
+
+
+def test_calibration_trains_on_the_gpu_that_was_named(monkeypatch):
+    current = []
+    monkeypatch.setattr(devices, "check_device", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert [usable(device) for device in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    assert current == ["cuda:1"]
 
 
 def test_report_against_measures_anew(model, run):

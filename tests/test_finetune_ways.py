@@ -475,3 +475,16 @@ def test_states_kept_of_a_teacher_are_those_it_gives(lengths):
     nameless = replace(batch, names=None)
     kept._wanted(nameless)
     assert kept.teacher.calls == 3
+
+
+def test_trainings_of_one_process_may_differ_in_precision(tmp_path):
+    model = nn.LSTM(24, 6)
+    dense, compressed = saved_pair(tmp_path, model)
+    data = npz(tmp_path, x=draw(40, 5, 24))
+    after = {}
+    for n, precision in enumerate(("no", "bf16", "no")):
+        config = replace(SMALL, precision=precision)
+        after[n] = tune(tmp_path, compressed, data, dense, config, f"{n}.safetensors")["after"]
+    assert after[0] == after[2]
+    assert after[1] != after[0]
+    assert after[1] == pytest.approx(after[0], rel=5e-2)

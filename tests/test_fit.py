@@ -346,14 +346,6 @@ def test_truncated_svd_with_room_for_everything_is_exact():
     assert truncated_svd(torch.eye(20), 10**9).error == 0.0
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_fit_on_a_gpu_equals_the_fit_on_the_cpu(generator):
-    matrix = torch.randn(84, 30, dtype=torch.float64, generator=generator)
-    cpu, gpu = fit(matrix, UNEVEN), fit(matrix, UNEVEN, FitOptions(device="cuda"))
-    assert gpu.weight_error == pytest.approx(cpu.weight_error, rel=1e-3)
-
-
 def test_sweep_that_would_raise_the_error_is_thrown_away(generator, monkeypatch):
     tensor = torch.randn(6, 5, 7, dtype=torch.float64, generator=generator)
     start = sweep_until_stable(tensor, random_blocks(tensor, (2, 3, 2), 2, generator), 5, 0.0)

@@ -216,10 +216,15 @@ def refuse(reason: str, *options: object) -> None:
 
 
 def usable(device: str) -> str:
-    """The name of a device, once it is sure that it can compute here."""
+    """The name of a device, once it is sure that it can compute here; of several GPUs, training then takes this one."""
     from btcompress.devices import check_device
 
-    return check_device(device)
+    check_device(device)
+    if device.startswith("cuda:"):
+        import torch
+
+        torch.cuda.set_device(device)
+    return device
 
 
 def calibration_request(

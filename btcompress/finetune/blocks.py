@@ -31,7 +31,8 @@ def cancellation(form: BlockTerm) -> float:
     From the ``R_k x R_k`` overlaps of the factors, without forming any block; padding counts. A form whose
     sum is zero up to rounding gives the ratio at the rounding's limit, and a form of zeros gives 1.
     """
-    cores, *factors = (tensor.detach().double() for tensor in (form.cores, *form.factors))
+    # On the CPU: these are many small products, and some devices know no float64.
+    cores, *factors = (tensor.detach().cpu().double() for tensor in (form.cores, *form.factors))
     overlaps = [torch.einsum("nijr,mijs->nmrs", factor, factor) for factor in factors]
     gram = cores.new_empty(len(cores), len(cores))
     for n, core in enumerate(cores):

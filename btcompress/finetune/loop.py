@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -92,12 +93,7 @@ class Trainer:
         self, network: nn.Module, task: Task[Any], train: Data, held: Data, config: TrainConfig, *, loose: bool = False
     ) -> None:
         self.network, self.task, self.train, self.held, self.config = network, task, train, held, config
-        handlers = [DistributedDataParallelKwargs(find_unused_parameters=loose)]
-        self.accelerator = Accelerator(
-            cpu=config.cpu,
-            mixed_precision=config.precision,
-            kwargs_handlers=handlers,
-        )
+        self.accelerator = _accelerator(config, loose=loose)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.dtype = trained[0].dtype
         self.trained = trained
@@ -152,7 +148,7 @@ class Trainer:
                 own, share = self._own(rows)
                 batch = self._batch(self.held, own)
                 parts = self.task.measure(network(batch.x, batch.lengths), batch)
-                sums += share * torch.stack([part.double().cpu() for part in parts])
+                sums += share * torch.stack([part.cpu().double() for part in parts])
         total, weight = self._reduced(sums).tolist()
         if not math.isfinite(total) or not weight:
             raise BTCompressError(
@@ -195,7 +191,7 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 total, weight = self.task.loss(self.model(batch.x, batch.lengths), batch)
                 self.accelerator.backward(share * total)
-            sums += share * torch.stack([total.detach().double().cpu(), weight.double().cpu()])
+            sums += share * torch.stack([total.detach().cpu().double(), weight.cpu().double()])
         sums = self._reduced(sums)
         total, weight = sums.tolist()
         if not math.isfinite(total) or not weight:
@@ -257,3 +253,14 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.rows = state["rows"]
         return state["epoch"] + 1, state["before"], Best(**state["best"])
+
+
+def _accelerator(config: TrainConfig, *, loose: bool) -> Accelerator:
+    """Where and in which precision to train, whatever this process trained before."""
+    if is_initialized():
+        # accelerate keeps to a process's first settings: it refuses another precision, and never leaves the CPU again.
+        state = AcceleratorState()
+        if state.num_processes == 1 and (state.mixed_precision, state._cpu) != (config.precision, config.cpu):
+            AcceleratorState._reset_state(reset_partial_state=True)
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=loose)]
+    return Accelerator(cpu=config.cpu, mixed_precision=config.precision, kwargs_handlers=handlers)

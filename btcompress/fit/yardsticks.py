@@ -48,7 +48,8 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtyp
         for index, slab in form.dense_slabs():
             formed = slab if dtype is None else slab.copy_(slab.to(dtype))
             # Divided first: of values near the largest there are, the difference has no number.
-            rows = own[index].to(slab.device, torch.float64) / scale
+            rows = own[index if isinstance(index, slice) else index.to(own.device)].to(slab.device, torch.float64)
+            rows = rows / scale
             missed += float(formed.div_(scale).sub_(rows).square_().sum())
             total += float(rows.square_().sum())
         offset += part.shape.out_size

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,9 +73,22 @@ def kernel_layer(
     common = (flat, bias, 1, 0.0, torch.is_grad_enabled(), len(weights) == 2)
     arguments = (inputs, state, *common, batch_first) if batch_sizes is None else (inputs, batch_sizes, state, *common)
     # A compiler keeps its hands off the kernel, as it does off torch.nn.LSTM: what it makes of it can fail.
-    kernel = torch.compiler.disable(torch.lstm) if torch.compiler.is_compiling() else torch.lstm
-    outputs, h, c = kernel(*arguments)
+    kernel = torch.compiler.disable(_kernel) if torch.compiler.is_compiling() else _kernel
+    outputs, h, c = kernel(inputs.device.type, *arguments)
     return outputs, (h, c)
+
+
+def _kernel(device: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401 - as torch.lstm takes them
+    """Call torch's kernel on tensors that are in the dtype to compute in."""
+    with ExitStack() as stack:
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            # On CUDA it would cast them to float16 here, whatever dtype it is set to.
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if device != "cpu":
+            # Matrices formed anew never lie in one piece of memory, which cuDNN gives advice about at each call.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk of memory")
+        return torch.lstm(*arguments)
 
 
 def resolve_for_steps(weight: Weight, n_rows: int, method: Method) -> Weight:

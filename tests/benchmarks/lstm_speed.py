@@ -7,7 +7,8 @@ Run it alone on a quiet machine:
 BTLSTM has N=2 and R=4, chosen mode sizes and ``method="auto"``. Inference is a call without gradients;
 training is a call and the backward pass to all weights, without an optimizer. Times are
 medians of calls that take turns in one process; the ratio is torch.nn.LSTM over BTLSTM, above 1 where BTLSTM
-is faster. One JSON line for each case, on the CPU, then on a GPU where there is one.
+is faster. One JSON line for each case, on the CPU, then on a GPU where there is one; there in float32 without TF32,
+unless it is asked for.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from timing import median_seconds
+from timing import machine, median_seconds, set_tf32
 from torch import Tensor, nn
 
 from btcompress import BTLSTM
@@ -31,6 +32,8 @@ class Size:
 
 
 SIZES = (Size(128, 128, 50), Size(1024, 256, 50), Size(57_600, 256, 6, (120, 160, 3)))
+#: To try the script itself.
+SMALL = (Size(16, 8, 5), Size(240, 8, 3, (8, 10, 3)))
 BATCHES = (1, 32)
 
 
@@ -54,10 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=31, help="calls of each, of which the median counts")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="only this one")
+    parser.add_argument("--tf32", action="store_true", help="let a GPU round float32 factors to 11 bits")
+    parser.add_argument("--small", action="store_true", help="small sizes, to try the script itself")
     arguments = parser.parse_args()
+    set_tf32(arguments.tf32)
     devices = [arguments.device] if arguments.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
     for device in devices:
-        for size in SIZES:
+        for size in SMALL if arguments.small else SIZES:
             shape = {"cp_rank": 2, "tucker_rank": 4, "input_shape": size.input_shape}
             with torch.device(device):
                 plain = nn.LSTM(size.inputs, size.hidden, batch_first=True)
@@ -69,8 +75,7 @@ def main() -> None:
                     calls = {"plain": kind(plain, x), "block_term": kind(block_term, x)}
                     seconds = median_seconds(calls, arguments.repeats, device)
                     row = {
-                        "device": device if device == "cpu" else torch.cuda.get_device_name(),
-                        "threads": torch.get_num_threads(),
+                        **machine(device),
                         "inputs": size.inputs,
                         "hidden": size.hidden,
                         "steps": size.steps,

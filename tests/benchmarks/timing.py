@@ -1,4 +1,7 @@
-"""Time several calls against one another in one process, taking turns, so that a slow hour slows all alike."""
+"""Time several calls against one another in one process, taking turns, so that a slow hour slows all alike.
+
+What a time is of, the machine and how it computes, is said here too.
+"""
 
 import statistics
 import time
@@ -23,6 +26,23 @@ def median_seconds(
             _wait(device)
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether a GPU may round factors of float32 to 11 bits, in matrix products and in cuDNN's LSTM alike.
+
+    By torch's default only cuDNN may, which would measure a dense LSTM by other rules than block terms.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def machine(device: str) -> dict[str, object]:
+    """What times on a device are of, for a row of results."""
+    row = {"device": "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if device != "cpu":
+        row |= {"device": torch.cuda.get_device_name(), "tf32": torch.backends.cudnn.allow_tf32}
+    return row
 
 
 def _wait(device: str) -> None:
