@@ -24,7 +24,6 @@ _OFF = (
         "rss_limit_mb",
         "malloc_limit_mb",
         "detect_leaks",
-        "timeout",
         "handle_abrt",
         "handle_segv",
         "handle_bus",
@@ -72,6 +71,7 @@ def main(folder, job):
         "max_total_time": seconds,
         "seed": job["seed"] + 1,
         "max_len": _LONGEST,
+        "timeout": 10**6,
     }
     options = {**numbers, **dict.fromkeys(_OFF, 0)}
     arguments = [f"-{name}={value}" for name, value in options.items()]
