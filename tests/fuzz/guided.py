@@ -4,8 +4,10 @@ Run as ``python -m fuzz.guided FOLDER JOB``, as :mod:`fuzz.worker` is, for a job
 """
 
 import json
+import os
 import random
 import sys
+import traceback
 from pathlib import Path
 
 import atheris
@@ -63,7 +65,11 @@ def main(folder, job):
         if rng.random() < _BYTES:
             return atheris.Mutate(data, most)
         # Changes heaped on one another make files that are refused at the first look.
-        return target.mutate(rng.choice(samples) if rng.random() < _ANEW else bytes(data), rng)[:most]
+        try:
+            return target.mutate(rng.choice(samples) if rng.random() < _ANEW else bytes(data), rng)[:most]
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # libFuzzer would wait for ever
 
     seconds = int(min(job["seconds"], 10**8))
     numbers = {

@@ -78,7 +78,8 @@ def integer(value):
     if -(2**31) <= value < 2**31:
         return b"J" + struct.pack("<i", value)
     size = value.bit_length() // 8 + 1
-    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+    head = b"\x8a" + bytes([size]) if size < 256 else b"\x8b" + struct.pack("<I", size)
+    return head + value.to_bytes(size, "little", signed=True)
 
 
 def _text(value):
