@@ -4,8 +4,10 @@ Run as ``python -m fuzz.guided FOLDER JOB``, as :mod:`fuzz.worker` is, for a job
 """
 
 import json
+import os
 import random
 import sys
+import traceback
 from pathlib import Path
 
 import atheris
@@ -24,7 +26,6 @@ _OFF = (
         "rss_limit_mb",
         "malloc_limit_mb",
         "detect_leaks",
-        "timeout",
         "handle_abrt",
         "handle_segv",
         "handle_bus",
@@ -64,7 +65,11 @@ def main(folder, job):
         if rng.random() < _BYTES:
             return atheris.Mutate(data, most)
         # Changes heaped on one another make files that are refused at the first look.
-        return target.mutate(rng.choice(samples) if rng.random() < _ANEW else bytes(data), rng)[:most]
+        try:
+            return target.mutate(rng.choice(samples) if rng.random() < _ANEW else bytes(data), rng)[:most]
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # libFuzzer would wait for ever
 
     seconds = int(min(job["seconds"], 10**8))
     numbers = {
@@ -72,6 +77,7 @@ def main(folder, job):
         "max_total_time": seconds,
         "seed": job["seed"] + 1,
         "max_len": _LONGEST,
+        "timeout": 10**6,
     }
     options = {**numbers, **dict.fromkeys(_OFF, 0)}
     arguments = [f"-{name}={value}" for name, value in options.items()]

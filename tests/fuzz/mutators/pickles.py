@@ -78,7 +78,8 @@ def integer(value):
     if -(2**31) <= value < 2**31:
         return b"J" + struct.pack("<i", value)
     size = value.bit_length() // 8 + 1
-    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+    head = b"\x8a" + bytes([size]) if size < 256 else b"\x8b" + struct.pack("<I", size)
+    return head + value.to_bytes(size, "little", signed=True)
 
 
 def _text(value):
@@ -162,7 +163,7 @@ def _entry(ops, rng):
 
 def _endless_key(ops, rng):
     """A key of few bytes whose hash takes for ever."""
-    return _insert(ops, len(ops) - 1, _DOUBLED + b"Ns")
+    return _insert(ops, len(ops) - 1, _DOUBLED + rng.choice(_VALUES) + b"s")
 
 
 def _expanded(ops, rng):
@@ -195,7 +196,8 @@ def _wrapped(ops, rng):
     return _insert(ops, len(ops) - 1, code * rng.choice((1, 2, 40, 500)))
 
 
-_DOUBLED = b")" + b"2\x86" * 60
+#: A tuple of itself twice, and so on: by the memo, as not every reader knows the opcode that doubles.
+_DOUBLED = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(196, 256))
 _VALUES = (
     *(b"N", b"\x88", b"]", b"}", b")", b"K\x03", b"G\x7f\xf8" + b"\0" * 6, b"(dK\x01K\x02s", b"]K\x01a", b"C\x03abc"),
     *(b"]" * 100 + b"a" * 99, b"]" * 3000 + b"a" * 2999, _DOUBLED, b"K\x01" + b"2\x86" * 25),

@@ -49,7 +49,8 @@ def mutate(data, rng):
         return raw.mutate(data, rng)
     tail = {}
     for _ in range(rng.choice((1, 1, 1, 1, 2))):
-        rng.choice(_CHANGES)(members, rng, tail)
+        if members:
+            rng.choice(_CHANGES)(members, rng, tail)
     return _built(members, tail)
 
 
