@@ -31,6 +31,9 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
     Args:
         compressed: the result.
         aliases: names of tensors that are not stored, each with the stored one that it equals.
+
+    Raises:
+        CheckpointError: it says a number that is not finite.
     """
     source = compressed.source
     description = {
@@ -47,7 +50,13 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
         "history": list(compressed.history),
         "notices": list(compressed.notices),
     }
-    return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the description of {source.name}, compressed, has a number that is not finite (NaN or infinity), which "
+            "a result cannot hold. Make it again from the dense checkpoint."
+        ) from error
 
 
 def decode(text: str, stored: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:

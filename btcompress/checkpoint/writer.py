@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from filecmp import cmp
 from os import PathLike
 from pathlib import Path
 
@@ -17,29 +18,51 @@ from btcompress.checkpoint.tensors import find_aliases, plain_tensor
 from btcompress.errors import CheckpointError, OutputError
 
 
-def write(compressed: CompressedCheckpoint, path: str | PathLike[str], *, force: bool = False) -> None:
+def write(
+    compressed: CompressedCheckpoint, path: str | PathLike[str], *, force: bool = False, again: bool = False
+) -> None:
     """Write a result whole or not at all; the same value gives the same bytes.
 
     Args:
         compressed: what to write.
         path: the file, by custom ending in ``.safetensors``.
         force: replace an existing file, though never one that ``compressed`` was read from.
+        again: the file may be there already where it has these very bytes.
 
     Raises:
         OutputError: the file cannot or may not be written there.
-        CheckpointError: a tensor is of a kind that the file cannot hold.
+        CheckpointError: as :func:`check_storable`.
     """
     path = Path(path)
-    check_target(path, force=force, inputs=compressed.files)
-    aliases = find_aliases(compressed.tensors)
-    stored = {name: tensor for name, tensor in compressed.tensors.items() if name not in aliases}
-    header = {METADATA_KEY: metadata.encode(compressed, aliases)}
-    separate = _separate({name: plain_tensor(name, tensor) for name, tensor in stored.items()})
+    check_target(path, force=force or again, inputs=compressed.files)
+    header, stored = _described(compressed)
+    separate = _separate(stored)
     with replacing(path) as temporary:
         try:
             save_file(separate, temporary, metadata=header)
         except SafetensorError as error:
             raise OutputError(f"{path} could not be written ({error}).") from error
+        if path.exists() and not force and not cmp(temporary, path, shallow=False):
+            raise OutputError(
+                f"{path} already exists, and is another file than would be written. Move it away, or replace it with "
+                "--force beside --resume (force=True)."
+            )
+
+
+def check_storable(compressed: CompressedCheckpoint) -> None:
+    """Refuse what a result file cannot hold; forms nothing, so ask before long work.
+
+    Raises:
+        CheckpointError: a tensor is of a kind that the file cannot hold, or a number recorded is not finite.
+    """
+    _described(compressed)
+
+
+def _described(compressed: CompressedCheckpoint) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header of a result's file, and the tensors to store in it."""
+    aliases = find_aliases(compressed.tensors)
+    stored = {name: plain_tensor(name, value) for name, value in compressed.tensors.items() if name not in aliases}
+    return {METADATA_KEY: metadata.encode(compressed, aliases)}, stored
 
 
 def read_compressed(path: str | PathLike[str]) -> CompressedCheckpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,8 +120,8 @@ def finetune(
             result = room.finetune(request, config, force=force, resume=resume, on_epoch=on_epoch)
     except KeyboardInterrupt:
         # Of several processes, which are all interrupted at once, the first one speaks.
-        if os.environ.get("RANK", "0") == "0":
-            display.show_interrupted(room.StateFolder(output, {}))
+        if room.is_first():
+            display.show_interrupted(room.StateFile(output))
         raise typer.Exit(_INTERRUPTED) from None
     if not result.is_main:
         return

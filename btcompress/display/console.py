@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from btcompress.finetune import StateFolder
+    from btcompress.finetune import StateFile
 
 #: Columns of output that goes to a file or a pipe.
 _PIPED_WIDTH = 120
@@ -33,9 +33,9 @@ def show_error(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Error: {text}", style="red"))
 
 
-def show_interrupted(state: StateFolder) -> None:
+def show_interrupted(state: StateFile) -> None:
     """Print one line on stderr: what an interrupted training left, and how to go on."""
-    kept = f"The last complete state is kept in {state.folder}: the same command with --resume goes on from there."
+    kept = f"The last complete state is kept in {state.path}: the same command with --resume goes on from there."
     text = kept if state.exists() else "There was no complete state yet, so nothing is kept."
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Interrupted. {text}"))
 

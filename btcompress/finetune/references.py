@@ -19,6 +19,14 @@ def is_reference(text: str) -> bool:
     return _REFERENCE.fullmatch(text) is not None
 
 
+def source_files(text: str) -> tuple[Path, ...]:
+    """The files that a reference was resolved from: its module's, and those of the packages around it."""
+    match = _REFERENCE.fullmatch(text)
+    names = match["module"].split(".") if match else []
+    modules = (sys.modules.get(".".join(names[:n])) for n in range(1, len(names) + 1))
+    return tuple(Path(file) for module in modules if (file := getattr(module, "__file__", None)) is not None)
+
+
 def resolve(option: str, text: str, folder: Path | None = None) -> Callable[..., Any]:
     """The function or class that a reference names.
 
