@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint
+.PHONY: demo test lint kills
 
 demo: $(READY)
 	$(BIN)/btcompress demo --output demo
@@ -16,6 +16,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Kills every command that writes at 1,000 moments.
+kills: $(READY)
+	$(BIN)/python tests/kill_moments.py --trials 1000
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt
