@@ -107,8 +107,9 @@ def main_program() -> None:
         inputs = Path(place) / "inputs"
         inputs.mkdir()
         _waited(_forked(_make_inputs, inputs))
-        _import_what_commands_import(inputs, Path(place))
-        for name in given.command or COMMANDS:
+        names = given.command or list(COMMANDS)
+        _import_what_commands_import([COMMANDS[name] for name in names], inputs, Path(place))
+        for name in names:
             counts = _Trials(name, COMMANDS[name], inputs, Path(place)).run(given.trials, given.seed)
             print(json.dumps({"command": name, "seed": given.seed, **counts}), flush=True)
 
@@ -272,9 +273,9 @@ class _Watch:
         return sorted(found)
 
 
-def _import_what_commands_import(inputs: Path, place: Path) -> None:
+def _import_what_commands_import(commands: list[Command], inputs: Path, place: Path) -> None:
     """So that each child need not: what a command imports as it runs, unless it is part of running itself."""
-    for number, command in enumerate(COMMANDS.values()):
+    for number, command in enumerate(commands):
         folder = place / f"imports{number}"
         shutil.copytree(inputs, folder)
         before = set(sys.modules)
