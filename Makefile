@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 CASES ?= 1000000
 SEED ?= 0
 
-.PHONY: demo test fuzz lint
+.PHONY: demo test fuzz kills lint
 
 demo: $(READY)
 	$(BIN)/btcompress demo --output demo --force
@@ -23,6 +23,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Kills every command that writes at 1,000 moments.
+kills: $(READY)
+	$(BIN)/python tests/kill_moments.py --trials 1000
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt

@@ -183,7 +183,7 @@ class FineTuneReport:
         higher_is_better: whether larger is better.
         dense: of the dense model; None where it was not given.
         before: of the checkpoint that fine-tuning began with.
-        after: of the result, on the tensors as stored.
+        after: of the result, on the tensors as stored; the largest float where it is not a number.
         epochs: trained.
         best_epoch: whose state was kept; 0 if none was better than the start.
         n_train: sequences trained on.

@@ -62,3 +62,17 @@ def test_low_rank_matrices_are_balanced_and_never_cancel(generator):
     torch.testing.assert_close(linear.weight.to_dense(), dense)
     first, second = (tensor.norm() for tensor in linear.weight.factors.tensors())
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_cancellation_is_the_same_at_any_scale(scale, generator):
+    form = random_form(UNEVEN, generator)
+    scaled = BlockTerm(form.shape, form.cores * scale, tuple(factor * scale for factor in form.factors))
+    assert cancellation(scaled) == pytest.approx(cancellation(form), rel=1e-10)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_cancellation_of_numbers_that_are_not_finite_is_finite_and_huge(value, generator):
+    form = random_form(UNEVEN, generator)
+    form.cores[0, 0] = value
+    assert 1e12 < cancellation(form) < float("inf")

@@ -72,7 +72,7 @@ def _interruptible():
 def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files, tmp_path):
     python = [sys.executable, "-m", "btcompress"]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    state, metrics = tmp_path / "cut.safetensors.state" / "state.pt", tmp_path / "cut.metrics.jsonl"
+    state, metrics = tmp_path / "cut.safetensors.state", tmp_path / "cut.metrics.jsonl"
     for by, epochs, resumed in ((signal.SIGKILL, 3, []), (signal.SIGINT, 30, ["--resume"])):
         running = command(map(str, [*python, *arguments(*files, cut, *resumed)]))
         deadline = time.monotonic() + 60
@@ -85,7 +85,7 @@ def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files,
         assert state.exists()
         assert not cut.exists()
     assert running.returncode == 130
-    assert told == f"Interrupted. The last complete state is kept in {state.parent}: " + (
+    assert told == f"Interrupted. The last complete state is kept in {state}: " + (
         "the same command with --resume goes on from there.\n"
     )
     for resumed, output in ((["--resume"], cut), ([], whole)):
@@ -161,7 +161,7 @@ def test_damaged_state_is_refused_in_words(files, tmp_path):
     dense, compressed, data = files
     with pytest.raises(StoppedError):
         tune(tmp_path, compressed, data, dense, on_epoch=interrupting(1))
-    state = tmp_path / "tuned.safetensors.state" / "state.pt"
+    state = tmp_path / "tuned.safetensors.state"
     state.write_bytes(state.read_bytes()[:200])
     with pytest.raises(BTCompressError, match="damaged"):
         tune(tmp_path, compressed, data, dense, resume=True)

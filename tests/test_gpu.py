@@ -219,7 +219,7 @@ def test_a_matrix_with_orders_gives_what_it_gives_on_the_cpu(generator):
 )
 def test_a_fit_without_core_is_the_best_one_as_on_the_cpu(shape, dtype, large, generator, monkeypatch):
     if large:
-        monkeypatch.setattr(lowrank, "_SMALL_ENTRIES", 0)
+        monkeypatch.setattr(lowrank, "SMALL_ENTRIES", 0)
     matrix = torch.randn(shape.out_size, shape.in_size, generator=generator, dtype=torch.float64).to(dtype)
     here, moved = fit_matrix(matrix, shape), fit_matrix(matrix, shape, FitOptions(device=ON))
     # Compressing in float32 first, a sum of Kronecker products is best up to float32's rounding.

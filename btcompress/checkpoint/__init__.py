@@ -8,7 +8,7 @@ from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
 from btcompress.checkpoint.recognise import is_compressed
 from btcompress.checkpoint.source import Source
 from btcompress.checkpoint.tensors import same_bits
-from btcompress.checkpoint.writer import read_compressed, write
+from btcompress.checkpoint.writer import check_storable, read_compressed, write
 
 __all__ = [
     "Checkpoint",
@@ -18,6 +18,7 @@ __all__ = [
     "LinearEntry",
     "OtherRecurrent",
     "Source",
+    "check_storable",
     "check_target",
     "claimed",
     "find_linear",

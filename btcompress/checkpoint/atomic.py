@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +44,18 @@ def _check_target(path: Path, *, force: bool, inputs: Iterable[Path]) -> None:
     if path.exists():
         if not path.is_file():
             raise OutputError(f"{path} is not a regular file. Choose the name of a file to write.")
-        if any(source.exists() and path.samefile(source) for source in inputs):
+        if any(_is_same(path, source) for source in inputs):
             raise OutputError(f"{path} is a file that is read, and is never overwritten. Choose another name.")
     if not force:
         raise OutputError(f"{path} already exists. Choose another name, or replace it with --force (force=True).")
+
+
+def _is_same(path: Path, source: Path) -> bool:
+    """Whether an input is this very file; one that is not there, or has a name that none can have, is none."""
+    try:
+        return path.samefile(source)
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -70,7 +79,7 @@ def claimed(path: Path) -> Iterator[None]:
         raise OutputError(f"{path} cannot be written: its lock file could not be made ({error}).") from error
     try:
         if lock.lock_counter == 1:
-            _beside(path, "tmp").unlink(missing_ok=True)
+            _remove(_beside(path, "tmp"))
         yield
     finally:
         if lock.lock_counter == 1:
@@ -85,7 +94,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The content reaches the disk before the rename, the mode follows the umask, and after a failure
     or an interruption neither the temporary file stays nor ``path`` has changed. After a kill the file
-    stays, until something is written to ``path`` again.
+    stays, until something is written to ``path`` again. It lies in a folder of its own, as libraries that write
+    through private files put these beside it.
 
     Yields:
         The path of an empty file to write to; it may be replaced by another file of that name.
@@ -94,8 +104,10 @@ def replacing(path: Path) -> Iterator[Path]:
         OutputError: the operating system refused to write, or another process is writing the same file.
     """
     with claimed(path):
-        temporary = _beside(path, "tmp")
+        folder = _beside(path, "tmp")
+        temporary = folder / "whole"
         try:
+            folder.mkdir()
             with temporary.open("xb") as file:
                 # Libraries that write through a private file of their own would leave its mode behind.
                 mode = os.fstat(file.fileno()).st_mode & 0o777
@@ -108,11 +120,19 @@ def replacing(path: Path) -> Iterator[Path]:
         except OSError as error:
             raise OutputError(f"{path} could not be written: {error.strerror or error}.") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what :func:`replacing` made to write in, if it is there."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """A file that belongs to one target: of fixed length, as a name may be as long as names can be."""
+    """A name that belongs to one target: of fixed length, as a name may be as long as names can be."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return path.with_name(f".btcompress-{digest}.{ending}")
 

@@ -30,6 +30,9 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
     Args:
         compressed: the result.
         aliases: names of tensors that are not stored, each with the stored one that it equals.
+
+    Raises:
+        CheckpointError: it says a number that is not finite.
     """
     source = compressed.source
     description = {

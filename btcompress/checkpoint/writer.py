@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from filecmp import cmp
 from os import PathLike
 from pathlib import Path
+
+from torch import Tensor
 
 from btcompress.checkpoint import metadata
 from btcompress.checkpoint.atomic import check_target, replacing
@@ -19,7 +22,12 @@ Check = Callable[[CompressedCheckpoint], None]
 
 
 def write(
-    compressed: CompressedCheckpoint, path: str | PathLike[str], *, force: bool = False, check: Check | None = None
+    compressed: CompressedCheckpoint,
+    path: str | PathLike[str],
+    *,
+    force: bool = False,
+    again: bool = False,
+    check: Check | None = None,
 ) -> None:
     """Write a result whole or not at all, and read it back; the same value gives the same bytes.
 
@@ -27,27 +35,48 @@ def write(
         compressed: what to write.
         path: the file, by custom ending in ``.safetensors``.
         force: replace an existing file, though never one that ``compressed`` was read from.
+        again: the file may be there already where it has these very bytes.
         check: looks at what was read back, once its bytes and its description have been found to be the same.
 
     Raises:
         OutputError: the file cannot or may not be written there, or another process is writing it.
-        CheckpointError: a tensor or a number is of a kind that the file cannot hold.
+        CheckpointError: as :func:`check_storable`.
     """
     path = Path(path)
-    check_target(path, force=force, inputs=compressed.files)
-    aliases = find_aliases(compressed.tensors)
-    stored = {name: plain_tensor(name, value) for name, value in compressed.tensors.items() if name not in aliases}
-    text = metadata.encode(compressed, aliases)
+    check_target(path, force=force or again, inputs=compressed.files)
+    header, stored = _described(compressed)
     with replacing(path) as temporary:
-        digests = write_tensors(temporary, stored, {METADATA_KEY: text})
-        again = read_compressed(temporary)
-        if changed := differing(temporary, digests) or (again.matrices != compressed.matrices and ["its description"]):
+        digests = write_tensors(temporary, stored, header)
+        found = read_compressed(temporary)
+        if changed := differing(temporary, digests) or (found.matrices != compressed.matrices and ["its description"]):
             raise OutputError(
                 f"{path} could not be written: {changed[0]} came back from the disk other than it was written. Try "
                 "another disk; nothing was replaced."
             )
         if check is not None:
-            check(again)
+            check(found)
+        if path.exists() and not force and not cmp(temporary, path, shallow=False):
+            raise OutputError(
+                f"{path} already exists, and is another file than would be written. Move it away, or replace it with "
+                "--force beside --resume (force=True)."
+            )
+
+
+def check_storable(compressed: CompressedCheckpoint) -> None:
+    """Refuse what a result file cannot hold; forms nothing, so ask before long work.
+
+    Raises:
+        CheckpointError: a tensor is of a kind that the file cannot hold, or what is recorded could not be read again,
+            as a number that is not finite.
+    """
+    _described(compressed)
+
+
+def _described(compressed: CompressedCheckpoint) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header of a result's file, and the tensors to store in it."""
+    aliases = find_aliases(compressed.tensors)
+    stored = {name: plain_tensor(name, value) for name, value in compressed.tensors.items() if name not in aliases}
+    return {METADATA_KEY: metadata.encode(compressed, aliases)}, stored
 
 
 def read_compressed(path: str | PathLike[str]) -> CompressedCheckpoint:

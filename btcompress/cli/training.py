@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from btcompress.cli.options import JSON, Container, Scale, Seed, scale_of
+from btcompress.cli.options import JSON, Container, Scale, Seed, Strict, scale_of
 from btcompress.cli.reports import show_result
 from btcompress.errors import INTERRUPTED, OutputError
 from btcompress.seeds import MAX_SEED
@@ -44,6 +43,7 @@ def finetune(
     ] = None,
     path: Annotated[Path | None, typer.Option(help="Folder in which your own modules lie.", show_default=False)] = None,
     container: Container = None,
+    strict: Strict = False,
     val: Annotated[
         str | None, typer.Option(metavar="FILE|MODULE:FACTORY", help="Sequences to measure on.", show_default=False)
     ] = None,
@@ -96,6 +96,7 @@ def finetune(
         loss,
         path,
         container,
+        strict,
         tensorboard,
     )
     config = room.TrainConfig(
@@ -119,8 +120,8 @@ def finetune(
             result = room.finetune(request, config, force=force, resume=resume, on_epoch=on_epoch)
     except KeyboardInterrupt:
         # Of several processes, which are all interrupted at once, the first one speaks.
-        if os.environ.get("RANK", "0") == "0":
-            display.show_interrupted(room.StateFolder(output, {}))
+        if room.is_first():
+            display.show_interrupted(room.StateFile(output))
         raise typer.Exit(INTERRUPTED) from None
     if not result.is_main:
         return

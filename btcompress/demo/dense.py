@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from btcompress.demo.clips import CLASS_NAMES, Clips
 from btcompress.demo.sizes import DemoSize
 from btcompress.finetune.data import open_data, split
-from btcompress.finetune.loop import OnEpoch, Trainer
+from btcompress.finetune.epoch import OnEpoch
+from btcompress.finetune.loop import Trainer
 from btcompress.finetune.tasks import Labels
 from btcompress.finetune.user import UserNetwork
 
@@ -76,7 +77,7 @@ def train_dense(
     trainer.network.load_state_dict(best.tensors)
     with torch.no_grad():
         weight.mul_(shrunk)
-    return model.cpu(), (before, *(row["metric"] for row in trainer.rows))
+    return model.cpu(), (before, *(row.metric for row in trainer.rows))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from btcompress.demo.pictures import Curve, save_clips, save_curves
 from btcompress.demo.sizes import SMALL, DemoSize
 from btcompress.factorization import factorize
 from btcompress.finetune import Epoch, FineTuneRequest, finetune
-from btcompress.finetune.state import StateFolder
+from btcompress.finetune.state import StateFile
 from btcompress.models import apply
 from btcompress.reporting import report
 from btcompress.results import CompressionReport
@@ -137,7 +137,7 @@ def run_demo(
     files = DemoFiles(folder)
     for path in files.all:
         check_target(path, force=force)
-    StateFolder(files.tuned, {}).check_absent(force=force)
+    StateFile(files.tuned).check(force=force, resume=False, inputs=())
     with claimed(files.data):  # the first that is written stands for all of them
         return _told(files, size, seed, on_progress)
 

@@ -19,7 +19,7 @@ from btcompress.display.streams import lost_output
 from btcompress.text import printable, shortened, valid_unicode
 
 if TYPE_CHECKING:
-    from btcompress.finetune import StateFolder
+    from btcompress.finetune import StateFile
 
 #: Columns of output that goes to a file or a pipe, and the fewest that a terminal is taken to have.
 _PIPED_WIDTH, _LEAST_WIDTH = 120, 20
@@ -81,12 +81,12 @@ def show_error(text: str) -> None:
     _show_aside(f"Error: {text}", style="red")
 
 
-def show_interrupted(state: StateFolder | None = None) -> None:
+def show_interrupted(state: StateFile | None = None) -> None:
     """Print one line on stderr: what an interrupted command left, and how to go on with a training."""
     if state is None:
         text = "No file is left half written."
     elif state.exists():
-        text = f"The last complete state is kept in {state.folder}: the same command with --resume goes on from there."
+        text = f"The last complete state is kept in {state.path}: the same command with --resume goes on from there."
     else:
         text = "There was no complete state yet, so nothing is kept."
     _show_aside(f"Interrupted. {text}")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Names of tensors listed.
 _MOST_NAMED = 8
+#: Metrics from here on are written with an exponent.
+_LONG = 1e6
 
 
 def show_report(report: CompressionReport) -> None:
@@ -128,13 +130,17 @@ def _training_table(trainings: Sequence[FineTuneReport]) -> NumberTable:
     for row in trainings:
         table.add_row(
             f"{row.metric} ({'higher' if row.higher_is_better else 'lower'} is better)",
-            "not measured" if row.dense is None else f"{row.dense:.4f}",
-            f"{row.before:.4f}",
-            f"{row.after:.4f}",
+            "not measured" if row.dense is None else _metric_text(row.dense),
+            _metric_text(row.before),
+            _metric_text(row.after),
             f"{row.epochs}",
             f"{row.n_held:,}",
         )
     return table
+
+
+def _metric_text(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < _LONG else f"{value:.3g}"
 
 
 def _calibration_table(calibrations: Sequence[CalibrationReport]) -> NumberTable:

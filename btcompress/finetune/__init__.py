@@ -1,9 +1,10 @@
 """Train compressed checkpoints on: distil from the dense model, or learn from labels."""
 
 from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.epoch import Epoch
 from btcompress.finetune.finetuning import FineTuned, finetune
-from btcompress.finetune.loop import Epoch
+from btcompress.finetune.processes import is_first
 from btcompress.finetune.request import FineTuneRequest
-from btcompress.finetune.state import StateFolder
+from btcompress.finetune.state import StateFile
 
-__all__ = ["Epoch", "FineTuneRequest", "FineTuned", "StateFolder", "TrainConfig", "finetune"]
+__all__ = ["Epoch", "FineTuneRequest", "FineTuned", "StateFile", "TrainConfig", "finetune", "is_first"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from btcompress.blockterm import BlockTerm
 from btcompress.fit import balanced
 from btcompress.nn import BTWeight
+
+#: Powers of two up to this one, and one over it, are floats.
+_MOST_SCALED = 1000
 
 
 def balance(network: nn.Module) -> None:
@@ -29,10 +34,10 @@ def cancellation(form: BlockTerm) -> float:
     """``sum_n ||W_n||^2 / ||sum_n W_n||^2``: about 1 for blocks that share the work, large for ones that cancel.
 
     From the ``R_k x R_k`` overlaps of the factors, without forming any block; padding counts. A form whose
-    sum is zero up to rounding gives the ratio at the rounding's limit, and a form of zeros gives 1.
+    sum is zero up to rounding, or not finite, gives the ratio at the rounding's limit, and a form of zeros gives 1.
     """
     # On the CPU: these are many small products, and some devices know no float64.
-    cores, *factors = (tensor.detach().cpu().double() for tensor in (form.cores, *form.factors))
+    cores, *factors = (_scaled(tensor.detach().cpu().double()) for tensor in (form.cores, *form.factors))
     overlaps = [torch.einsum("nijr,mijs->nmrs", factor, factor) for factor in factors]
     gram = cores.new_empty(len(cores), len(cores))
     for n, core in enumerate(cores):
@@ -40,8 +45,16 @@ def cancellation(form: BlockTerm) -> float:
             for overlap in overlaps:  # each takes the leading mode and puts it last, so all come back in order
                 other = torch.tensordot(other, overlap[n, m], dims=([0], [1]))
             gram[n, m] = (core * other).sum()
-    separate = float(gram.trace())
-    return separate / max(float(gram.sum()), torch.finfo(gram.dtype).eps * separate) if separate else 1.0
+    separate, together, limit = float(gram.trace()), float(gram.sum()), torch.finfo(gram.dtype).eps
+    if not math.isfinite(together):
+        return 1 / limit
+    return separate / max(together, limit * separate) if separate else 1.0
+
+
+def _scaled(tensor: Tensor) -> Tensor:
+    """The tensor by a power of two, to entries of about 1: their squares stay in range, and no digit changes."""
+    exponent = int(torch.frexp(tensor.abs().max()).exponent)
+    return tensor * 2.0 ** max(min(-exponent, _MOST_SCALED), -_MOST_SCALED)
 
 
 def _weights(network: nn.Module) -> list[BTWeight]:

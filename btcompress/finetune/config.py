@@ -33,7 +33,7 @@ class TrainConfig:
         freeze: patterns of names of tensors that stay as they are.
         temperature: softens both sides of the distillation from logits.
         distill: share of the distillation from the teacher's logits in the loss, where labels are given too.
-        seed: of the split, the order and every other draw.
+        seed: of the split, the order and every other draw, below 2^64.
         cpu: stay on the CPU though there is an accelerator.
 
     Raises:
@@ -57,7 +57,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0)):
-            _check(name, getattr(self, name), least, math.inf)
+            _check(name, getattr(self, name), least, 2**63 - 1)
         check_seed(self.seed)
         for name in ("learning_rate", "clip", "temperature"):
             if getattr(self, name) is not None:
@@ -85,5 +85,6 @@ class TrainConfig:
 
 def _check(name: str, value: float, least: float, most: float) -> None:
     if not (least <= value <= most) or math.isinf(value):
-        span = "above 0" if least == math.ulp(0.0) else f"at least {least}" + (f" and at most {most}" * (most == 1))
+        upper = f" and at most {most}" if math.isfinite(most) else ""
+        span = "above 0" if least == math.ulp(0.0) else f"at least {least}{upper}"
         raise BTCompressError(f"{name} must be {span}, but {value} was given.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,18 @@ from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
     LSTMEntry,
-    check_target,
+    check_storable,
     read,
     read_compressed,
     write,
 )
-from btcompress.errors import BTCompressError, ShapeError
+from btcompress.errors import BTCompressError, OutputError, ShapeError
 from btcompress.finetune.blocks import balance, worst_cancellation
 from btcompress.finetune.config import TrainConfig, Way
 from btcompress.finetune.curves import Curves, check_curves
 from btcompress.finetune.data import Batch, Data, open_data, split
-from btcompress.finetune.loop import Epoch, OnEpoch, Trainer
+from btcompress.finetune.epoch import Epoch, OnEpoch
+from btcompress.finetune.loop import Trainer
 from btcompress.finetune.networks import (
     Network,
     RecurrentWithHead,
@@ -40,9 +44,11 @@ from btcompress.finetune.networks import (
     teacher_of,
     training_dtype,
 )
+from btcompress.finetune.processes import is_first
+from btcompress.finetune.readback import check_same_outputs
 from btcompress.finetune.references import resolve
-from btcompress.finetune.request import FineTuneRequest, identity
-from btcompress.finetune.state import StateFolder
+from btcompress.finetune.request import FineTuneRequest, contents_digest, identity
+from btcompress.finetune.state import StateFile
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, label_kind
 from btcompress.finetune.user import build_student, build_teacher
 
@@ -90,51 +96,96 @@ def finetune(
         BTCompressError: files, data, network and options do not fit together, or training diverged.
         OutputError: the result cannot be written.
     """
-    check_target(request.output, force=force, inputs=request.inputs)
-    folder = StateFolder(request.output, {})
-    if not resume:
-        folder.check_absent(force=force, inputs=request.inputs)
-    if request.curves is not None:
-        check_curves(request.curves, replace=force or resume)
+    file = StateFile(request.output)
+    _check_targets(request, file, force=force, resume=resume)
+    with file.claimed() if is_first() else nullcontext():
+        return _finetune(request, config, file, on_epoch, force=force, resume=resume)
+
+
+def _finetune(
+    request: FineTuneRequest,
+    config: TrainConfig,
+    file: StateFile,
+    on_epoch: OnEpoch | None,
+    *,
+    force: bool,
+    resume: bool,
+) -> FineTuned:
     compressed = read_compressed(request.compressed)
     train, held = _open(request, config)
-    dense = None if request.teacher is None else read(request.teacher, request.container)
+    dense = None if request.teacher is None else read(request.teacher, request.container, strict=request.strict)
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
+    _check_targets(request, file, () if dense is None else dense.files, force=force, resume=resume)
     config = config.of_way(way)
     freeze(network, config.freeze)
     balance(network)
 
-    folder = replace(folder, identity=identity(request, config, dense))
     trainer = Trainer(network, task, train, held, config, loose=way == "own model")
-    with _drawing(trainer, request.curves, on_epoch) as on_each:
-        factorized, best = trainer.run(folder, on_each, resume=resume)
-    network.load_state_dict(best.tensors)
-    tensors = stored_tensors(network, compressed)
-    measured = {
+    file = replace(file, identity=identity(request, config, dense))
+    if resume:
+        file, saved = file.load(trainer.outline)
+        finished = trainer.is_over(saved.rows, saved.before)
+        if not (force or finished or _is_free(file)):
+            raise OutputError(
+                f"{request.output} already exists, and is not what lay there when the training began. Move it away, or "
+                "replace it with --force beside --resume."
+            )
+    else:
+        saved, file = None, replace(file, replaces=_digest_of(request.output))
+    told = {
+        "step": "finetune",
+        "way": way,
         "metric": task.metric,
         "higher_is_better": task.higher_is_better,
         "dense": _dense_metric(trainer),
-        "before": factorized,
-        "after": trainer.measure(network),
-    }
-    step = {
-        "step": "finetune",
-        "way": way,
-        **measured,
-        "epochs": len(trainer.rows),
-        "best_epoch": best.epoch,
         "n_train": len(train),
         "n_held": len(held),
-        "cancellation": worst_cancellation(network),
         "config": asdict(config),
+    }
+    # What is measured at the end is a finite number each, as these are.
+    unknown = {"before": 0.0, "after": 0.0, "epochs": 0, "best_epoch": 0, "cancellation": 0.0}
+    check_storable(compressed.with_step({**told, **unknown}))
+    file.check_room(trainer.state_size, sum(tensor.nbytes for tensor in compressed.tensors.values()))
+    with _drawing(trainer, request.curves, on_epoch) as on_each:
+        before, best = trainer.run(file, on_each, saved=saved)
+    network.load_state_dict(best.tensors)
+    tensors = stored_tensors(network, compressed)
+    step = {
+        **told,
+        "before": before,
+        "after": _finite(trainer.measure_any(network)),
+        "epochs": len(trainer.rows),
+        "best_epoch": best.epoch,
+        "cancellation": worst_cancellation(network),
     }
     result = compressed.with_step(step, tensors)
     is_main = trainer.accelerator.is_main_process
     if is_main:
-        write(result, request.output, force=force)
-        folder.remove()
+        # What lies there may be this very result, where a kill came before the state was removed.
+        check = partial(check_same_outputs, result)
+        write(result, request.output, force=force or _is_free(file), again=resume, check=check)
+        file.remove()
     trainer.accelerator.wait_for_everyone()
-    return FineTuned(result, request.output, folder.metrics, request.curves, is_main)
+    return FineTuned(result, request.output, file.metrics, request.curves, is_main)
+
+
+def _check_targets(
+    request: FineTuneRequest, file: StateFile, more_inputs: Collection[Path] = (), *, force: bool, resume: bool
+) -> None:
+    """Refuse what cannot or may not be written; what is read is never written, whatever it is called there."""
+    inputs = (*request.inputs, *more_inputs)
+    file.check(force=force, resume=resume, inputs=inputs)
+    if request.curves is not None:
+        check_curves(request.curves, replace=force or resume, taken=(*inputs, *file.targets))
+
+
+def _digest_of(output: Path) -> str | None:
+    return contents_digest(output) if output.exists() else None
+
+
+def _is_free(file: StateFile) -> bool:
+    """Whether the place of the result holds nothing, or still what the training was begun with ``force`` to replace."""
+    return _digest_of(file.output) in (None, file.replaces)
 
 
 @contextmanager
@@ -250,6 +301,11 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_mod
             f"{with_them} has lengths and {without} has none, so the network would be called with lengths on one and "
             "without on the other. Give both lengths, or neither; the number of steps where all count."
         )
+
+
+def _finite(metric: float) -> float:
+    """A metric as the record can hold it: the largest number for one that is none."""
+    return metric if math.isfinite(metric) else sys.float_info.max
 
 
 def _dense_metric(trainer: Trainer) -> float | None:

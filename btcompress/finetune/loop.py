@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,39 +24,12 @@ from btcompress.errors import BTCompressError
 from btcompress.finetune.blocks import worst_cancellation
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.data import Batch, Data
-from btcompress.finetune.state import StateFolder
+from btcompress.finetune.epoch import Epoch, OnEpoch
+from btcompress.finetune.state import Outline, Scaler, StateFile, TrainingState
 from btcompress.finetune.tasks import Task
 
 #: Epochs draw from seeds this far apart, so that no two trainings of neighbouring seeds share one.
 _SEED_STRIDE = 1_000_003
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch came to: a row of the metrics file.
-
-    Attributes:
-        epoch: its number, from 1.
-        epochs: how many there are at most.
-        loss: mean over the epoch.
-        metric: on the sequences held back, after it.
-        learning_rate: at its end.
-        cancellation: the worst of :func:`btcompress.finetune.blocks.cancellation`.
-        seconds: it took.
-        sequences_per_second: trained on.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float
-    metric: float
-    learning_rate: float
-    cancellation: float
-    seconds: float
-    sequences_per_second: float
-
-
-OnEpoch = Callable[[Epoch], None]
 
 
 @dataclass(slots=True)
@@ -98,49 +71,76 @@ class Trainer:
         self.dtype = trained[0].dtype
         self.trained = trained
         optimizer = torch.optim.AdamW(trained, lr=config.peak, weight_decay=config.weight_decay, fused=True)
-        n_steps = config.epochs * math.ceil(len(train) / config.batch_size)
-        self.schedule = LambdaLR(optimizer, lambda step: config.share_of_peak(step, n_steps))
+        self.schedule = self._schedule_of(optimizer)
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
         if task.teacher is not None:
             task.teacher.to(self.accelerator.device)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Epoch] = []
 
     def run(
-        self, folder: StateFolder | None = None, on_epoch: OnEpoch | None = None, *, resume: bool = False
+        self, file: StateFile | None = None, on_epoch: OnEpoch | None = None, *, saved: TrainingState | None = None
     ) -> tuple[float, Best]:
         """Train to the end, keeping the state after each epoch.
 
         Args:
-            folder: where the state is kept; nothing is kept where left out.
+            file: where the state is kept; nothing is kept where left out.
             on_epoch: called after each epoch, in the main process.
-            resume: go on from the state kept there.
+            saved: the state to go on from.
 
         Returns:
             The metric before training, and the best state.
 
         Raises:
-            BTCompressError: the loss is no longer finite, or the state kept is of another training.
+            BTCompressError: the loss is no longer finite.
         """
-        if folder is not None and resume:
-            first, before, best = self._restore(folder.load())
-        else:
-            first, before = 1, self.measure(self.network)
+        if saved is None:
+            before = self.measure(self.network)
             best = Best(before, 0, self._tensors())
-            self._save(folder, 0, before, best)
-        for number in range(first, self.config.epochs + 1):
-            if self.config.patience and number - 1 - best.epoch >= self.config.patience:
-                break
-            epoch = self._epoch(number)
+            self._save(file, before, best)
+        else:
+            before, best = saved.before, self._restored(saved)
+        while not self.is_over(self.rows, before):
+            epoch = self._epoch(len(self.rows) + 1)
             if self._better(epoch.metric, best.metric):
-                best = Best(epoch.metric, number, self._tensors())
-            self.rows.append(asdict(epoch))
-            self._save(folder, number, before, best)
+                best = Best(epoch.metric, epoch.epoch, self._tensors())
+            self.rows.append(epoch)
+            self._save(file, before, best)
             if on_epoch is not None and self.accelerator.is_main_process:
                 on_epoch(epoch)
         return before, best
 
+    def is_over(self, rows: Sequence[Epoch], before: float) -> bool:
+        """Whether no epoch follows these: all are done, or none got better for too long."""
+        patience = self.config.patience or math.inf
+        return len(rows) >= self.config.epochs or len(rows) - self._best_of(rows, before)[1] >= patience
+
+    @property
+    def outline(self) -> Outline:
+        """What a state of this training looks like."""
+        return Outline(self.network.state_dict(), self.trained, self.config.epochs, self._n_steps)
+
+    @property
+    def state_size(self) -> int:
+        """Bytes of a state's tensors: the network twice, and two means of each trained parameter."""
+        tensors = (*self.network.state_dict().values(), *self.trained)
+        return 2 * sum(tensor.nbytes for tensor in tensors)
+
     def measure(self, network: nn.Module) -> float:
-        """The metric of a network on the sequences held back, over all processes."""
+        """The metric of a network on the sequences held back, over all processes.
+
+        Raises:
+            BTCompressError: it is not a number.
+        """
+        metric = self.measure_any(network)
+        if not math.isfinite(metric):
+            raise BTCompressError(
+                f"the {self.task.metric} on the sequences held back is not a number ({metric}). Look for inputs that "
+                "are all zero, or out of scale (--scale)."
+            )
+        return metric
+
+    def measure_any(self, network: nn.Module) -> float:
+        """The same, NaN or infinite where it is not a number."""
         network.to(self.accelerator.device).eval()
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
@@ -150,25 +150,32 @@ class Trainer:
                 parts = self.task.measure(network(batch.x, batch.lengths), batch)
                 sums += share * torch.stack([part.cpu().double() for part in parts])
         total, weight = self._reduced(sums).tolist()
-        if not math.isfinite(total) or not weight:
-            raise BTCompressError(
-                f"the {self.task.metric} on the sequences held back is not a number (sum {total}, weight {weight}). "
-                "Look for inputs that are all zero, or out of scale (--scale)."
-            )
-        return self.task.finish(total, weight)
+        return self.task.finish(total, weight) if math.isfinite(total) and weight else math.nan
+
+    @property
+    def _n_steps(self) -> int:
+        """Steps in an epoch."""
+        return math.ceil(len(self.train) / self.config.batch_size)
+
+    def _schedule_of(self, optimizer: torch.optim.Optimizer, done: int = 0) -> LambdaLR:
+        """The learning rate of each step, from where so many are done."""
+        n_steps = self.config.epochs * self._n_steps
+        return LambdaLR(optimizer, lambda step: self.config.share_of_peak(step, n_steps), last_epoch=done - 1)
 
     def _epoch(self, number: int) -> Epoch:
         began = time.monotonic()
-        seed = self.config.seed + _SEED_STRIDE * number
+        seed = (self.config.seed + _SEED_STRIDE * number) % 2**64
         set_seed(seed % 2**32, device_specific=True)
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         self.model.train()
         sums = torch.zeros(2, dtype=torch.float64)
         for rows in order.split(self.config.batch_size):
             sums += self._step(rows, number)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.trained):
+            raise _diverged(number, "a tensor")
         total, weight = sums.tolist()
         metric = self.measure(self.network)
-        seconds = time.monotonic() - began
+        seconds = max(time.monotonic() - began, time.get_clock_info("monotonic").resolution)
         return Epoch(
             number,
             self.config.epochs,
@@ -195,10 +202,7 @@ class Trainer:
         sums = self._reduced(sums)
         total, weight = sums.tolist()
         if not math.isfinite(total) or not weight:
-            raise BTCompressError(
-                f"training diverged in epoch {number}: the loss is no longer a number (sum {total}, weight {weight}). "
-                "Lower --lr or --clip, and look at the scale of the inputs (--scale)."
-            )
+            raise _diverged(number, f"the loss (sum {total}, weight {weight})")
         # Gradients arrive as the mean over processes of gradients of sums.
         for parameter in self.trained:
             if parameter.grad is not None:
@@ -230,29 +234,42 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
 
-    def _save(self, folder: StateFolder | None, epoch: int, before: float, best: Best) -> None:
-        if folder is not None and self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "epoch": epoch,
-                "before": before,
-                "best": {"metric": best.metric, "epoch": best.epoch, "tensors": best.tensors},
-                "tensors": self._tensors(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-            }
-            folder.save(state, self.rows)
+    def _best_of(self, rows: Sequence[Epoch], before: float) -> tuple[float, int]:
+        """The best metric of these epochs and the epoch after which it was reached, 0 for the start."""
+        best = (before, 0)
+        for row in rows:
+            if self._better(row.metric, best[0]):
+                best = (row.metric, row.epoch)
+        return best
+
+    def _save(self, file: StateFile | None, before: float, best: Best) -> None:
+        if file is not None and self.accelerator.is_main_process:
+            scaler = None
+            if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
+                known = self.accelerator.scaler.state_dict()
+                scaler = Scaler(float(known["scale"]), int(known["_growth_tracker"]))
+            optimizer = self.optimizer.state_dict()["state"]
+            file.save(TrainingState(self.rows, before, self._tensors(), best.tensors, optimizer, scaler))
         self.accelerator.wait_for_everyone()
 
-    def _restore(self, state: dict[str, Any]) -> tuple[int, float, Best]:
-        self.network.load_state_dict(state["tensors"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.rows = state["rows"]
-        return state["epoch"] + 1, state["before"], Best(**state["best"])
+    def _restored(self, saved: TrainingState) -> Best:
+        """Go on from this state; the best one so far."""
+        self.network.load_state_dict(dict(saved.network))
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
+        self.rows = list(saved.rows)
+        self.schedule = self._schedule_of(self.optimizer.optimizer, len(self.rows) * self._n_steps)
+        if saved.scaler is not None and self.accelerator.scaler is not None:
+            learned = {"scale": saved.scaler.scale, "_growth_tracker": saved.scaler.growth}
+            self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), **learned})
+        return Best(*self._best_of(self.rows, saved.before), dict(saved.best))
+
+
+def _diverged(number: int, what: str) -> BTCompressError:
+    return BTCompressError(
+        f"training diverged in epoch {number}: {what} is no longer a number. Lower --lr or --clip, and look at the "
+        "scale of the inputs (--scale)."
+    )
 
 
 def _accelerator(config: TrainConfig, *, loose: bool) -> Accelerator:

@@ -207,6 +207,7 @@ def _parameters(network: Network) -> Mapping[str, nn.Parameter]:
 def stored_tensors(network: Network, compressed: CompressedCheckpoint) -> dict[str, Tensor]:
     """The network's tensors in the file's dtypes, to which the network itself is rounded as well.
 
+    A number beyond a dtype's range becomes its largest: training went on in a wider one, and infinity is no weight.
     Orders of rows and columns are not trained: they are the file's own, which one may share with another.
     """
     orders = {name for key, matrix in compressed.matrices.items() for name in order_names(key, matrix.shape)}
@@ -216,9 +217,16 @@ def stored_tensors(network: Network, compressed: CompressedCheckpoint) -> dict[s
     with torch.no_grad():
         for name, tensor in live.items():
             dtype = compressed.tensors[name].dtype
-            stored[name] = stored[aliases[name]] if name in aliases else tensor.detach().cpu().to(dtype, copy=True)
+            stored[name] = stored[aliases[name]] if name in aliases else _rounded(tensor.detach().cpu(), dtype)
             tensor.copy_(stored[name])
     return stored
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not dtype.is_floating_point or torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
+        return tensor.to(dtype, copy=True)
+    most = torch.finfo(dtype).max
+    return torch.where(tensor.isinf(), tensor, tensor.clamp(-most, most)).to(dtype)
 
 
 def choose_lstm(

@@ -11,6 +11,7 @@ from btcompress.checkpoint import Checkpoint
 from btcompress.checkpoint.source import digest
 from btcompress.errors import BTCompressError
 from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.references import sources
 
 #: Files of more bytes than this are compared by this many bytes of them, in pieces spread evenly.
 _MOST_COMPARED = 1 << 30
@@ -34,6 +35,7 @@ class FineTuneRequest:
         loss: ``package.module:function`` of ``(outputs, y)``.
         folder: where user code is looked for first.
         container: which state dict of the teacher's file.
+        strict: refuse a teacher's file that holds more than weights.
         tensorboard: folder of TensorBoard's curves, of which each training has one named after its output.
     """
 
@@ -49,6 +51,7 @@ class FineTuneRequest:
     loss: str | None = None
     folder: Path | None = None
     container: str | None = None
+    strict: bool = False
     tensorboard: Path | None = None
 
     @property
@@ -58,9 +61,10 @@ class FineTuneRequest:
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files that are read, and never overwritten."""
-        named = (self.data, *(() if self.held is None else (self.held,)))
-        return (self.compressed, *(() if self.teacher is None else (self.teacher,)), *map(Path, named))
+        """Files that are read, and never overwritten: those that user code comes from as well."""
+        named = [text for text in (self.data, self.held, self.model, self.loss) if text is not None]
+        files = (self.compressed, *(() if self.teacher is None else (self.teacher,)))
+        return (*files, *(file for text in named for file in sources(text, self.folder)))
 
 
 def identity(request: FineTuneRequest, config: TrainConfig, dense: Checkpoint | None) -> dict[str, Any]:
@@ -73,6 +77,9 @@ def identity(request: FineTuneRequest, config: TrainConfig, dense: Checkpoint | 
         config: how.
         dense: the teacher's checkpoint, as read.
 
+    Returns:
+        Values as JSON knows them.
+
     Raises:
         BTCompressError: a file cannot be read.
     """
@@ -83,7 +90,17 @@ def identity(request: FineTuneRequest, config: TrainConfig, dense: Checkpoint | 
     for option, text in (("--data", request.data), ("--val", request.held)):
         if text is not None and Path(text).is_file():
             contents[f"contents of {option}"] = contents_digest(Path(text))
-    return {**asdict(config), **{name: getattr(request, name) for name in named}, **contents}
+    return {
+        name: _as_json(value)
+        for name, value in {**asdict(config), **{name: getattr(request, name) for name in named}, **contents}.items()
+    }
+
+
+def _as_json(value: object) -> object:
+    """A setting as it comes back from JSON, in which names of files that are no text are spelled out."""
+    if isinstance(value, tuple):
+        return [_as_json(each) for each in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def contents_digest(path: Path) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from btcompress.finetune.epoch import Epoch
 
 from btcompress.finetune import state as states
+from btcompress.finetune.epoch import Epoch
 from fuzz import readings
 from fuzz.files import WrongAnswerError, placed, reading, same
 from fuzz.mutators import odd, raw
