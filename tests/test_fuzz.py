@@ -23,8 +23,8 @@ def sample():
     return lambda kind: next(iter(TARGETS[kind].samples().values()))
 
 
-def test_ten_thousand_damaged_files_are_read_right_or_refused():
-    found = campaign.run(10_000, processes=2)
+def test_ten_thousand_damaged_files_are_read_right_or_refused(tmp_path):
+    found = campaign.run(10_000, processes=2, keep=tmp_path)
     assert not found.groups
     assert found.cases == 10_000
     for kind, outcomes in found.kinds.items():

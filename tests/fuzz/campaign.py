@@ -12,6 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from fuzz.board import KINDS, Board
 from fuzz.cases import OUTCOMES
@@ -104,7 +105,9 @@ def _done(jobs, processes):
     root = Path(tempfile.mkdtemp(prefix="btcompress-fuzz-", dir=place))
     try:
         folders = [root / str(n) for n in range(len(jobs))]
-        waiting = list(zip(folders, jobs, strict=True))
+        waiting = SimpleQueue()
+        for pair in zip(folders, jobs, strict=True):
+            waiting.put(pair)
         with ThreadPoolExecutor(processes) as crews:
             for crew in [crews.submit(_work_off, waiting, start) for _ in range(min(processes, len(jobs)))]:
                 crew.result()
@@ -132,8 +135,11 @@ def _guided_jobs(cases, kinds, seed, processes):
 
 
 def _work_off(waiting, start):
-    while waiting:
-        folder, job = waiting.pop(0)
+    while True:
+        try:
+            folder, job = waiting.get_nowait()
+        except Empty:
+            return
         folder.mkdir()
         while (left := job["seconds"] - (time.monotonic() - start)) > 0 and not _finished(
             folder, {**job, "seconds": left}
