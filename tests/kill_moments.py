@@ -20,6 +20,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 # Children are forked, and a process that has begun threads cannot be forked safely.
@@ -59,7 +60,7 @@ class Command:
         old: whether the targets exist before.
     """
 
-    run: tuple[str, ...] | Callable[[], None]
+    run: tuple[str, ...] | Callable[[list[str]], None]
     targets: tuple[str, ...]
     others: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -75,9 +76,9 @@ DEMO_TARGETS = ("train.npz", "dense.pt", "dense.bt.safetensors", "tuned.bt.safet
 TUNED = {"others": ("out.metrics.jsonl",), "kept": ("out.safetensors.state",)}
 
 
-def _demo() -> None:
+def _demo(more: list[str]) -> None:
     Path("demo").mkdir(exist_ok=True)
-    btcompress.demo.story.run_demo(Path("demo"), TINY_DEMO)
+    btcompress.demo.story.run_demo(Path("demo"), TINY_DEMO, force=bool(more))
 
 
 COMMANDS = {
@@ -207,7 +208,7 @@ class _Trials:
     def _start(self, folder: Path, more: list[str] | None = None) -> int:
         run = self.command.run
         if callable(run):
-            return _forked(run, folder)
+            return _forked(partial(run, more or []), folder)
         return _forked(main, folder, ["btcompress", *run, *(option for option in more or [] if option not in run)])
 
     def _expect(self, holds: bool, folder: Path, what: str) -> None:
@@ -282,7 +283,7 @@ def _import_what_commands_import(commands: list[Command], inputs: Path, place: P
 
         def run(command: Command = command, before: set[str] = before) -> None:
             try:
-                command.run() if callable(command.run) else main()
+                command.run([]) if callable(command.run) else main()
             finally:
                 Path("imported").write_text("\n".join(name for name in sys.modules if name not in before))
 

@@ -5,8 +5,12 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress.errors import CheckpointError
+from btcompress.checkpoint import CompressedCheckpoint, CompressedMatrix, Source
+from btcompress.checkpoint.compressed import part_names
+from btcompress.errors import CheckpointError, MemoryLimitError
+from btcompress.memory import limited
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+from btcompress.shapes import BlockTermShape, MatrixShape
 
 
 class Tagger(nn.Module):
@@ -283,3 +287,32 @@ def test_linear_layer_used_under_two_names_is_replaced_once():
     applied = btcompress.apply(model, compressed)
     assert isinstance(applied.head, BTLinear)
     assert applied.head is applied.tied
+
+
+def claims_rows(order=10):
+    """A checkpoint of some hundred numbers whose matrix has 2^40 rows."""
+    part = BlockTermShape((2, *[1] * (order - 1)), (16,) * order, (1,) * order)
+    tensors = dict(zip(part_names("w.weight", MatrixShape(part))[0], map(torch.ones, part.tensor_shapes), strict=True))
+    matrix = CompressedMatrix(MatrixShape(part), torch.float32, 0.5, 0, 1.0)
+    return CompressedCheckpoint(tensors, {"w.weight": matrix}, ("w.weight",), Source("small", 1, None, 10))
+
+
+def test_a_dense_form_that_no_memory_holds_is_refused(tmp_path):
+    btcompress.save(claims_rows(), tmp_path / "small.safetensors")
+    loaded = btcompress.load(tmp_path / "small.safetensors")
+    assert btcompress.report(loaded).matrices[0].shape == (2**40, 2)
+    with pytest.raises(MemoryLimitError, match=r"The dense form of small would take 8\.8 TB"):
+        btcompress.to_dense(loaded)
+    (part,) = loaded.parts("w.weight")
+    with pytest.raises(MemoryLimitError, match=r"1,099,511,627,776 x 2 matrix"):
+        part.to_dense()
+    with pytest.raises(MemoryLimitError, match=r"1,099,511,627,776 x 2 matrix"):
+        part.matmul(torch.ones(1, 2))
+
+
+def test_a_dense_form_larger_than_is_allowed_is_refused():
+    compressed = btcompress.factorize(nn.LSTM(64, 32))
+    with limited(10_000), pytest.raises(MemoryLimitError, match=r"32\.8 kB of memory, but 10\.0 kB are allowed"):
+        btcompress.to_dense(compressed)
+    with limited(40_000):
+        assert btcompress.to_dense(compressed).keys() == dict(nn.LSTM(64, 32).named_parameters()).keys()

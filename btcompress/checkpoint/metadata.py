@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,9 @@ from btcompress.text import valid_unicode
 
 #: A file is of the first version that can describe it: one without identity cores and orders of version 1.
 _VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS = 1, 2, 3
+
+#: More digits than the largest floating-point number has; other readers of JSON would choke on them.
+_ENDLESS_NUMBER = re.compile(r"[0-9]{400}")
 
 _T = TypeVar("_T")
 
@@ -87,6 +91,8 @@ def _checked(text: str) -> Description:
         CheckpointError: it is of another version.
         msgspec.ValidationError: a field is missing, or is something else.
     """
+    if _ENDLESS_NUMBER.search(text):
+        raise CheckpointError("it holds a number of more digits than any number has. Make the file again.")
     data = text.encode()
     version = msgspec.json.decode(data, type=Versioned).version
     if not _VERSION <= version <= _VERSION_WITH_ORDERS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
@@ -228,9 +229,11 @@ class _Machine:
 
     def _build(self, _: object) -> None:
         state = self.pop()
-        # Attributes set on anything else have no part in what it holds, and could hide its own.
         if isinstance(self._stack[-1], Foreign):
             self._stack[-1].state = state
+        # Attributes of an ordered mapping have no part in what it holds, and could hide its own.
+        elif not isinstance(self._stack[-1], OrderedDict):
+            raise TypeError("a state of what has none")
 
 
 def _global(text: str) -> Global:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -83,9 +84,12 @@ def read_archive(path: Path) -> TorchFile:
         MemoryLimitError: packed data need more memory than there is.
     """
     members = members_of(path)
-    described = min((name for name in members if name.rpartition("/")[2] == "data.pkl"), key=len, default=None)
-    if described is None:
-        raise CheckpointError(f"{path} is damaged: it describes no tensors. Download or save it again.")
+    descriptions = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
+    if len(descriptions) != 1:
+        raise CheckpointError(
+            f"{path} is damaged: it describes tensors {len(descriptions)} times (data.pkl), not once. Download it again."
+        )
+    (described,) = descriptions
     prefix = described.removesuffix("data.pkl")
     reader = _ArchiveTensors(path, members, prefix)
     value = _loaded(path, BytesIO(unpacked(path, members[described], _MOST_DESCRIPTION)), reader)
@@ -163,7 +167,7 @@ class _Tensors(ABC):
             "torch.jit._pickle.restore_type_tag": _first,
             "torch.jit._pickle.build_tensorlist": _first,
             "collections.OrderedDict": _mapping,
-            "collections.defaultdict": lambda *_: {},
+            "collections.defaultdict": lambda *_: OrderedDict(),
             "collections.Counter": _mapping,
             **{
                 f"{module}.{kind}": _sequence for module in ("builtins", "__builtin__") for kind in ("set", "frozenset")
@@ -189,7 +193,10 @@ class _Tensors(ABC):
         kind, name, _, size, *view = rest
         if not isinstance(name, str | int) or len(str(name)) > _LONGEST_KEY:
             raise TypeError("data under no key")
-        dtype = _STORAGES[kind.name.rpartition(".")[2]]
+        module, _, storage = kind.name.rpartition(".")
+        if module not in ("torch", "torch.cuda", "torch.storage"):
+            raise TypeError("a storage that is not torch's")
+        dtype = _STORAGES[storage]
         n_bytes = _size(size) * dtype.itemsize
         data = self.data_of(name, dtype, n_bytes)
         if view and view[0] is not None:
@@ -409,10 +416,10 @@ def _sequence(value: object = (), *_: object) -> list[Any]:
     return list(value)
 
 
-def _mapping(pairs: object = (), *_: object) -> dict[Any, Any]:
+def _mapping(pairs: object = (), *_: object) -> OrderedDict[Any, Any]:
     if isinstance(pairs, dict):
-        return dict(pairs)
-    return {key: value for key, value in _sequence(pairs) if isinstance(key, str | int)}
+        return OrderedDict(pairs)
+    return OrderedDict((key, value) for key, value in _sequence(pairs) if isinstance(key, str | int))
 
 
 def _first(value: object, *_: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 import zipfile
 import zlib
@@ -15,10 +16,14 @@ from btcompress.errors import CheckpointError
 from btcompress.memory import require
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-_ENCRYPTED = 0x1
+#: Bits of members that are encrypted, are patches, or have names that are encrypted.
+_ENCRYPTED = 0x1 | 0x20 | 0x40 | 0x2000
 
 #: What :mod:`zipfile` raises on archives that are damaged or made to look so.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, struct.error, EOFError, OSError)
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(ValueError, IndexError, OverflowError, NotImplementedError, EOFError, OSError),
+)
 
 
 @dataclass(frozen=True, slots=True)

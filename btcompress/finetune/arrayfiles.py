@@ -21,10 +21,10 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from btcompress import memory
+from btcompress.checkpoint.safetensorsfiles import read_tensors
 from btcompress.errors import BTCompressError
 from btcompress.files import Snapshot, open_regular
 
@@ -81,7 +81,6 @@ def read_arrays(path: Path, names: Sequence[str]) -> tuple[Arrays, Snapshot]:
             struct.error,
             zlib.error,
             zipfile.BadZipFile,
-            SafetensorError,
         ) as error:
             reason = textwrap.shorten(str(error), 300, placeholder=" ...")
             raise BTCompressError(
@@ -128,9 +127,9 @@ class _Header:
                 raise ValueError(f"its header cannot be read: {error}") from error
         if dtype.kind not in _REAL:
             raise ValueError(f"it has dtype {dtype}, but real numbers are needed")
-        if min(shape, default=0) < 0:
-            raise ValueError(f"its shape {shape} has a negative size")
-        return cls(beginning.tell(), tuple(map(int, shape)), "F" if fortran else "C", dtype)
+        if any(type(size) is not int or size < 0 for size in shape):
+            raise ValueError(f"its shape {shape} is not of whole numbers from 0 on")
+        return cls(beginning.tell(), shape, "F" if fortran else "C", dtype)
 
     @property
     def n_bytes(self) -> int:
@@ -220,9 +219,8 @@ def _start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 
 
 def _read_safetensors(path: Path, _: BinaryIO, names: Sequence[str]) -> Arrays:
-    with safe_open(path, framework="pt") as opened:
-        found = set(opened.keys())
-        return {name: _as_array(f"{path}: {name}", opened.get_tensor(name)) for name in names if name in found}
+    tensors, _metadata = read_tensors(path)
+    return {name: _as_array(f"{path}: {name}", tensors[name]) for name in names if name in tensors}
 
 
 def _as_array(where: str, tensor: Tensor) -> NDArray[Any]:

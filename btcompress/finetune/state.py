@@ -23,7 +23,7 @@ from torch import Tensor
 
 from btcompress.checkpoint import check_target, claimed, replacing
 from btcompress.checkpoint.safetensorsfiles import read_tensors, write_tensors
-from btcompress.checkpoint.tensors import plain_tensor
+from btcompress.checkpoint.tensors import byte_chunks, plain_tensor
 from btcompress.errors import BTCompressError, CheckpointError, OutputError
 from btcompress.finetune.epoch import Epoch
 from btcompress.memory import size_text
@@ -310,7 +310,8 @@ def _digest(record: bytes, tensors: Mapping[str, Tensor]) -> str:
     sha256 = hashlib.sha256(record)
     for name in sorted(tensors):
         sha256.update(f"\n{name} {_kind(tensors[name])}\n".encode())
-        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        for chunk in byte_chunks(tensors[name]):
+            sha256.update(chunk.numpy().data)
     return sha256.hexdigest()
 
 

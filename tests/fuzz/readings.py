@@ -78,6 +78,7 @@ class Tree(list):
     """All tensors of a file by their full paths, in order; ``flat`` where it is one mapping of names to tensors."""
 
     flat = False
+    endless = False
 
 
 def by_torch(data):
@@ -86,7 +87,10 @@ def by_torch(data):
 
 
 def by_parts(data):
-    """What the parts of such a file hold, put together here: members of an archive, storages of an older file."""
+    """What the parts of such a file hold, put together here: members of an archive, storages of an older file.
+
+    Its attribute ``endless`` says whether it has keys that torch might not come to an end with.
+    """
     return _by_zip(data) if data.startswith(b"PK") else _by_legacy(data)
 
 
@@ -111,23 +115,43 @@ def _by_legacy(data):
     for key in keys:
         n = int.from_bytes(file.read(8), "little", signed=True)
         storages[key] = file.read(n * getattr(torch, pickles[3].storages[key][1]).itemsize)
-    return _tree(value, lambda record: record.values(storages[record.key]))
+    tree = _tree(value, lambda record: record.values(storages[record.key]))
+    tree.endless = any(each.odd_keys for each in pickles)
+    return tree
 
 
 class _Anything:
-    """Stands for whatever a pickle names that is no tensor."""
+    """Stands for whatever a pickle names that is no tensor; entries that are set on it can be looked through."""
 
-    def __init__(self, *_):
+    def __new__(cls, *_, **__):
+        made = object.__new__(cls)
+        made.entries = {}
+        return made
+
+    def __init__(self, *_, **__):
         pass
 
-    def __setitem__(self, *_):
+    def __call__(self, *_, **__):
+        return _Anything()
+
+    def __setstate__(self, _):
         pass
+
+    def __setitem__(self, key, value):
+        self.entries[key] = value
 
     def append(self, *_):
         pass
 
     def extend(self, *_):
         pass
+
+
+class _Name(str):
+    """The dtype of a storage by its name, which a pickle may also call."""
+
+    def __call__(self, *_):
+        return _Anything()
 
 
 class _Mapping(dict):
@@ -183,22 +207,54 @@ _STORAGES = {
 
 
 class _Names(pickle._Unpickler):
-    """Finds nothing but names: no code is imported, whatever the pickle asks for. As torch, takes any protocol."""
+    """Finds nothing but names: no code is imported, whatever the pickle asks for. As torch, takes any protocol.
 
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.PROTO[0]: lambda self: self.read(1)}
+    Keys that are no text, bytes or number are never hashed, which may take endless time, but replaced.
+    """
 
     def __init__(self, file):
         super().__init__(file)
         self.storages = {}
+        self.odd_keys = False
+
+    def _set(self, items):
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            plain = isinstance(key, str | bytes | int | float | None)
+            self.odd_keys |= not plain
+            self.stack[-1][key if plain else object()] = value
+
+    def _set_one(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def _make_dict(self):
+        items = self.pop_mark()
+        self.stack.append({})
+        self._set(items)
+
+    dispatch: ClassVar = {
+        **pickle._Unpickler.dispatch,
+        pickle.PROTO[0]: lambda self: self.read(1),
+        pickle.FRAME[0]: lambda self: self.read(8),
+        pickle.SETITEM[0]: _set_one,
+        pickle.SETITEMS[0]: lambda self: self._set(self.pop_mark()),
+        pickle.DICT[0]: _make_dict,
+        pickle.EMPTY_SET[0]: lambda self: self.stack.append([]),
+        pickle.ADDITEMS[0]: lambda self: self.stack[-1].extend(self.pop_mark()),
+        pickle.FROZENSET[0]: lambda self: self.stack.append(self.pop_mark()),
+    }
 
     def find_class(self, module, name):
         if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+            return _Name(_STORAGES[name])
         if (module, name) == ("collections", "OrderedDict"):
             return _Mapping
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _Record
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+        if (module, name) in (
+            ("torch._utils", "_rebuild_parameter"),
+            ("torch._utils", "_rebuild_parameter_with_state"),
+        ):
             return lambda record, *_: record
         if (module, name) == ("torch", "Size"):
             return tuple
@@ -211,19 +267,42 @@ class _Names(pickle._Unpickler):
 def _tree(value, read):
     """Every tensor below a value by its path."""
     found = Tree()
+    tensors = torch.Tensor | _Record
+    empty = {}
+
+    def below(item):
+        if isinstance(item, _Anything):
+            item = item.entries
+        if isinstance(item, dict):
+            return list(dict.items(item))
+        return list(enumerate(item)) if isinstance(item, list | tuple) else []
+
+    def holds(item):
+        """Whether there is a tensor in it; each is looked through once, however often it is there."""
+        pending = [(item, iter(below(item)))]
+        while pending:
+            current, rest = pending[-1]
+            known = empty.setdefault(id(current), [current, not isinstance(current, tensors)])
+            each = next(rest, None)
+            if each is None or not known[1]:
+                pending.pop()
+                if pending and not known[1]:
+                    empty[id(pending[-1][0])][1] = False
+            elif id(each[1]) not in empty:
+                pending.append((each[1], iter(below(each[1]))))
+            elif not empty[id(each[1])][1]:
+                known[1] = False
+        return not empty[id(item)][1]
+
     pending = [("", value)]
-    seen = 0
     while pending:
         path, item = pending.pop()
-        seen += 1
-        if seen > 100_000:
+        if len(found) > 100_000:
             raise UnreadableError("too much to look through")
-        if isinstance(item, torch.Tensor | _Record):
+        if isinstance(item, tensors):
             found.append((path, read(item)))
-        elif isinstance(item, dict | list | tuple):
-            items = list(dict.items(item)) if isinstance(item, dict) else list(enumerate(item))
-            pending += reversed([(f"{path}.{key}" if path else str(key), each) for key, each in items])
-    tensors = torch.Tensor | _Record
+        elif holds(item):
+            pending += reversed([(f"{path}.{key}" if path else str(key), each) for key, each in below(item)])
     items = dict.items(value) if isinstance(value, dict) else [(None, None)]
     found.flat = all(isinstance(key, str) and isinstance(each, tensors) for key, each in items)
     return found
