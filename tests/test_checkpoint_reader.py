@@ -121,6 +121,8 @@ def test_files_saved_on_a_gpu_load_on_the_cpu(tmp_path, monkeypatch):
 
 def test_shapes_dtypes_and_layouts_pass_unchanged(tmp_path):
     state = {
+        "one entry of an odd stride": torch.arange(24.0).reshape(2, 12)[:1, 3:4],
+        "one entry, flat": torch.arange(24.0)[3::24],
         "scalar": torch.tensor(3),
         "empty": torch.empty(0, 4, dtype=torch.float16),
         "transposed": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,

@@ -174,7 +174,7 @@ class CompressedCheckpoint:
             rows = dense[first : first + matrix.shape.part.out_size]
             for index, slab in part.to(torch.float64).dense_slabs():
                 rows[index] = slab.to(dense.dtype)
-                if not torch.isfinite(rows[index]).all() and torch.isfinite(slab).all():
+                if not torch.isfinite(rows[index].double()).all() and torch.isfinite(slab).all():
                     raise CheckpointError(
                         f"{key} has values beyond the range of {str(matrix.dtype).removeprefix('torch.')} once it is "
                         "formed. Use its block terms as they are (btcompress.apply), or factorize it in float32."

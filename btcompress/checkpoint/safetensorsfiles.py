@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from btcompress.checkpoint.mapping import MappedFile
-from btcompress.checkpoint.tensors import byte_chunks
+from btcompress.checkpoint.tensors import byte_chunks, is_countable
 from btcompress.errors import CheckpointError
 
 _DTYPES = {
@@ -83,6 +83,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, which cannot be read. Convert it first.")
+        if not is_countable(entry["shape"]):
+            raise CheckpointError(f"{path}: {name} has shape {entry['shape']}, which no tensor can. Save it again.")
         first, last = entry["data_offsets"]
         data = file.bytes_at(data_start + first, last - first, dtype.itemsize)
         values = data.view(dtype) if len(data) else torch.empty(0, dtype=dtype)

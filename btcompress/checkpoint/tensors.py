@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ HELD_DTYPES = frozenset(
 
 #: Bytes handled at a time.
 _CHUNK = 1 << 24
+
+#: Entries, counted without empty sizes, from which on torch cannot count.
+_MOST_ENTRIES = 2**60
 
 #: The one name that a ``.safetensors`` header keeps for itself.
 _RESERVED = "__metadata__"
@@ -103,6 +107,11 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
+def is_countable(sizes: Sequence[int]) -> bool:
+    """Whether torch can hold a tensor of these sizes: it counts also the entries that an empty one would have."""
+    return all(size >= 0 for size in sizes) and prod(max(size, 1) for size in sizes) <= _MOST_ENTRIES
+
+
 def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Names of tensors that are the same memory in the same layout as one before them.
 
@@ -136,7 +145,9 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 def byte_chunks(tensor: Tensor) -> Iterator[Tensor]:
     """The bytes of a tensor in C order, uint8 on the CPU, a part at a time; mapped ones leave memory once used."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    whole = tensor.detach().cpu().contiguous()
+    # One entry counts as contiguous with any stride, of which bytes allow but one.
+    flat = whole.as_strided((whole.numel(),), (1,))
     for chunk in flat.view(torch.uint8).split(_CHUNK) if len(flat) else ():
         yield chunk
         page_out(chunk)

@@ -22,7 +22,7 @@ from torch import Tensor
 from btcompress.checkpoint.mapping import MappedFile
 from btcompress.checkpoint.modules import declared_in, script_tensors
 from btcompress.checkpoint.pickles import Foreign, Global, PickleError, load
-from btcompress.checkpoint.tensors import HELD_DTYPES, Unheld
+from btcompress.checkpoint.tensors import HELD_DTYPES, Unheld, is_countable
 from btcompress.checkpoint.zips import Member, members_of, stored_checksums, unpacked
 from btcompress.errors import CheckpointError
 
@@ -87,7 +87,7 @@ def read_archive(path: Path) -> TorchFile:
     descriptions = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
     if len(descriptions) != 1:
         raise CheckpointError(
-            f"{path} is damaged: it describes tensors {len(descriptions)} times (data.pkl), not once. Download it again."
+            f"{path} is damaged: it describes tensors {len(descriptions)} times (data.pkl), not once. Get it again."
         )
     (described,) = descriptions
     prefix = described.removesuffix("data.pkl")
@@ -236,7 +236,8 @@ class _Tensors(ABC):
         if not isinstance(storage, _Storage) or storage.dtype in _QUANTIZED:
             raise TypeError("a tensor without plain data")
         sizes, strides, first = _sizes(size), _sizes(stride), _size(offset)
-        if len(sizes) != len(strides) or len(sizes) > _MAX_DIMS or len(storage.data) % storage.dtype.itemsize:
+        formed = len(sizes) == len(strides) <= _MAX_DIMS and is_countable(sizes)
+        if not formed or len(storage.data) % storage.dtype.itemsize:
             raise ValueError("a tensor of no shape")
         values = _viewed(storage.data, storage.dtype)
         last = first + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if all(sizes) else first - 1

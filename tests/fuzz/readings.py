@@ -46,7 +46,8 @@ def values(tensor):
     about = str(tensor.dtype), tuple(tensor.shape)
     if tensor.numel() * tensor.element_size() > _MOST_BYTES:
         return *about, None
-    plain = tensor.contiguous().reshape(-1)
+    plain = tensor.contiguous()
+    plain = plain.as_strided((plain.numel(),), (1,))
     return *about, plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
@@ -103,8 +104,11 @@ def _by_zip(data):
         folder = names[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise UnreadableError("another byte order")
-        value = _Names(io.BytesIO(archive.read(names[0]))).load()
-        return _tree(value, lambda record: record.values(record.whole(archive.read(f"{folder}data/{record.key}"))))
+        pickled = _Names(io.BytesIO(archive.read(names[0])))
+        value = pickled.load()
+        tree = _tree(value, lambda record: record.values(record.whole(archive.read(f"{folder}data/{record.key}"))))
+    tree.endless = pickled.odd_keys
+    return tree
 
 
 def _by_legacy(data):
