@@ -601,6 +601,7 @@ def test_of_a_whole_module_the_state_dict_is_read(tmp_path, save, around):
     save(around(net), tmp_path / "model.pt")
     found = read(tmp_path / "model.pt")
     assert_same(found.tensors, net.state_dict())
+    assert any("pickled whole" in notice and "Net" in notice for notice in found.notices)
     assert found.tensors["head.weight"].data_ptr() == found.tensors["blocks.0.weight"].data_ptr()
     assert "Net" in refusal(tmp_path / "model.pt", strict=True)
 
@@ -623,9 +624,10 @@ def test_of_a_torchscript_archive_the_state_dict_is_read(tmp_path, how):
     script = how(net)
     script.save(str(tmp_path / "model.pt"))
     expected = dict(script.state_dict())
-    found = read(tmp_path / "model.pt").tensors
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    found = read(tmp_path / "model.pt")
+    assert found.tensors.keys() == expected.keys()
+    assert all(torch.equal(found.tensors[key], expected[key]) for key in expected)
+    assert any("TorchScript" in notice for notice in found.notices)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from btcompress.errors import BTCompressError
 from btcompress.finetune import data as room
-from btcompress.finetune.data import open_data, split
+from btcompress.finetune.data import Batch, open_data, split
 from tuning import draw
 
 X = draw(5, 4, 3)
@@ -159,3 +159,10 @@ def test_datasets_and_the_collation_of_loaders_are_used(factory):
 def test_factories_that_give_no_dataset_are_refused(name, factory):
     with pytest.raises(BTCompressError, match="must give a Dataset"):
         factory(name)
+
+
+def test_numbers_beyond_the_range_of_what_computes_are_refused_not_made_infinite():
+    batch = Batch(torch.tensor([[[1.0, -1e300]]], dtype=torch.float64))
+    with pytest.raises(BTCompressError, match=r"1e\+300, which is beyond the range of float32"):
+        batch.to(torch.device("cpu"), torch.float32)
+    assert batch.to(torch.device("cpu"), torch.float64).x.equal(batch.x)

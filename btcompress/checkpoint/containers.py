@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from btcompress.checkpoint.modules import is_module, module_tensors
-from btcompress.checkpoint.pickles import Foreign
+from btcompress.checkpoint.pickles import Foreign, OddKey
 from btcompress.checkpoint.tensors import Unheld, plain_tensor
 from btcompress.errors import CheckpointError
 
@@ -55,7 +55,8 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
         CheckpointError: no state dict, no such container, two tensors of one name, a tensor that a
             result could not hold, or containers nested too deeply.
     """
-    root = _Tree(label).node(value)
+    tree = _Tree(label)
+    root = tree.node(value)
     if root is None:
         raise CheckpointError(f"{label} holds no state dict, only {_kind(value)}. {_advice(value)}")
     found = _Found(label)
@@ -71,7 +72,8 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
             if name in tensors:
                 raise CheckpointError(f"{label} holds two tensors named {name}. Rename one in your own code.")
             tensors[name] = plain_tensor(name, tensor)
-    return Flattened(tensors, tuple(found.notices(list(chosen))))
+    whole = [f"Read from a module that was pickled whole: {_named(tree.modules)}."] if tree.modules else []
+    return Flattened(tensors, (*whole, *found.notices(list(chosen))))
 
 
 _ADVICE = "Save one with torch.save(model.state_dict(), 'weights.pt')."
@@ -129,6 +131,7 @@ class _Tree:
     def __init__(self, label: str) -> None:
         self._label = label
         self._n_nodes = 0
+        self.modules: list[str] = []
         # Kept by identity and alive, so that a value nested in many places is looked through once.
         self._plain: dict[int, object] = {}
 
@@ -137,6 +140,7 @@ class _Tree:
         if isinstance(value, Foreign):
             if is_module(value):
                 tensors = module_tensors(value)
+                self.modules += [value.name] if tensors else []
                 return self._counted(_Node(tensors)) if tensors else None
             value = value.pairs  # of a class that is a mapping; empty where it is none
         if not isinstance(value, (Mapping, list, tuple)) or id(value) in self._plain:
@@ -170,6 +174,8 @@ class _Tree:
             else:
                 node.plain.append(name)
             return
+        if isinstance(key, OddKey):
+            raise CheckpointError(f"{self._label} holds tensors under a key that is no text ({name}). {_ADVICE}")
         if name in node.tensors or name in node.children:
             raise CheckpointError(f"{self._label} holds two entries named {name}. Rename one in your own code.")
         if isinstance(item, Tensor | Unheld):

@@ -93,8 +93,8 @@ class _Mark:
     """Stands on the stack where a group of values begins."""
 
 
-class _Key:
-    """A key that cannot be one here."""
+class OddKey:
+    """Stands for a key that is no text, bytes or number, and is nobody's but its own."""
 
     def __init__(self, value: object) -> None:
         self._kind = type(value).__name__
@@ -191,7 +191,7 @@ class _Machine:
         if not isinstance(pairs, dict) or len(values) % 2:
             raise TypeError("entries of no mapping")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            pairs[key if isinstance(key, _KEYS) else _Key(key)] = value
+            pairs[key if isinstance(key, _KEYS) else OddKey(key)] = value
 
     def _get(self, index: int) -> None:
         self._stack.append(self._memo[index])

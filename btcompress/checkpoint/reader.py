@@ -133,7 +133,8 @@ def _read_file(path: Path, kind: Kind, container: str | None, *, strict: bool) -
             "weights has no need of. Save a state dict alone, or leave out --strict: such objects are then left out by "
             "name, and nothing is run all the same."
         )
-    return flatten(found.value, str(path), container), found.checksums
+    flat = flatten(found.value, str(path), container)
+    return Flattened(flat.tensors, (*found.notices, *flat.notices)), found.checksums
 
 
 def _weight_map(index: Path) -> dict[str, str]:

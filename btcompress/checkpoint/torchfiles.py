@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
@@ -69,11 +69,13 @@ class TorchFile:
         value: tensors in dicts, lists and tuples, beside plain values and things that were not loaded.
         called: names of the classes and functions that pickle would have called, apart from those of plain tensors.
         checksums: ``(start, size, CRC-32)`` of the stretches of the file that have one, not compared yet.
+        notices: what a user should know about how it was read.
     """
 
     value: object
     called: tuple[str, ...]
     checksums: tuple[tuple[int, int, int], ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def read_archive(path: Path) -> TorchFile:
@@ -93,9 +95,11 @@ def read_archive(path: Path) -> TorchFile:
     prefix = described.removesuffix("data.pkl")
     reader = _ArchiveTensors(path, members, prefix)
     value = _loaded(path, BytesIO(unpacked(path, members[described], _MOST_DESCRIPTION)), reader)
+    notices: tuple[str, ...] = ()
     if f"{prefix}constants.pkl" in members:
         value = _script_state(path, members, prefix, value)
-    return TorchFile(value, tuple(dict.fromkeys(reader.called)), stored_checksums(members))
+        notices = ("Read from a TorchScript archive: its parameters and buffers, nothing of its program.",)
+    return TorchFile(value, tuple(dict.fromkeys(reader.called)), stored_checksums(members), notices)
 
 
 def read_legacy(path: Path) -> TorchFile:
@@ -113,7 +117,10 @@ def read_legacy(path: Path) -> TorchFile:
         raise CheckpointError(f"{path} was saved on a machine of other byte order. Save it again with a newer torch.")
     start = head.tell()
     _loaded(path, head, sizes)  # once for the dtypes of the data, which lie behind
-    keys = _loaded(path, head, sizes)
+    try:
+        keys = [_key(key) for key in _sequence(_loaded(path, head, sizes))]
+    except TypeError as error:
+        raise CheckpointError(f"{path} is damaged: it names no data. Download or save it again.") from error
     reader = _LegacyTensors(path, _legacy_places(path, keys, sizes.dtypes, head.tell()))
     head.seek(start)
     return TorchFile(_loaded(path, head, reader), tuple(dict.fromkeys(reader.called)))
@@ -148,6 +155,7 @@ class _Tensors(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.called: list[str] = []
+        self._dtypes: dict[str, torch.dtype] = {}
         self._known: dict[str, Callable[..., object]] = {
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor_v2,
@@ -176,7 +184,7 @@ class _Tensors(ABC):
         }
 
     @abstractmethod
-    def data_of(self, key: object, dtype: torch.dtype, n_bytes: int) -> Tensor:
+    def data_of(self, key: str, dtype: torch.dtype, n_bytes: int) -> Tensor:
         """The bytes under a key, uint8, exactly so many.
 
         Raises:
@@ -191,12 +199,14 @@ class _Tensors(ABC):
         if what not in ("storage", b"storage") or len(rest) not in (4, 5) or not isinstance(rest[0], Global):
             raise TypeError("something that lies elsewhere")
         kind, name, _, size, *view = rest
-        if not isinstance(name, str | int) or len(str(name)) > _LONGEST_KEY:
-            raise TypeError("data under no key")
+        name = _key(name)
         module, _, storage = kind.name.rpartition(".")
         if module not in ("torch", "torch.cuda", "torch.storage"):
             raise TypeError("a storage that is not torch's")
         dtype = _STORAGES[storage]
+        # Data that are said to be of two dtypes are read by torch as what they are said to be first.
+        if storage != "UntypedStorage" and self._dtypes.setdefault(name, dtype) != dtype:
+            raise ValueError("data of two dtypes")
         n_bytes = _size(size) * dtype.itemsize
         data = self.data_of(name, dtype, n_bytes)
         if view and view[0] is not None:
@@ -275,7 +285,7 @@ class _ArchiveTensors(_Tensors):
             raise CheckpointError(f"{path} is damaged: its byte order is {text!r}. Download or save it again.")
         self._swapped = text != sys.byteorder.encode()
 
-    def data_of(self, key: object, dtype: torch.dtype, n_bytes: int) -> Tensor:
+    def data_of(self, key: str, dtype: torch.dtype, n_bytes: int) -> Tensor:
         """See :class:`_Tensors`."""
         name = f"{self._prefix}data/{key}"
         member = self._members.get(name)
@@ -314,9 +324,9 @@ class _LegacySizes(_Tensors):
         super().__init__(path)
         self.dtypes: dict[str, torch.dtype] = {}
 
-    def data_of(self, key: object, dtype: torch.dtype, n_bytes: int) -> Tensor:
+    def data_of(self, key: str, dtype: torch.dtype, n_bytes: int) -> Tensor:
         """Nothing: the data lie behind."""
-        self.dtypes.setdefault(str(key), dtype)
+        self.dtypes.setdefault(key, dtype)
         return torch.empty(1, dtype=torch.uint8).expand(min(n_bytes, _MAX_SIZE))
 
     def _tensor(self, *_: object) -> Tensor:
@@ -332,30 +342,29 @@ class _LegacyTensors(_Tensors):
         self._file = MappedFile(path)
         self._data: dict[str, Tensor] = {}
 
-    def data_of(self, key: object, dtype: torch.dtype, n_bytes: int) -> Tensor:
+    def data_of(self, key: str, dtype: torch.dtype, n_bytes: int) -> Tensor:
         """See :class:`_Tensors`."""
-        name = str(key)
-        place = self._places.get(name)
+        place = self._places.get(key)
         if place is None or place.n_bytes != n_bytes:
             raise CheckpointError(f"{self.path} is damaged: data of a tensor are missing. Download or save it again.")
-        if name not in self._data:
-            self._data[name] = self._file.bytes_at(place.start, n_bytes, dtype.itemsize)
-        return self._data[name]
+        if key not in self._data:
+            self._data[key] = self._file.bytes_at(place.start, n_bytes, dtype.itemsize)
+        return self._data[key]
 
 
-def _legacy_places(path: Path, keys: object, dtypes: Mapping[str, torch.dtype], start: int) -> dict[str, _Place]:
+def _legacy_places(path: Path, keys: Sequence[str], dtypes: Mapping[str, torch.dtype], start: int) -> dict[str, _Place]:
     """Where the data under each key lie: behind a count of 8 bytes each, in the order of the keys."""
     places: dict[str, _Place] = {}
     size = path.stat().st_size
     with path.open("rb") as file:
-        for key in keys if isinstance(keys, list) else ():
+        for key in keys:
             file.seek(start)
-            dtype = dtypes.get(str(key)) if isinstance(key, str | int) else None
+            dtype = dtypes.get(key)
             n_bytes = int.from_bytes(file.read(8), "little") * (dtype or torch.uint8).itemsize
             start += 8
-            if dtype is None or start + n_bytes > size or str(key) in places:
+            if dtype is None or start + n_bytes > size or key in places:
                 raise CheckpointError(f"{path} is damaged: it ends before its data do. Download or save it again.")
-            places[str(key)] = _Place(start, n_bytes, dtype)
+            places[key] = _Place(start, n_bytes, dtype)
             start += n_bytes
     return places
 
@@ -399,6 +408,15 @@ def _dtype(value: object) -> torch.dtype | None:
     module, _, name = value.name.rpartition(".") if isinstance(value, Global) else ("", "", "")
     dtype = getattr(torch, name, None) if module == "torch" else None
     return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def _key(value: object) -> str:
+    """The name of some data, which is a text, and a number in some old files."""
+    if isinstance(value, int) and abs(value) < 2**64:
+        return str(value)
+    if not isinstance(value, str) or len(value) > _LONGEST_KEY:
+        raise TypeError("data under no key")
+    return value
 
 
 def _size(value: object) -> int:

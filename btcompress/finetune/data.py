@@ -40,10 +40,22 @@ class Batch:
     names: tuple[tuple[str, int], ...] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The same on a device, floating-point numbers in this dtype; lengths stay, as packing wants them."""
+        """The same on a device, floating-point numbers in this dtype; lengths stay, as packing wants them.
+
+        Raises:
+            BTCompressError: a number is beyond the range of the dtype.
+        """
 
         def moved(value: Tensor) -> Tensor:
-            return value.to(device, dtype if value.is_floating_point() else None)
+            if not value.is_floating_point():
+                return value.to(device)
+            narrower = dtype.itemsize < value.element_size() and value.numel() > 0
+            if narrower and (largest := float(value.abs().max())) > torch.finfo(dtype).max:
+                raise BTCompressError(
+                    f"the sequences hold {largest:g}, which is beyond the range of "
+                    f"{str(dtype).removeprefix('torch.')}, in which the network computes. Scale them (--scale)."
+                )
+            return value.to(device, dtype)
 
         return replace(self, x=moved(self.x), y=None if self.y is None else moved(self.y))
 

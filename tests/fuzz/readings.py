@@ -249,7 +249,7 @@ class _Names(pickle._Unpickler):
     }
 
     def find_class(self, module, name):
-        if module == "torch" and name in _STORAGES:
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
             return _Name(_STORAGES[name])
         if (module, name) == ("collections", "OrderedDict"):
             return _Mapping

@@ -86,7 +86,7 @@ def _compare_torch(found, data, left_out):
     if not tree.endless:
         theirs = None
         # More is read than torch reads, such as classes left out and later protocols: then the parts alone tell.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, limits.OutOfTime):
             loads = [readings.by_torch(data) for _ in range(3)]
             # In some damaged files torch leaves memory as it was, which is another each time, or zeros.
             theirs = loads[0] if data.startswith(b"PK") and loads[0] == loads[1] == loads[2] else None
