@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from btcompress.errors import CheckpointError
+from btcompress.memory import require
 
 #: Advice of Linux from 5.4 on: take pages out of memory, without losing what was written to them.
 _PAGE_OUT = 21
@@ -47,12 +48,14 @@ class MappedFile:
 
         Raises:
             CheckpointError: the file is not so long.
+            MemoryLimitError: what is copied needs more memory than there is.
         """
         if not 0 <= start <= start + n_bytes <= len(self._map):
             raise CheckpointError(f"{self.path} is damaged: data do not lie where they should. Download it again.")
         if not n_bytes:
             return torch.empty(0, dtype=torch.uint8)
         if start % alignment:
+            require(n_bytes, f"A copy of data of {self.path}", "Save it again with a newer torch, to have it mapped.")
             return torch.frombuffer(bytearray(self._map[start : start + n_bytes]), dtype=torch.uint8)
         return torch.frombuffer(self._map, dtype=torch.uint8, count=n_bytes, offset=start)
 
