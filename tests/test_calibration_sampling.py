@@ -8,7 +8,9 @@ from torch import nn
 from btcompress.calibration import sampling
 from btcompress.calibration.sampling import samples_of
 from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
+from btcompress.errors import MemoryLimitError
 from btcompress.finetune.data import Arrays
+from btcompress.memory import limited
 
 
 def given(module, n=4, steps=5, inputs=6, lengths=None, **arguments):
@@ -143,3 +145,8 @@ def test_no_output_counts_for_nothing():
             parameter.zero_()
     weights = given(silent)[2]["weight_ih_l0"].weights
     assert (weights > 0).all()
+
+
+def test_samples_that_would_not_fit_in_memory_are_refused_before_the_lstm_runs():
+    with limited(1000), pytest.raises(MemoryLimitError, match="samples of what its matrices meet would take"):
+        given(nn.LSTM(6, 4, batch_first=True))

@@ -15,8 +15,9 @@ from torch import nn
 
 import btcompress
 from btcompress.checkpoint import claimed, read_compressed
-from btcompress.errors import BTCompressError, CheckpointError, OutputError
+from btcompress.errors import BTCompressError, CheckpointError, MemoryLimitError, OutputError
 from btcompress.finetune import TrainConfig, finetuning, networks
+from btcompress.memory import limited
 from tuning import Classifier, draw, saved_pair, tune
 
 QUICK = TrainConfig(epochs=1, batch_size=4, cpu=True)
@@ -242,3 +243,9 @@ def test_largest_seed_trains_to_the_end_and_larger_ones_are_refused(seed, files,
             replace(QUICK, seed=seed)
     else:
         tune(tmp_path, files[1], tmp_path / "data.npz", files[0], replace(QUICK, seed=seed))
+
+
+def test_training_that_would_not_fit_in_memory_is_refused_before_it_begins(files, tmp_path):
+    with limited(1000), pytest.raises(MemoryLimitError, match=r"Training .* of memory, but 1\.0 kB are allowed"):
+        tune(tmp_path, files[1], tmp_path / "data.npz", files[0], QUICK)
+    assert not (tmp_path / "tuned.safetensors").exists()

@@ -22,6 +22,7 @@ from btcompress.checkpoint import Checkpoint, LSTMEntry
 from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
+from btcompress.memory import require
 from btcompress.nn.recurrence import recur
 from btcompress.seeds import check_seed
 
@@ -63,15 +64,28 @@ def samples_of(
 
     Raises:
         CheckpointError: the checkpoint lacks a matrix, or holds it in another shape.
+        MemoryLimitError: the samples would take more memory than there is.
         BTCompressError: an input is not finite.
     """
+    asked = (*entry.input_keys, *entry.recurrent_keys) if keys is None else keys
+    what = f"Running {entry.name or 'the LSTM'} over {train.name} and keeping samples of what its matrices meet"
+    require(_bytes_to_sample(entry, asked, dtype), what, "Take fewer matrices at a time (--layer).")
     generator = torch.Generator().manual_seed(check_seed(seed))
     layers = layers_of(entry, dense, dtype)
-    asked = (*entry.input_keys, *entry.recurrent_keys) if keys is None else keys
     weights = _output_weights(entry, layers[-1], train, generator, batch_size)
     fitting = _inputs(entry, layers, train, asked, _DRAWN_ENTRIES, generator, batch_size)
     measuring = _inputs(entry, layers, held, asked, _HELD_ENTRIES, generator, batch_size)
     return {key: Samples(fitting[key], measuring[key], weights[key]) for key in fitting}
+
+
+def _bytes_to_sample(entry: LSTMEntry, keys: Collection[str], dtype: torch.dtype) -> int:
+    """What the copies of the LSTM, one cut off after each layer, and the samples take at their peak."""
+    copies = entry.num_layers * dtype.itemsize * sum(map(math.prod, entry.shapes.values()))
+    columns = [shape[1] for key, shape in entry.shapes.items() if key in keys and len(shape) == 2]
+    # A second moment, its root and what lies between; or the steps drawn, once in pieces and once joined.
+    moments = sum(3 * 8 * n * n for n in columns if n <= _MOST_MOMENTS)
+    drawn = sum(n > _MOST_MOMENTS for n in columns) * 2 * dtype.itemsize * (_DRAWN_ENTRIES + _HELD_ENTRIES)
+    return copies + moments + drawn
 
 
 @torch.no_grad()

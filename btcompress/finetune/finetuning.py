@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from btcompress import memory
 from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
@@ -145,6 +146,10 @@ def _finetune(
     # What is measured at the end is a finite number each, as these are.
     unknown = {"before": 0.0, "after": 0.0, "epochs": 0, "best_epoch": 0, "cancellation": 0.0}
     check_storable(compressed.with_step({**told, **unknown}))
+    # A state beside the network, its gradients and what the optimizer keeps.
+    memory.require(
+        2 * trainer.state_size, f"Training {request.compressed}", "Train fewer tensors (--freeze), or elsewhere."
+    )
     file.check_room(trainer.state_size, sum(tensor.nbytes for tensor in compressed.tensors.values()))
     with _drawing(trainer, request.curves, on_epoch) as on_each:
         before, best = trainer.run(file, on_each, saved=saved)

@@ -236,8 +236,18 @@ class _Names(pickle._Unpickler):
         self.stack.append({})
         self._set(items)
 
+    def _make(self):
+        args, kind = self.stack.pop(), self.stack.pop()
+        self.stack.append(kind.__new__(kind, *args) if isinstance(kind, type) else _Anything())
+
+    def _make_with_names(self):
+        self.stack.pop()
+        self._make()
+
     dispatch: ClassVar = {
         **pickle._Unpickler.dispatch,
+        pickle.NEWOBJ[0]: _make,
+        pickle.NEWOBJ_EX[0]: _make_with_names,
         pickle.PROTO[0]: lambda self: self.read(1),
         pickle.FRAME[0]: lambda self: self.read(8),
         pickle.SETITEM[0]: _set_one,
