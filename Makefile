@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 fuzz: $(READY)
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fuzz]"
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"
 	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) --seed $(SEED)
 
 lint: $(READY)

@@ -24,6 +24,7 @@ from btcompress.fit import (
     explained,
     fit_matrix,
     fit_ordered,
+    one_thread_for,
     share_orders,
     truncated_svd,
     weight_error,
@@ -247,10 +248,14 @@ def factorize_as_planned(
 
         return on_sweep
 
-    ready = _in_orders(checkpoint, plan, options, on_sweep_of) if order_units else {}
+    fits: dict[str, tuple[tuple[BlockTerm, ...], CompressedMatrix] | None] = {}
+    with one_thread_for(max(planned.shape.dense_params for planned in plan.matrices)):
+        ready = _in_orders(checkpoint, plan, options, on_sweep_of) if order_units else {}
+        for planned in plan.matrices:
+            name = planned.name
+            fits[name] = _fit(planned, checkpoint.tensors[name], options, on_sweep_of(name), ready.get(name))
     for planned in plan.matrices:
-        matrix = checkpoint.tensors[planned.name]
-        fit = _fit(planned, matrix, options, on_sweep_of(planned.name), ready.get(planned.name))
+        fit = fits[planned.name]
         if fit is None:
             left_dense.append(LeftDense(planned.name, "its block terms came out worse than foreseen"))
             continue
@@ -264,7 +269,7 @@ def factorize_as_planned(
             parts[planned.name], matrices[planned.name] = fitted, measured
         else:
             reason = "its block terms, or the matrix that they form, do not fit the range of"
-            left_dense.append(LeftDense(planned.name, f"{reason} {matrix.dtype}"))
+            left_dense.append(LeftDense(planned.name, f"{reason} {checkpoint.tensors[planned.name].dtype}"))
     if not parts:
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in left_dense)
         raise CheckpointError(

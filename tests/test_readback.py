@@ -16,6 +16,8 @@ class Net(nn.Module):
         self.rnn = nn.LSTM(12, 8, num_layers=2, bidirectional=True, dtype=dtype)
         self.cell = nn.LSTMCell(6, 8, dtype=dtype)
         self.head = nn.Linear(16, 6, dtype=dtype)
+        # Of these two, the file names the second one first.
+        self.layer2, self.layer10 = nn.Linear(12, 8, dtype=dtype), nn.Linear(9, 4, dtype=dtype)
 
 
 def compressed_net(dtype=torch.float32):
@@ -29,6 +31,18 @@ def test_what_is_written_computes_the_same(tmp_path, dtype):
     seen = []
     write(compressed, tmp_path / "out", check=lambda again: seen.append(check_same_outputs(compressed, again)))
     assert seen == [None]
+
+
+@pytest.mark.parametrize("n_inputs", [262, 263, 300, 511])
+def test_where_numbers_lie_in_memory_does_not_matter(tmp_path, n_inputs):
+    compressed = btcompress.factorize(nn.Linear(n_inputs, 150), cp_rank=2, matrices=("linear",))
+    write(compressed, tmp_path / "out", check=lambda again: check_same_outputs(compressed, again))
+    for shift in range(1, 16):
+        moved = {}
+        for name, tensor in compressed.tensors.items():
+            room = torch.empty(tensor.numel() + shift)[shift:]
+            moved[name] = room.copy_(tensor.reshape(-1)).reshape(tensor.shape)
+        check_same_outputs(compressed, replace(compressed, tensors=moved))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
 from btcompress.errors import OutputError
 from btcompress.finetune.networks import is_factorized, student_of
@@ -44,6 +45,11 @@ def _outputs(compressed: CompressedCheckpoint) -> Iterator[tuple[str, Tensor]]:
             x = torch.randn(_N_SEQUENCES, _N_STEPS, entry.input_size, generator=generator, dtype=dtype)
             yield entry.name, student(x)[0]
             rest = {key: matrix for key, matrix in rest.items() if key not in entry.matrix_keys}
-    for key, matrix in rest.items():
+    for key, matrix in sorted(rest.items()):
         x = torch.randn(_N_SEQUENCES, matrix.shape.in_size, generator=generator)
-        yield key, torch.cat([part.to(torch.float32).matmul(x) for part in compressed.parts(key)], dim=-1)
+        # In memory of their own, as modules have it: products depend in their last digits on where numbers lie.
+        parts = (
+            BlockTerm.of(part.shape, [tensor.to(x.dtype, copy=True) for tensor in part.tensors], part.orders)
+            for part in compressed.parts(key)
+        )
+        yield key, torch.cat([part.matmul(x) for part in parts], dim=-1)

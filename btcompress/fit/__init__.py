@@ -17,6 +17,7 @@ from btcompress.fit.inputfit import InputFit, fit_to_inputs
 from btcompress.fit.ordering import check_orders, fit_ordered, obstacle_to_orders, price_in_orders
 from btcompress.fit.otherforms import OtherForm, low_rank_form, structured_forms
 from btcompress.fit.samples import OutputErrors, Samples
+from btcompress.fit.threads import one_thread_for
 from btcompress.fit.unitorders import share_orders
 from btcompress.fit.yardsticks import SVDYardstick, frobenius_norm, largest, truncated_svd, weight_error
 
@@ -46,6 +47,7 @@ __all__ = [
     "low_rank_form",
     "obstacle_of_dtype",
     "obstacle_to_orders",
+    "one_thread_for",
     "price",
     "price_in_orders",
     "price_on_inputs",
