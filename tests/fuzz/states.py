@@ -121,7 +121,9 @@ def check(data, folder):
         sealed = json.loads(text, parse_constant=readings.refuse_constant)
         record = sealed["record"]
     same(record["version"], 1, "the version")
-    same(sealed["sha256"], digest(text[text.index('"record":') + 9 : -1], tensors), "the digest")
+    start = text.index('"record":') + len('"record":')
+    _, end = json.JSONDecoder().raw_decode(text, start)
+    same(sealed["sha256"], digest(text[start:end], tensors), "the digest")
     same(record["identity"], _IDENTITY, "the identity")
     rows = [{name: float(number) for name, number in row.items()} for row in record["rows"]]
     same([asdict(row) for row in found.rows], rows, "the rows")
