@@ -18,10 +18,10 @@ def two_threads():
 
 
 def test_matrices_of_ordinary_size_are_fitted_in_one_thread_and_larger_ones_in_all(two_threads):
-    with one_thread_for(2**20):
+    with one_thread_for(2**19):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    with one_thread_for(2**20 + 1):
+    with one_thread_for(2**19 + 1):
         assert torch.get_num_threads() == 2
     with pytest.raises(ZeroDivisionError), one_thread_for(1):
         raise ZeroDivisionError

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 #: Entries of a matrix up to which one thread costs little time.
-_ORDINARY = 2**20
+_ORDINARY = 2**19
 
 
 @contextmanager
