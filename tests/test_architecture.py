@@ -1,5 +1,6 @@
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,14 @@ def test_help_does_not_import_torch(arguments):
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_every_test_that_the_page_on_reliability_names_is_there():
+    tests = {path.name: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+    page = (PACKAGE.parent / "docs" / "reliability.md").read_text()
+    latest, names = "", re.findall(r"`(?:(test_\w+\.py)|…)(?:::(test_\w+))?`", page)
+    assert len(names) > 30
+    for file, name in names:
+        latest = file or latest
+        assert latest in tests, latest
+        assert f"def {name}(" in tests[latest] or not name, f"{latest}::{name}"
