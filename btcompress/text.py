@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 #: Surrogates that stand for no byte of a file name.
 _LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -12,6 +13,15 @@ def valid_unicode(text: str) -> str:
     r"""The text, to be recorded: bytes of a file name that are not UTF-8, and lone surrogates, as backslash escapes."""
     escaped = _LONE_SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return escaped.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def valid_values(value: object) -> object:
+    """Plain values as JSON gives them back: every text as :func:`valid_unicode` makes it, sequences as lists."""
+    if isinstance(value, str):
+        return valid_unicode(value)
+    if isinstance(value, Mapping):
+        return {valid_unicode(str(key)): valid_values(each) for key, each in value.items()}
+    return [valid_values(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def printable(text: str) -> str:

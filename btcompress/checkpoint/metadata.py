@@ -17,7 +17,7 @@ from btcompress.checkpoint.schema import STEPS, Description, MatrixRecord, Step,
 from btcompress.checkpoint.source import Source
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.shapes import MatrixShape
-from btcompress.text import valid_unicode
+from btcompress.text import valid_values
 
 #: A file is of the first version that can describe it: one without identity cores and orders of version 1.
 _VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS = 1, 2, 3
@@ -50,8 +50,8 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
             "sha256": source.sha256,
             "n_params": source.n_params,
         },
-        "history": _valid(compressed.history),
-        "notices": _valid(compressed.notices),
+        "history": valid_values(compressed.history),
+        "notices": valid_values(compressed.notices),
     }
     try:
         text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -113,15 +113,6 @@ def _converted(value: object, kind: type[_T], what: str) -> _T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{what} is not in order: {error}. Make the file again.") from error
-
-
-def _valid(value: object) -> object:
-    """Plain values with all texts as valid Unicode: they may hold names of files, which need not be."""
-    if isinstance(value, str):
-        return valid_unicode(value)
-    if isinstance(value, Mapping):
-        return {valid_unicode(str(key)): _valid(item) for key, item in value.items()}
-    return [_valid(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _version_for(compressed: CompressedCheckpoint) -> int:

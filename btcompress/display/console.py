@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from btcompress.display.streams import lost_output
-from btcompress.text import printable, shortened, valid_unicode
+from btcompress.text import printable, shortened, valid_values
 
 if TYPE_CHECKING:
     from btcompress.finetune import StateFile
@@ -73,7 +73,7 @@ def show_written(path: Path) -> None:
 
 def show_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(_valid(value), indent=2) + "\n")
+    sys.stdout.write(json.dumps(valid_values(value), indent=2) + "\n")
 
 
 def show_error(text: str) -> None:
@@ -108,12 +108,3 @@ def having_written(*files: Path) -> Iterator[None]:
 
 def _show_aside(text: str, style: str = "") -> None:
     make_error_console().print(Text(line_text(text), style=style), soft_wrap=True)
-
-
-def _valid(value: object) -> object:
-    """The value with text that every reader of JSON takes: its escapes can write what is no Unicode."""
-    if isinstance(value, str):
-        return valid_unicode(value)
-    if isinstance(value, dict):
-        return {_valid(key): _valid(each) for key, each in value.items()}
-    return [_valid(each) for each in value] if isinstance(value, list | tuple) else value

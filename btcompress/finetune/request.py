@@ -12,6 +12,7 @@ from btcompress.checkpoint.source import digest
 from btcompress.errors import BTCompressError
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.references import sources
+from btcompress.text import valid_values
 
 #: Files of more bytes than this are compared by this many bytes of them, in pieces spread evenly.
 _MOST_COMPARED = 1 << 30
@@ -91,16 +92,9 @@ def identity(request: FineTuneRequest, config: TrainConfig, dense: Checkpoint | 
         if text is not None and Path(text).is_file():
             contents[f"contents of {option}"] = contents_digest(Path(text))
     return {
-        name: _as_json(value)
+        name: valid_values(value)
         for name, value in {**asdict(config), **{name: getattr(request, name) for name in named}, **contents}.items()
     }
-
-
-def _as_json(value: object) -> object:
-    """A setting as it comes back from JSON, in which names of files that are no text are spelled out."""
-    if isinstance(value, tuple):
-        return [_as_json(each) for each in value]
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def contents_digest(path: Path) -> str:
