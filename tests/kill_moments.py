@@ -91,7 +91,7 @@ COMMANDS = {
     "demo": Command(
         _demo,
         tuple(f"demo/{name}" for name in DEMO_TARGETS),
-        ("demo/tuned.bt.metrics.jsonl",),
+        ("demo", "demo/tuned.bt.metrics.jsonl"),
         ("demo/tuned.bt.safetensors.state",),
     ),
 }
