@@ -23,18 +23,17 @@ from btcompress.fit import (
     described,
     explained,
     fit_matrix,
-    fit_ordered,
     one_thread_for,
-    share_orders,
-    truncated_svd,
     weight_error,
 )
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
+from btcompress.orders import fit_ordered, share_orders
 from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
 from btcompress.results import FitProgress, LeftDense, Sweep
 from btcompress.seeds import check_seed
 from btcompress.shapes import Gates, MatrixShape
+from btcompress.yardsticks import truncated_svd
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
 OnProgress = Callable[[FitProgress], None]
@@ -226,8 +225,8 @@ def factorize_as_planned(
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
         order_units: look for orders that pay of matrices whose shape has none: of each matrix by itself, as
-            :func:`btcompress.fit.fit_ordered` does, and of an LSTM layer's hidden units in all of its matrices, as
-            :func:`btcompress.fit.share_orders` does. Not for a plan that meets a wish, as they may exceed it.
+            :func:`btcompress.orders.fit_ordered` does, and of an LSTM layer's hidden units in all of its matrices, as
+            :func:`btcompress.orders.share_orders` does. Not for a plan that meets a wish, as they may exceed it.
 
     Raises:
         CheckpointError: the plan has no matrix to factorize, or none whose block terms fit the range of its dtype.

@@ -10,17 +10,8 @@ from typing import Any, Protocol
 from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, same_bits
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import (
-    OtherForm,
-    OutputErrors,
-    SVDYardstick,
-    low_rank_form,
-    obstacle_of_dtype,
-    structured_forms,
-    truncated_svd,
-    weight_error,
-)
-from btcompress.fit.yardsticks import largest
+from btcompress.fit import OutputErrors, obstacle_of_dtype, weight_error
+from btcompress.fit.measures import largest
 from btcompress.results import (
     CalibrationReport,
     CompressionReport,
@@ -31,6 +22,7 @@ from btcompress.results import (
     UntouchedReport,
     YardstickReport,
 )
+from btcompress.yardsticks import OtherForm, SVDYardstick, low_rank_form, structured_forms, truncated_svd
 
 
 class OnInputs(Protocol):

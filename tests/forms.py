@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from btcompress.blockterm import BlockTerm
-from btcompress.fit.ordersearch import in_orders
+from btcompress.fit.arranged import in_orders
 from btcompress.shapes import BlockTermShape
 
 UNEVEN = BlockTermShape((2, 3, 5), (7, 4, 3), (3, 2, 4), n_blocks=3)

@@ -11,22 +11,13 @@ from torch import nn
 
 from btcompress.blockterm import BlockTerm
 from btcompress.errors import BTCompressError, ShapeError
-from btcompress.fit import (
-    FitOptions,
-    Samples,
-    balanced,
-    fit,
-    fit_matrix,
-    fit_to_inputs,
-    hosvd,
-    truncated_svd,
-    weight_error,
-)
+from btcompress.fit import FitOptions, Samples, balanced, fit, fit_matrix, fit_to_inputs, hosvd, weight_error
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import sweep_until_stable
 from btcompress.nn import BTLSTM
 from btcompress.shapes import MAX_ORDER, BlockTermShape, MatrixShape
+from btcompress.yardsticks import truncated_svd
 from forms import UNEVEN, random_form
 
 EXACT = FitOptions(max_sweeps=300, tolerance=1e-9, restarts=60)

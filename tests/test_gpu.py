@@ -22,8 +22,9 @@ from btcompress.calibration import CalibrationRequest, calibrate, gather_samples
 from btcompress.checkpoint import read
 from btcompress.factorization import plan_for
 from btcompress.finetune import TrainConfig
-from btcompress.fit import FitOptions, fit, fit_matrix, fit_ordered, lowrank, weight_error
+from btcompress.fit import FitOptions, fit, fit_matrix, lowrank, weight_error
 from btcompress.nn import BTWeight
+from btcompress.orders import fit_ordered
 from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import UNEVEN, in_blocks, random_form, shuffled
 from tuning import SMALL, Classifier, draw, saved_pair, tune

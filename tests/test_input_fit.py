@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from btcompress.blockterm import BlockTerm
-from btcompress.fit import Samples, fit_matrix, fit_to_inputs, inputfit, price_on_inputs
+from btcompress.fit import Samples, fit_matrix, fit_to_inputs, inputfit
 from btcompress.fit.inputfit import errors_on, low_rank_errors_on, weighted_size
 from btcompress.fit.samples import output_errors
 from btcompress.modes import ShapeRequest
 from btcompress.plan.candidates import candidates
+from btcompress.pricing import price_on_inputs
 from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import random_form
 

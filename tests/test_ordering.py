@@ -14,9 +14,11 @@ import btcompress
 from btcompress.blockterm import BlockTerm
 from btcompress.cli import app
 from btcompress.errors import ShapeError
-from btcompress.fit import FitOptions, fit_matrix, fit_ordered, ordersearch, weight_error
-from btcompress.fit.ordersearch import Piece, best_places, by_similarity, in_orders, moved, neighbours
+from btcompress.fit import FitOptions, fit_matrix, weight_error
+from btcompress.fit.arranged import in_orders
 from btcompress.nn import BTLinear, BTWeight
+from btcompress.orders import fit_ordered, search
+from btcompress.orders.search import Piece, best_places, by_similarity, moved, neighbours
 from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import random_form
 from tuning import Classifier, draw, saved_pair, tune
@@ -79,7 +81,7 @@ def test_moving_rows_and_columns_never_raises_the_error(seed):
 
 
 def test_a_move_that_raises_the_error_is_taken_back(monkeypatch, generator):
-    monkeypatch.setattr(ordersearch, "best_places", lambda vectors, _: torch.arange(len(vectors)).flip(0).roll(3).int())
+    monkeypatch.setattr(search, "best_places", lambda vectors, _: torch.arange(len(vectors)).flip(0).roll(3).int())
     start = {name: torch.arange(size).int() for name, size in GATE.ordered(SIDES[2]).order_sizes.items()}
     moved = moved_from(random_form(GATE, generator).to_dense(), GATE, start, FitOptions())
     assert all(torch.equal(new, old) for new, old in zip(moved, start.values(), strict=True))

@@ -11,12 +11,16 @@ import btcompress
 from btcompress.checkpoint import from_state_dict, read
 from btcompress.errors import BTCompressError
 from btcompress.factorization import factorize_as_planned
-from btcompress.fit import Curve, FormsWithCore, fit_matrix, fit_ordered, price, price_in_orders, truncated_svd
-from btcompress.fit.ordersearch import Piece, by_similarity, in_orders
+from btcompress.fit import fit_matrix
+from btcompress.fit.arranged import in_orders
 from btcompress.modes import ShapeRequest
+from btcompress.orders import fit_ordered
+from btcompress.orders.search import Piece, by_similarity
 from btcompress.plan import Fallback, Wish, make_plan, meet, read_plan, save_plan
 from btcompress.plan.candidates import candidates
+from btcompress.pricing import Curve, FormsWithCore, price, price_in_orders
 from btcompress.shapes import BlockTermShape, MatrixShape
+from btcompress.yardsticks import truncated_svd
 from forms import in_blocks
 
 KEY = "weight_ih_l0"
@@ -49,7 +53,7 @@ def curves(matrix, request=ShapeRequest()):
 @pytest.mark.parametrize("case", ["Kronecker", "core", "separate"])
 def test_points_with_orders_are_fits_in_orders_by_similarity_whose_integers_count(case, names, generator, monkeypatch):
     # The other sides would push these off the curve.
-    monkeypatch.setattr("btcompress.fit.ordering.choices_of_sides", lambda _: [names])
+    monkeypatch.setattr("btcompress.pricing.ordercurves.choices_of_sides", lambda _: [names])
     shape = {
         "Kronecker": MatrixShape(replace(PLAIN, ranks=(1, 1))),
         "core": MatrixShape(replace(CORE, ranks=(1, 1, 1))),
@@ -173,7 +177,7 @@ def test_forms_with_orders_have_a_low_rank_form_to_fall_back_on(generator):
 
 
 def test_matrices_too_large_for_orders_are_planned_without_and_named(generator, monkeypatch):
-    monkeypatch.setattr("btcompress.fit.ordering._MOST_ENTRIES", 1000)
+    monkeypatch.setattr("btcompress.orders.ordering._MOST_ENTRIES", 1000)
     model = model_with(in_blocks(PLAIN, generator))
     plan = btcompress.plan_for(model, target_ratio=8, order_units=True)
     assert not plan.forms[0].point.shape.part.order_sizes
@@ -266,7 +270,7 @@ def test_orders_that_make_no_sense_are_refused_with_file_and_matrix_named(case, 
 
 @pytest.mark.parametrize(("limit", "words"), [("_MOST", "there are 24 rows"), ("_MOST_ENTRIES", "1,920 entries")])
 def test_orders_of_sides_that_are_too_long_are_refused(limit, words, path, checkpoint, every, monkeypatch):
-    monkeypatch.setattr(f"btcompress.fit.ordering.{limit}", 23)
+    monkeypatch.setattr(f"btcompress.orders.ordering.{limit}", 23)
     edit(path, {**BY_HAND, "row_order": True})
     with pytest.raises(BTCompressError, match=words):
         read_plan(path, checkpoint, every)

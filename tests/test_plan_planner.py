@@ -12,11 +12,13 @@ from btcompress import factorization
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
-from btcompress.fit import FormsWithCore, fit_matrix, price, truncated_svd
+from btcompress.fit import fit_matrix
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Fallback, Wish, make_plan, meet
 from btcompress.plan.candidates import candidates
+from btcompress.pricing import FormsWithCore, price
 from btcompress.shapes import BlockTermShape, MatrixShape
+from btcompress.yardsticks import truncated_svd
 from forms import random_form
 
 #: What storing in the dtype of the matrices may add to a weight error.
@@ -103,7 +105,7 @@ def test_truncated_cores_and_gates_price_as_whole_ones_do_where_nothing_is_lost(
     forms = FormsWithCore(MatrixShape(part, "separate"), ((1, 2),))
     low_rank = MatrixShape(BlockTermShape.low_rank(128, 48, 1))
     for entries in (2**16, 4**3):
-        monkeypatch.setattr("btcompress.fit.curves._CORE_ENTRIES", entries)
+        monkeypatch.setattr("btcompress.pricing.curves._CORE_ENTRIES", entries)
         points = price(matrix, [low_rank], [forms]).points
         (found,) = [point for point in points if point.shape.part.core == "full"]
         assert found.shape == MatrixShape(part, "separate")

@@ -12,8 +12,10 @@ from torch import nn
 import btcompress
 from btcompress.blockterm import params_of
 from btcompress.checkpoint import find_recurrent
-from btcompress.fit import FitOptions, fit_matrix, fit_ordered, share_orders, weight_error
-from btcompress.fit.ordersearch import Piece, by_similarity, in_orders, moved, moved_to_better_places, quick_fits
+from btcompress.fit import FitOptions, fit_matrix, weight_error
+from btcompress.fit.arranged import in_orders
+from btcompress.orders import fit_ordered, share_orders
+from btcompress.orders.search import Piece, by_similarity, moved, moved_to_better_places, quick_fits
 from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import random_form, shuffled
 from tuning import draw, saved_pair, tune

@@ -13,8 +13,8 @@ from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
-    from btcompress.fit import Point
     from btcompress.plan import ChosenForm, PricedPlan
+    from btcompress.pricing import Point
 
 #: Weights ratios at which curves are shown.
 _RATIOS = (2, 4, 8, 16, 32, 64, 128, 1024)

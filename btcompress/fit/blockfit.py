@@ -15,9 +15,9 @@ from btcompress.errors import BTCompressError, ShapeError
 from btcompress.fit.demand import require_memory
 from btcompress.fit.hosvd import Compression, compress, leading_corner
 from btcompress.fit.lowrank import fit_without_core
+from btcompress.fit.measures import frobenius_norm, largest, weight_error
 from btcompress.fit.start import greedy_deflation, random_blocks
 from btcompress.fit.sweeps import Blocks, SweepResult, expanded, sweep_until_stable
-from btcompress.fit.yardsticks import frobenius_norm, largest, weight_error
 from btcompress.results import Sweep
 from btcompress.seeds import check_seed
 from btcompress.shapes import BlockTermShape, MatrixShape
@@ -145,7 +145,7 @@ def fit(
         on_sweep: called after each joint sweep.
 
     Raises:
-        ShapeError: the shape has orders, which :func:`btcompress.fit.fit_ordered` finds.
+        ShapeError: the shape has orders, which :func:`btcompress.orders.fit_ordered` finds.
         BTCompressError: the matrix is not finite, or the fit would take more memory than there is.
     """
     if shape.order_sizes:

@@ -12,8 +12,8 @@ from btcompress import memory
 from btcompress.errors import MemoryLimitError
 from btcompress.fit.hosvd import basis_sizes_of, first_shrunk
 from btcompress.fit.lowrank import SMALL_ENTRIES
+from btcompress.fit.measures import CHUNK_ENTRIES
 from btcompress.fit.sweeps import DIRECT_UNKNOWNS
-from btcompress.fit.yardsticks import CHUNK_ENTRIES
 from btcompress.shapes import BlockTermShape
 
 #: Shapes that are fitted on a core, with the basis vectors kept of each mode.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from btcompress.fit.arranged import pad_matrix
 from btcompress.shapes import BlockTermShape
 
 #: Basis vectors kept per mode, as a multiple of ``N * R_k``; fewer would cost accuracy of the fit.
@@ -210,18 +210,3 @@ class _Slabs:
         tensor = self._rows.reshape(*self._shape.out_modes, *self._shape.in_modes)
         paired = tensor.permute([axis for k in range(order) for axis in (order + k, k)])
         return paired.to(torch.float64).div(self._scale).reshape(self._shape.mode_sizes)
-
-
-def pad_matrix(matrix: Tensor, shape: BlockTermShape) -> Tensor:
-    """The matrix with zero columns and, at the end of each gate, zero rows; itself if nothing is padded."""
-    columns = pad(matrix, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else matrix
-    return pad_rows(columns, shape)
-
-
-def pad_rows(rows: Tensor, shape: BlockTermShape) -> Tensor:
-    """Rows of the matrix's outputs, shape ``(out_size, n)``, with zero rows at the end of each gate."""
-    if shape.padded_out == shape.out_size:
-        return rows
-    gates = rows.reshape(shape.n_gates, shape.out_size // shape.n_gates, -1)
-    missing = (shape.padded_out - shape.out_size) // shape.n_gates
-    return pad(gates, (0, 0, 0, missing)).reshape(shape.padded_out, -1)

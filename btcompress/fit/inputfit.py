@@ -18,9 +18,8 @@ from torch.nn.functional import pad
 
 from btcompress.blockterm import BlockTerm
 from btcompress.contraction import apply_chain, contract, letters, operand_letters
+from btcompress.fit.arranged import in_orders, pad_rows
 from btcompress.fit.blockfit import balanced
-from btcompress.fit.hosvd import pad_rows
-from btcompress.fit.ordersearch import in_orders
 from btcompress.fit.samples import OutputErrors, Samples, output_errors, product_by
 from btcompress.fit.sweeps import conjugate_gradients
 from btcompress.shapes import BlockTermShape, MatrixShape

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from btcompress.fit.hosvd import compress, pad_matrix
-from btcompress.fit.yardsticks import chunks_across, errors_by_rank, low_rank_errors, small_gram
+from btcompress.fit.arranged import pad_matrix
+from btcompress.fit.hosvd import compress
+from btcompress.fit.measures import chunks_across, errors_by_rank, low_rank_errors, small_gram
 from btcompress.shapes import BlockTermShape
 
 #: Entries of a matrix up to which it is copied whole in float64 and decomposed without Gram matrices.

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from btcompress.fit import FormsWithCore
 from btcompress.modes import ShapeRequest, choose_shape, cuts_along_axes, divisors, fits, suggest_order
+from btcompress.pricing import FormsWithCore
 from btcompress.shapes import GATE_NAMES, BlockTermShape, Gates, MatrixShape
 
 #: CP ranks, and Tucker ranks for all modes, tried on every choice of modes with a core.
@@ -25,7 +25,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The forms to price for one matrix, as :func:`btcompress.fit.price` takes them.
+    """The forms to price for one matrix, as :func:`btcompress.pricing.price` takes them.
 
     Attributes:
         without_core: low rank first, then sums of Kronecker products; each at all ranks.

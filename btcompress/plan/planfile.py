@@ -14,7 +14,7 @@ import yaml
 from btcompress import memory
 from btcompress.checkpoint import Checkpoint, replacing
 from btcompress.errors import BTCompressError, ShapeError
-from btcompress.fit import check_orders
+from btcompress.orders import check_orders
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
 from btcompress.plan.plainyaml import load
 from btcompress.plan.planner import ChosenForm, PricedPlan

@@ -11,23 +11,14 @@ from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import (
-    Curve,
-    Point,
-    Samples,
-    explained,
-    frobenius_norm,
-    largest,
-    obstacle_to_orders,
-    price,
-    price_in_orders,
-    price_on_inputs,
-)
+from btcompress.fit import Samples, explained, frobenius_norm, largest
 from btcompress.modes import ShapeRequest
+from btcompress.orders import obstacle_to_orders
 from btcompress.plan.budget import allocate
 from btcompress.plan.candidates import candidates
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix
 from btcompress.plan.wish import Wish
+from btcompress.pricing import Curve, Point, price, price_in_orders, price_on_inputs
 from btcompress.results import LeftDense, PricingProgress
 
 OnPricing = Callable[[PricingProgress], None]

@@ -13,7 +13,7 @@ import torch
 
 import btcompress
 from btcompress.blockterm import params_of
-from btcompress.fit import unitorders
+from btcompress.orders import unitorders
 
 
 def measured(path, arguments, *, order_units=True):

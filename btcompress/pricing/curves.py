@@ -20,9 +20,9 @@ from btcompress.fit.blockfit import balanced, check_finite
 from btcompress.fit.demand import require_memory_to_price
 from btcompress.fit.hosvd import compress, leading_corner
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
+from btcompress.fit.measures import largest
 from btcompress.fit.start import random_blocks
 from btcompress.fit.sweeps import Blocks, expanded, sweep_until_stable
-from btcompress.fit.yardsticks import largest
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Entries of the core that forms with a core are fitted on.

@@ -1,10 +1,9 @@
-"""What to hold a fit against: its error measured on the matrix itself, and truncated SVD at equal parameters."""
+"""How far a form is from its matrix, and what low rank could reach, measured on the matrix itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,19 +12,6 @@ from btcompress.blockterm import BlockTerm
 
 #: Entries taken to float64 at a time.
 CHUNK_ENTRIES = 2**22
-
-
-@dataclass(frozen=True, slots=True)
-class SVDYardstick:
-    """The best low-rank matrix with at most as many parameters.
-
-    Attributes:
-        rank: ``r``, the largest with ``r (J + I)`` within the budget; 0 if none is that small.
-        error: its weight error, 1 at rank 0.
-    """
-
-    rank: int
-    error: float
 
 
 def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtype | None = None) -> float:
@@ -56,25 +42,6 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtyp
     if total == 0:
         return math.inf if missed else 0.0
     return math.sqrt(missed / total) if math.isfinite(missed) else math.inf
-
-
-def truncated_svd(matrix: Tensor, max_params: int, device: torch.device | str = "cpu") -> SVDYardstick:
-    """Weight error of the truncated SVD with at most ``max_params`` parameters, ``r (J + I)``.
-
-    The spectrum comes from the Gram matrix of the smaller side, summed in float64 over chunks, so the
-    matrix is never copied whole.
-
-    Args:
-        matrix: shape ``(J, I)``.
-        max_params: parameters to spend.
-        device: where to compute.
-    """
-    rank = min(max_params // sum(matrix.shape), *matrix.shape)
-    if largest(matrix) == 0:
-        return SVDYardstick(rank, 0.0)
-    if rank == 0:
-        return SVDYardstick(0, 1.0)
-    return SVDYardstick(rank, float(low_rank_errors(matrix, device)[rank - 1]))
 
 
 def low_rank_errors(matrix: Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -6,13 +6,13 @@ of a matrix, alike in all gates, and its columns may be given an order of their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from btcompress.errors import ShapeError
+from btcompress.fit.arranged import in_orders
 from btcompress.fit.blockfit import (
     Fit,
     FitOptions,
@@ -24,8 +24,7 @@ from btcompress.fit.blockfit import (
     fit_matrix,
     joined,
 )
-from btcompress.fit.curves import Curve, FormsWithCore, price
-from btcompress.fit.ordersearch import Orders, Piece, by_similarity, in_orders, moved_to_better_places, orders_of
+from btcompress.orders.search import Orders, Piece, by_similarity, moved_to_better_places, orders_of
 from btcompress.shapes import MatrixShape
 
 #: Entries of a matrix up to which it is copied in float64 to find orders.
@@ -76,58 +75,6 @@ def fit_ordered(
         if gain > best_gain and plain_params + n_added < shape.dense_params:
             best, best_gain = ordered, gain
     return best
-
-
-def price_in_orders(
-    matrix: Tensor,
-    curve: Curve,
-    without_core: Sequence[MatrixShape],
-    with_core: Sequence[FormsWithCore],
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    on_step: Callable[[int, int], None] | None = None,
-) -> Curve:
-    """A curve with forms in orders by similarity, which cost little to find, wherever one beats what was on it.
-
-    :func:`fit_ordered` finds orders of the same sides that are at least as good.
-
-    Args:
-        matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
-        curve: of the same forms without orders.
-        without_core: as for :func:`btcompress.fit.price`; forms that have no orders are passed over.
-        with_core: likewise.
-        seed: likewise.
-        device: likewise.
-        on_step: likewise.
-    """
-    shapes = [shape for shape in without_core if sides_to_order(shape)]
-    forms = [each for each in with_core if sides_to_order(each.shape)]
-    every = [*shapes, *(each.shape for each in forms)]
-    # Gates in orders of their own make another matrix than gates ordered alike.
-    tries = [
-        (names, gates)
-        for gates in dict.fromkeys(shape.gates for shape in every)
-        for names in choices_of_sides(next(shape for shape in every if shape.gates == gates))
-    ]
-    for done, (names, gates) in enumerate(tries):
-
-        def step(part: int, count: int, done: int = done) -> None:
-            if on_step is not None:
-                on_step(done * count + part, len(tries) * count)
-
-        like = next(shape for shape in every if shape.gates == gates)
-        found = price(
-            _in_similar_orders(matrix, like, names, device),
-            [shape.ordered(names) for shape in shapes if shape.gates == gates],
-            [replace(each, shape=each.shape.ordered(names)) for each in forms if each.shape.gates == gates],
-            known=curve.points,
-            seed=seed,
-            device=device,
-            on_step=step,
-        )
-        curve = replace(curve, points=found.points)
-    return curve
 
 
 def sides_to_order(shape: MatrixShape) -> tuple[str, ...]:
@@ -206,7 +153,7 @@ def _part_in_best_orders(
     return min(zip(fits, tries, strict=True), key=lambda one: one[0].weight_error)
 
 
-def _in_similar_orders(matrix: Tensor, shape: MatrixShape, names: Sequence[str], device: torch.device | str) -> Tensor:
+def in_similar_orders(matrix: Tensor, shape: MatrixShape, names: Sequence[str], device: torch.device | str) -> Tensor:
     """The matrix with like rows or columns as neighbours, in each part for itself."""
     ordered = []
     for rows in parts_of(matrix, shape):

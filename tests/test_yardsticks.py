@@ -7,10 +7,11 @@ import torch
 from tensorly.decomposition import tensor_train
 
 from btcompress.blockterm import BlockTerm
-from btcompress.fit import hosvd, low_rank_form, otherforms, structured_forms, truncated_svd
-from btcompress.fit.otherforms import tensor_train_params, tensor_train_ranks
+from btcompress.fit import hosvd
 from btcompress.fit.start import greedy_deflation
 from btcompress.shapes import BlockTermShape, MatrixShape
+from btcompress.yardsticks import low_rank_form, otherforms, structured_forms, truncated_svd
+from btcompress.yardsticks.otherforms import tensor_train_params, tensor_train_ranks
 from forms import UNEVEN, random_form
 
 

@@ -6,7 +6,7 @@ Matrices are searched together where sides of several have one order, as the hid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from btcompress.fit.arranged import in_orders
 from btcompress.fit.blockfit import Fit, FitOptions, fit
 from btcompress.shapes import BlockTermShape
 
@@ -41,23 +42,6 @@ class Piece:
 
     matrix: Tensor
     shape: BlockTermShape
-
-
-def in_orders(matrix: Tensor, orders: Mapping[str, Tensor], n_gates: int) -> Tensor:
-    """The matrix with the rows of each gate, and the columns, in these orders.
-
-    Args:
-        matrix: shape ``(out_size, in_size)``.
-        orders: ``row_order``, integers of shape ``(out_size / n_gates,)``, and ``column_order``, ``(in_size,)``; a
-            side without one stays as it is.
-        n_gates: row groups, ordered alike.
-    """
-    if "row_order" in orders:
-        rows = orders["row_order"].to(matrix.device)
-        matrix = matrix.reshape(n_gates, -1, matrix.shape[1]).index_select(1, rows).reshape(matrix.shape)
-    if "column_order" in orders:
-        matrix = matrix.index_select(1, orders["column_order"].to(matrix.device))
-    return matrix
 
 
 def neighbours(vectors: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ from btcompress.blockterm import BlockTerm
 from btcompress.fit.blockfit import zero_form
 from btcompress.fit.hosvd import basis_sizes, compress
 from btcompress.fit.lowrank import fit_without_core
+from btcompress.fit.measures import largest, weight_error
 from btcompress.fit.start import greedy_deflation
 from btcompress.fit.sweeps import expanded
-from btcompress.fit.yardsticks import SVDYardstick, largest, weight_error
 from btcompress.shapes import BlockTermShape, MatrixShape
+from btcompress.yardsticks.svd import SVDYardstick
 
 OtherKind = Literal["low_rank", "low_rank_on_inputs", "tensor_train", "greedy"]
 

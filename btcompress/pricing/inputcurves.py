@@ -14,10 +14,10 @@ from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
 from btcompress.fit.blockfit import check_finite, zero_form
-from btcompress.fit.curves import Curve, FormsWithCore, Point, SortedCore, front_of, within
 from btcompress.fit.inputfit import fit_to_inputs, low_rank_errors_on, weighted_size
+from btcompress.fit.measures import largest
 from btcompress.fit.samples import Samples
-from btcompress.fit.yardsticks import largest
+from btcompress.pricing.curves import Curve, FormsWithCore, Point, SortedCore, front_of, within
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Sweeps, and between which shares of the known error a form goes on after them: above it is hopeless, as further
@@ -47,7 +47,7 @@ def price_on_inputs(
 
     Args:
         matrix: ``W``, shape ``(out_size, in_size)``, any real floating dtype; read only.
-        without_core: as for :func:`btcompress.fit.price`; of these only plain low rank is priced.
+        without_core: as for :func:`btcompress.pricing.price`; of these only plain low rank is priced.
         with_core: likewise; all are.
         samples: the inputs.
         seed: of the random starts of several blocks.

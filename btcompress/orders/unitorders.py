@@ -12,19 +12,11 @@ import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm, params_of
+from btcompress.fit.arranged import in_orders
 from btcompress.fit.blockfit import Fit, FitOptions, MatrixFit, OnSweep, fit, joined
-from btcompress.fit.ordering import parts_of, sides_to_order
-from btcompress.fit.ordersearch import (
-    Orders,
-    Piece,
-    Tie,
-    by_similarity,
-    in_orders,
-    moved_to_better_places,
-    orders_of,
-    quick_fits,
-)
-from btcompress.fit.yardsticks import frobenius_norm
+from btcompress.fit.measures import frobenius_norm
+from btcompress.orders.ordering import parts_of, sides_to_order
+from btcompress.orders.search import Orders, Piece, Tie, by_similarity, moved_to_better_places, orders_of, quick_fits
 from btcompress.shapes import MatrixShape
 
 #: The key of a matrix, and ``row_order`` or ``column_order``.
