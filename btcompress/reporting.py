@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Protocol
+
+import msgspec
 
 from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, same_bits
@@ -116,11 +118,11 @@ def report(
 
 
 def _training(step: dict[str, Any]) -> FineTuneReport:
-    return FineTuneReport(**{field.name: step[field.name] for field in fields(FineTuneReport)})
+    return msgspec.convert(step, FineTuneReport)
 
 
 def _calibration(step: dict[str, Any]) -> CalibrationReport:
-    return CalibrationReport(**{field.name: step[field.name] for field in fields(CalibrationReport)})
+    return msgspec.convert(step, CalibrationReport)
 
 
 def _training_advice(tuned: tuple[FineTuneReport, ...], calibrated: tuple[CalibrationReport, ...]) -> Iterator[str]:

@@ -175,6 +175,47 @@ class ModelReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """How often a model decides as the dense one does, on sequences that it was not trained on.
+
+    A decision is the largest of a step's outputs, or the sign of the only one.
+
+    Attributes:
+        steps: share of all steps on which both decide alike; None where a sequence is decided on but once.
+        ends: share of sequences on which they do so from the final hidden states, or from the only outputs of a
+            sequence; None where a network decides on every step.
+        n_steps: steps compared.
+        n_ends: sequences compared.
+    """
+
+    steps: float | None
+    ends: float | None
+    n_steps: int
+    n_ends: int
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationProgress:
+    """Where a calibration stands, handed to ``on_progress`` callbacks.
+
+    Attributes:
+        what: is being done, such as ``"calibrating layer 1 of encoder"``.
+        index: stages done before it.
+        count: stages in all.
+        share: how much of this one is done, 0 to 1.
+        seconds_left: of all stages, estimated; None where nothing is known yet.
+        state: more to show, such as the loss.
+    """
+
+    what: str
+    index: int
+    count: int
+    share: float
+    seconds_left: float | None = None
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FineTuneReport:
     """What fine-tuning brought, on sequences held back.
 
@@ -189,6 +230,8 @@ class FineTuneReport:
         n_train: sequences trained on.
         n_held: sequences measured on.
         cancellation: squared norms of the blocks over the squared norm of their sum, the worst of all matrices.
+        agreement_before: of the decisions of the start with the dense model's; None where it was not measured.
+        agreement_after: likewise of the result.
     """
 
     metric: str
@@ -201,6 +244,8 @@ class FineTuneReport:
     n_train: int
     n_held: int
     cancellation: float
+    agreement_before: Agreement | None = None
+    agreement_after: Agreement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +256,14 @@ class CalibrationReport:
         lstm: its name.
         hidden_state_error_before: ``||h - h'|| / ||h||`` of the block terms as fitted to the weights.
         hidden_state_error_after: of the result.
-        epochs: trained, of all stages together.
+        epochs: trained over all layers together; in files of older versions, those of all stages.
         n_train: sequences trained on.
         n_held: sequences measured on.
         cancellation: as for fine-tuning.
+        hidden_state_error_refitted: of the block terms as fitted to the inputs; None where it was not measured.
+        layer_epochs: trained over single layers before, added up.
+        agreement_before: of decisions with the dense model's, as fitted to the weights; None where no head is known.
+        agreement_after: likewise of the result.
     """
 
     lstm: str
@@ -224,6 +273,10 @@ class CalibrationReport:
     n_train: int
     n_held: int
     cancellation: float
+    hidden_state_error_refitted: float | None = None
+    layer_epochs: int = 0
+    agreement_before: Agreement | None = None
+    agreement_after: Agreement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,14 @@ class Batch:
         y: labels or targets, beginning with ``B``; None without labels.
         lengths: steps of each sequence, shape ``(B,)``, on the CPU; None where all have ``T``.
         names: of the sequences, if the same name always means the same sequence; None for what a user's code makes.
+        state: initial ``h`` and ``c`` of every layer and direction, shapes ``(directions * L, B, H)``; None for zeros.
     """
 
     x: Tensor
     y: Tensor | None = None
     lengths: Tensor | None = None
     names: tuple[tuple[str, int], ...] | None = None
+    state: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same on a device, floating-point numbers in this dtype; lengths stay, as packing wants them.
@@ -57,7 +59,8 @@ class Batch:
                 )
             return value.to(device, dtype)
 
-        return replace(self, x=moved(self.x), y=None if self.y is None else moved(self.y))
+        state = None if self.state is None else (moved(self.state[0]), moved(self.state[1]))
+        return replace(self, x=moved(self.x), y=None if self.y is None else moved(self.y), state=state)
 
 
 class Data(Protocol):

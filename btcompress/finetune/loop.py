@@ -147,7 +147,7 @@ class Trainer:
             for rows in torch.arange(len(self.held)).split(self.config.batch_size):
                 own, share = self._own(rows)
                 batch = self._batch(self.held, own)
-                parts = self.task.measure(network(batch.x, batch.lengths), batch)
+                parts = self.task.measure(network(batch.x, batch.lengths, batch.state), batch)
                 sums += share * torch.stack([part.cpu().double() for part in parts])
         total, weight = self._reduced(sums).tolist()
         return self.task.finish(total, weight) if math.isfinite(total) and weight else math.nan
@@ -196,7 +196,7 @@ class Trainer:
             batch = self._batch(self.train, own)
             last = position == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                total, weight = self.task.loss(self.model(batch.x, batch.lengths), batch)
+                total, weight = self.task.loss(self.model(batch.x, batch.lengths, batch.state), batch)
                 self.accelerator.backward(share * total)
             sums += share * torch.stack([total.detach().cpu().double(), weight.cpu().double()])
         sums = self._reduced(sums)

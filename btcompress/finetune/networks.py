@@ -29,7 +29,7 @@ class _Options(TypedDict):
 
 
 class Network(nn.Module):
-    """A network that knows what the file calls its tensors; called with inputs and lengths."""
+    """A network that knows what the file calls its tensors; called with inputs, lengths and initial states."""
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The live tensors by the names that the file gives them, without what wrappers add."""
@@ -64,12 +64,12 @@ class Recurrent(Network):
         self.lstm: nn.Module = BTLSTM(*sizes, **more, shapes=own) if own else nn.LSTM(*sizes, **more)
         fill(self.lstm, {self._inner(key): tensors[key] for key in tensors if key.startswith(entry.prefix)}, entry.name)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> States:
-        """Run over ``x``, shape ``(B, T, I)``; hidden states beyond a sequence's length are 0."""
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> States:
+        """Run over ``x``, shape ``(B, T, I)``, from a state; hidden states beyond a sequence's length are 0."""
         if lengths is None:
-            hidden, (h, c) = self.lstm(x)
+            hidden, (h, c) = self.lstm(x, state)
             return hidden, h, c
-        packed, (h, c) = self.lstm(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+        packed, (h, c) = self.lstm(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False), state)
         hidden, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
         return hidden, h, c
 
@@ -128,9 +128,9 @@ class RecurrentWithHead(Network):
             raise CheckpointError(f"{head}.weight is missing. Give the checkpoint that the result was made from.")
         fill(self.head, own, head)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Outputs of the head, shape ``(B, n_out)``, or ``(B, T, n_out)`` for each step."""
-        hidden, h, _ = self.recurrent(x, lengths)
+        hidden, h, _ = self.recurrent(x, lengths, state)
         n_directions = 1 + self.recurrent.entry.bidirectional
         outputs: Tensor = self.head(hidden if self.per_step else torch.cat(list(h[-n_directions:]), dim=-1))
         return outputs

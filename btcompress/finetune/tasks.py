@@ -91,7 +91,7 @@ class HiddenStates:
             device = batch.x.device
             return torch.stack(hidden).to(device), torch.stack(h, 1).to(device), torch.stack(c, 1).to(device)
         with torch.no_grad():
-            states = cast(States, cast(nn.Module, self.teacher)(batch.x, batch.lengths))
+            states = cast(States, cast(nn.Module, self.teacher)(batch.x, batch.lengths, batch.state))
         size = sum(state.nbytes for state in states)
         if size <= self._room:
             self._room -= size
@@ -132,7 +132,7 @@ class Labels:
         if self.teacher is None or not self.distill:
             return task, weight
         with torch.no_grad():
-            taught = _rows(self.teacher(batch.x, batch.lengths), y, batch, self.kind)
+            taught = _rows(self.teacher(batch.x, batch.lengths, batch.state), y, batch, self.kind)
         if self.kind == "classes":
             ours, theirs = log_softmax(rows / self.temperature, -1), softmax(taught / self.temperature, -1)
             distillation = self.temperature**2 * kl_div(ours, theirs, reduction="sum")

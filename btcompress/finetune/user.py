@@ -21,8 +21,17 @@ class UserNetwork(Network):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> object:
-        """What the network gives."""
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> object:
+        """What the network gives; it begins with whatever states are its own.
+
+        Raises:
+            BTCompressError: states were given.
+        """
+        if state is not None:
+            raise BTCompressError(
+                "the sequences have initial states (h0, c0), which a network of your own (--model) is not called "
+                "with. Leave them out, or train one LSTM alone with --layer."
+            )
         return self.model(x) if lengths is None else self.model(x, lengths)
 
     def file_tensors(self) -> dict[str, Tensor]:
