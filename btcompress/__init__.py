@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from btcompress.blockterm import BlockTerm
+    from btcompress.calibration import SampleInputs
     from btcompress.checkpoint import CompressedCheckpoint
     from btcompress.checkpoint import write as save
+    from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
-    from btcompress.factorization import factorize, plan_for
     from btcompress.fit import FitOptions
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+    from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe
     from btcompress.reporting import report
+    from btcompress.running import run
     from btcompress.shapes import BlockTermShape
 
 __version__ = "0.1.0"
@@ -25,12 +28,19 @@ __all__ = [
     "BlockTerm",
     "BlockTermShape",
     "CompressedCheckpoint",
+    "DenseStep",
+    "FactorizeStep",
+    "FineTuneStep",
     "FitOptions",
+    "Recipe",
+    "SampleInputs",
     "apply",
+    "compress",
     "factorize",
     "load",
     "plan_for",
     "report",
+    "run",
     "save",
     "to_dense",
 ]
@@ -45,10 +55,17 @@ _HOMES = {
     "BlockTermShape": "shapes",
     "CompressedCheckpoint": "checkpoint",
     "FitOptions": "fit",
+    "FactorizeStep": "recipe",
+    "FineTuneStep": "recipe",
+    "DenseStep": "recipe",
+    "Recipe": "recipe",
+    "SampleInputs": "calibration",
     "apply": "models",
-    "factorize": "factorization",
+    "compress": "compression",
+    "run": "running",
+    "factorize": "compression",
     "load": "models",
-    "plan_for": "factorization",
+    "plan_for": "compression",
     "report": "reporting",
     "save": "checkpoint",
     "to_dense": "models",

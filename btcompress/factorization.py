@@ -1,4 +1,4 @@
-"""Factorize a dense checkpoint: read, plan, fit, measure."""
+"""Fit every matrix of a plan, measure the fits, and put them in the place of the dense matrices."""
 
 from __future__ import annotations
 
@@ -13,26 +13,21 @@ from torch import Tensor, nn
 
 from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, from_state_dict, read
-from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import (
     FitOptions,
     MatrixFit,
     OnSweep,
-    Samples,
     described,
     explained,
     fit_matrix,
     one_thread_for,
     weight_error,
 )
-from btcompress.kinds import MatrixKind
-from btcompress.modes import ShapeRequest
 from btcompress.orders import fit_ordered, share_orders
-from btcompress.plan import Of, OnPricing, Plan, PlannedMatrix, PricedPlan, Wish, make_plan, meet
+from btcompress.plan import Plan, PlannedMatrix
 from btcompress.results import FitProgress, LeftDense, Sweep
-from btcompress.seeds import check_seed
-from btcompress.shapes import Gates, MatrixShape
+from btcompress.shapes import MatrixShape
 from btcompress.yardsticks import truncated_svd
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
@@ -41,157 +36,6 @@ OnProgress = Callable[[FitProgress], None]
 _SIDE_WORDS = {"row_order": "rows", "column_order": "columns"}
 #: Random starts of a fit that came out worse than its plan foresaw.
 _RESTARTS_FOR_A_PLAN = 3
-
-
-def factorize(
-    weights: Weights,
-    *,
-    cp_rank: int = 1,
-    tucker_rank: int | Sequence[int] = 4,
-    in_modes: Sequence[int] | None = None,
-    out_modes: Sequence[int] | None = None,
-    order: int | None = None,
-    input_shape: Sequence[int] | None = None,
-    gates: Gates = "fused",
-    matrices: Sequence[MatrixKind] = ("input",),
-    layers: Sequence[str] = (),
-    allow_growth: bool = False,
-    container: str | None = None,
-    plan: PricedPlan | None = None,
-    order_units: bool = False,
-    options: FitOptions = FitOptions(),
-    on_progress: OnProgress | None = None,
-) -> CompressedCheckpoint:
-    """Write matrices of a checkpoint in block-term form (Ye et al. 2018, eq. 4).
-
-    Those are the input-to-hidden matrices of every LSTM, or what ``matrices`` says.
-
-    Args:
-        weights: a weight file, a state dict, or a module; never changed.
-        cp_rank: ``N``, blocks per matrix.
-        tucker_rank: ``R`` for all modes, or one per mode; lowered where the modes hold less.
-        in_modes: ``(I_1..I_d)`` for the matrices whose inputs they multiply to; chosen when left out.
-        out_modes: ``(J_1..J_d)``, likewise for rows, all four gates included when fused.
-        order: ``d``; chosen when left out.
-        input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
-        gates: one form for all four gates, or one for each.
-        matrices: the kinds to take: ``"input"``, an LSTM's ``weight_ih_*``; ``"recurrent"``, its ``weight_hh_*``
-            and ``weight_hr_*``; ``"linear"``, weights of linear layers.
-        layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty. A linear layer
-            without a bias is taken only where a pattern is its very key: it may be an embedding.
-        allow_growth: also factorize a matrix that this makes larger.
-        container: where a file holds several state dicts, the path of the one to read.
-        plan: what :func:`plan_for` chose for the same weights; ranks, modes and layers are then its own.
-        order_units: give the rows and columns of a matrix an order of their own, or the hidden units of an LSTM layer
-            one order in all its matrices, where they fit so much better in it that the integers stored with it pay. A
-            plan says itself which sides have an order, whatever is given here.
-        options: effort, seed and device of the fit.
-        on_progress: called after every sweep of every fit.
-
-    Returns:
-        The compressed checkpoint; :func:`btcompress.save` writes it, :func:`btcompress.report` sums it up.
-
-    Raises:
-        CheckpointError: the weights cannot be read, or hold no matrix that was chosen.
-        ShapeError: modes, ranks and sizes do not fit together.
-        BTCompressError: a matrix is not finite, or there is no such kind of matrices.
-    """
-    request = ShapeRequest(
-        cp_rank,
-        tucker_rank if isinstance(tucker_rank, int) else tuple(tucker_rank),
-        None if in_modes is None else tuple(in_modes),
-        None if out_modes is None else tuple(out_modes),
-        order,
-        None if input_shape is None else tuple(input_shape),
-        gates,
-    )
-    checkpoint = open_weights(weights, container)
-    if plan is not None:
-        return factorize_as_planned(checkpoint, plan.plan, plan.wish, options, on_progress)
-    chosen = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=allow_growth)
-    return factorize_as_planned(checkpoint, chosen, request, options, on_progress, order_units=order_units)
-
-
-def plan_for(
-    weights: Weights,
-    *,
-    target_ratio: float | None = None,
-    max_params: int | None = None,
-    max_error: float | None = None,
-    max_activation_error: float | None = None,
-    of: Of = "matrices",
-    in_modes: Sequence[int] | None = None,
-    out_modes: Sequence[int] | None = None,
-    order: int | None = None,
-    input_shape: Sequence[int] | None = None,
-    gates: Gates = "fused",
-    matrices: Sequence[MatrixKind] = ("input",),
-    layers: Sequence[str] = (),
-    container: str | None = None,
-    samples: Mapping[str, Samples] | None = None,
-    order_units: bool = False,
-    seed: int = 0,
-    device: str = "cpu",
-    on_progress: OnPricing | None = None,
-) -> PricedPlan:
-    """Choose the form of each matrix that :func:`factorize` would take, so that a wish is met at the least loss.
-
-    Among the forms are plain low rank, sums of Kronecker products and block terms of several modes and ranks,
-    each priced by its parameters and weight error, and leaving the matrix dense.
-
-    Args:
-        weights: a weight file, a state dict, or a module; never changed.
-        target_ratio: parameters before over parameters after, at least.
-        max_params: parameters after, at most; instead of a ratio.
-        max_error: weight error of every matrix, at most; alone, or with one of the two.
-        max_activation_error: activation error of every matrix on samples held back, at most; likewise.
-        of: whether ratio and parameters are those of the chosen ``"matrices"`` or of the whole ``"model"``.
-        in_modes: ``(I_1..I_d)`` to keep to, for the matrices whose inputs they multiply to.
-        out_modes: ``(J_1..J_d)``, likewise for rows.
-        order: ``d`` to keep to.
-        input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
-        gates: of forms with a core.
-        matrices: the kinds to take, as for :func:`factorize`.
-        layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty.
-        container: where a file holds several state dicts, the path of the one to read.
-        samples: of what matrices meet in the model, as :func:`btcompress.calibration.gather_samples` gives them;
-            these are priced by their outputs. Their forms serve once :func:`btcompress.calibration.calibrate` has
-            fitted them to the same sequences.
-        order_units: price forms also with rows and columns in orders by similarity, their integers counted; the final
-            fit looks for better orders of the same sides.
-        seed: of every random draw.
-        device: where to compute.
-        on_progress: called now and then while forms are priced.
-
-    Returns:
-        The plan, for :func:`factorize`, with the curve of every matrix.
-
-    Raises:
-        CheckpointError: the weights cannot be read, or hold no LSTM or none that was chosen.
-        ShapeError: modes and sizes do not fit together.
-        BTCompressError: the wish cannot be met, a matrix is not finite, there is no such seed, or the device cannot
-            compute here.
-    """
-    check_seed(seed)
-    check_device(device)
-    wish = Wish(target_ratio, max_params, max_error, of, max_activation_error)
-    in_modes, out_modes, input_shape = (
-        None if sizes is None else tuple(sizes) for sizes in (in_modes, out_modes, input_shape)
-    )
-    request = ShapeRequest(1, 1, in_modes, out_modes, order, input_shape, gates)
-    checkpoint = open_weights(weights, container)
-    chosen = make_plan(checkpoint, request, layers, matrices=matrices, allow_growth=True)
-    return meet(
-        checkpoint,
-        chosen,
-        wish,
-        request,
-        samples=samples,
-        order_units=order_units,
-        seed=seed,
-        device=device,
-        on_progress=on_progress,
-    )
 
 
 def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
@@ -210,23 +54,23 @@ def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
 def factorize_as_planned(
     checkpoint: Checkpoint,
     plan: Plan,
-    request: ShapeRequest | Wish | None,
     options: FitOptions = FitOptions(),
     on_progress: OnProgress | None = None,
     *,
     order_units: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> CompressedCheckpoint:
     """Fit every matrix of a plan and put the block terms in place of the dense matrices.
 
     Args:
         checkpoint: what the plan was made for.
         plan: the shape of each matrix; one with orders gets the best that are found for just these sides.
-        request: what the plan was made from, for the record; None for a plan written by hand.
         options: effort, seed and device of the fit.
         on_progress: called after every sweep of every fit.
         order_units: look for orders that pay of matrices whose shape has none: of each matrix by itself, as
             :func:`btcompress.orders.fit_ordered` does, and of an LSTM layer's hidden units in all of its matrices, as
             :func:`btcompress.orders.share_orders` does. Not for a plan that meets a wish, as they may exceed it.
+        record: of the job that the plan is part of, as JSON knows it, for the history.
 
     Raises:
         CheckpointError: the plan has no matrix to factorize, or none whose block terms fit the range of its dtype.
@@ -277,11 +121,7 @@ def factorize_as_planned(
     told += _orders_told(parts, also_without=order_units)
     step = {
         "step": "factorize",
-        "request": None if request is None else asdict(request),
-        "matrices": list(plan.kinds),
-        # The device changes where, not what.
-        "order_units": order_units or any(matrix.shape.part.order_sizes for matrix in matrices.values()),
-        "options": {name: value for name, value in asdict(options).items() if name != "device"},
+        "recipe": dict(record or {}),
         "left_dense": [asdict(left) for left in left_dense],
     }
     others = tuple(f"{other.name or 'the checkpoint'}: {other.reason}; left as it is." for other in plan.others)

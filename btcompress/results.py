@@ -216,6 +216,25 @@ class CalibrationProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class StepProgress:
+    """Where the run of a recipe stands, handed to ``on_progress`` callbacks.
+
+    Attributes:
+        kind: of the step: ``"factorize"``, ``"finetune"`` or ``"dense"``.
+        index: steps done before it.
+        count: steps in all.
+        output: the file that it writes.
+        state: ``"begun"``, ``"done"``, or ``"kept"`` where an interrupted run had done it.
+    """
+
+    kind: str
+    index: int
+    count: int
+    output: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class FineTuneReport:
     """What fine-tuning brought, on sequences held back.
 

@@ -299,7 +299,7 @@ def _make_inputs() -> None:
     model = torch.nn.LSTM(16, 4)
     torch.save(model.state_dict(), "model.pt")
     np.savez("data.npz", x=np.random.default_rng(0).normal(size=(24, 3, 16)).astype(np.float32))
-    compressed = btcompress.factorization.factorize(Path("model.pt"), tucker_rank=2)
+    compressed = btcompress.factorize(Path("model.pt"), tucker_rank=2)
     btcompress.checkpoint.writer.write(compressed, "model.bt.safetensors")
 
 

@@ -35,12 +35,15 @@ FLOORS = {
     "factorization": 7,
     "models": 7,
     "reporting": 7,
-    "demo": 10,
+    "recipe": 10,
+    "compression": 11,
+    "running": 12,
+    "demo": 12,
     "finetune": 8,
     "calibration": 9,
-    "display": 11,
-    "cli": 12,
-    "__main__": 13,
+    "display": 13,
+    "cli": 14,
+    "__main__": 15,
 }
 
 MODULES = sorted(

@@ -43,7 +43,7 @@ def low_rank(model, gates, rank):
         n_parts = 4 if gates == "separate" else 1
         part = BlockTermShape.low_rank(rows // n_parts, columns, rank, n_gates=4 // n_parts)
         forms.append(replace(planned, shape=MatrixShape(part, gates)))
-    return factorize_as_planned(checkpoint, replace(plan, matrices=tuple(forms)), None)
+    return factorize_as_planned(checkpoint, replace(plan, matrices=tuple(forms)))
 
 
 def hidden_state_error(model, compressed, x):

@@ -11,15 +11,15 @@ from btcompress.calibration import errors as room
 from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.finetune.data import Arrays
-from btcompress.fit import FitOptions, samples
+from btcompress.fit import samples
 
-QUICK = FitOptions(max_sweeps=2)
+QUICK = {"max_sweeps": 2}
 
 
 def pair(module, matrices=("input", "recurrent")):
     """A module's checkpoint, dense and compressed."""
     dense = from_state_dict(module.state_dict())
-    options = {"cp_rank": 2, "tucker_rank": 2, "allow_growth": True, "options": QUICK}
+    options = {"cp_rank": 2, "tucker_rank": 2, "allow_growth": True, **QUICK}
     return dense, btcompress.factorize(module, matrices=matrices, **options)
 
 
@@ -168,7 +168,7 @@ def test_forming_a_matrix_changes_its_error_by_rounding_only(monkeypatch):
 def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(tmp_path):
     module = nn.ModuleDict({"a": nn.LSTM(12, 5), "b": nn.LSTM(12, 5), "c": nn.LSTM(12, 5, num_layers=2)})
     dense = from_state_dict(module.state_dict())
-    compressed = btcompress.factorize(module, layers=["a.*", "b.*"], allow_growth=True, options=QUICK)
+    compressed = btcompress.factorize(module, layers=["a.*", "b.*"], allow_growth=True, **QUICK)
     right, wrong = str(tmp_path / "right.npy"), str(tmp_path / "wrong.npy")
     np.save(right, sequences(2, 3, 12).x)
     np.save(wrong, sequences(2, 3, 13).x)
@@ -181,7 +181,7 @@ def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(
     with pytest.raises(CheckpointError, match="b"):
         on_inputs(compressed, from_state_dict({"a": torch.ones(2)}), right, lstm="b")
     only_head = nn.ModuleDict({"lstm": nn.LSTM(12, 5), "head": nn.Linear(40, 30)})
-    unchanged = btcompress.factorize(only_head, matrices=("linear",), allow_growth=True, options=QUICK)
+    unchanged = btcompress.factorize(only_head, matrices=("linear",), allow_growth=True, **QUICK)
     with pytest.raises(BTCompressError, match="no block-term matrices to measure"):
         on_inputs(unchanged, from_state_dict(only_head.state_dict()), right)
 

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import btcompress
-from btcompress import devices
-from btcompress.cli.options import usable
+from btcompress import compression
 from btcompress.demo import DemoSize
 from btcompress.shapes import BlockTermShape
 from forms import in_blocks
@@ -107,12 +107,23 @@ def test_inspect_names_lstms_and_what_looks_alike(tmp_path, run):
     assert len(value["matrices"]) == 4
 
 
-def test_calibration_trains_on_the_gpu_that_was_named(monkeypatch):
+def test_training_takes_the_gpu_that_was_named(monkeypatch):
     current = []
-    monkeypatch.setattr(devices, "check_device", lambda device: device)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    assert [usable(device) for device in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
-    assert current == ["cuda:1"]
+
+    @contextmanager
+    def device(name):
+        current.append(name)
+        yield
+        current.append("left")
+
+    monkeypatch.setattr(compression, "check_device", lambda name: name)
+    monkeypatch.setattr("btcompress.fit.blockfit.check_device", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(compression, "prepare", lambda *_, **__: current.append("prepared"))
+    monkeypatch.setattr(compression, "finish", lambda *_: current.append("finished"))
+    for name in ("cpu", "cuda", "cuda:1"):
+        btcompress.compress({}, btcompress.FactorizeStep(device=name))
+    assert current == ["prepared", "finished"] * 2 + ["cuda:1", "prepared", "finished", "left"]
 
 
 def test_report_against_measures_anew(model, run):
@@ -147,8 +158,8 @@ def test_report_against_measures_anew(model, run):
         (["--of", "model"], "--target-ratio"),
         (["--plan", "plan.yaml"], "plan.yaml cannot be read"),
         (["--plan", "model.pt"], "model.pt is"),
-        (["--plan", "plan.yaml", "--tucker-rank", "3"], "--plan says it all"),
-        (["--plan", "plan.yaml", "--layer", "lstm"], "--plan says it all"),
+        (["--plan", "plan.yaml", "--tucker-rank", "3"], "a plan says it all"),
+        (["--plan", "plan.yaml", "--layer", "lstm"], "a plan says it all"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -242,15 +253,15 @@ def test_missing_and_foreign_files_are_refused(command, tmp_path, run):
 
 def test_compressed_files_are_told_from_dense_ones(model, run):
     run("factorize", model)
-    _, err = run("factorize", model.parent / "model.bt.safetensors", code=2)
-    assert "compressed already" in err
+    _, err = run("factorize", model.parent / "model.bt.safetensors", "-o", model.parent / "again.safetensors", code=2)
+    assert "lstm.weight_ih_l0 are block terms already, and no other matrix was chosen" in err
     _, err = run("report", model, code=2)
     assert "not a compressed checkpoint" in err
 
 
 def test_every_option_in_the_documents_exists(run):
     helps = " ".join(
-        run(command, "--help")[0] for command in ("factorize", "plan", "inspect", "report", "finetune", "demo")
+        run(command, "--help")[0] for command in ("factorize", "plan", "inspect", "report", "finetune", "run", "demo")
     )
     root = Path(__file__).parent.parent
     for document in (root / "README.md", *(root / "docs").glob("*.md")):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress import checkpoint, display, models
+from btcompress import compression, display, models
 from btcompress.demo import story
 from btcompress.display import progress
 from btcompress.errors import BTCompressError
@@ -93,7 +93,7 @@ def test_errors_without_end_keep_their_beginning_and_their_end(run, monkeypatch,
     def refuse(*_, **__):
         raise BTCompressError(f"keys {'x' * 100_000} are too many. Do this instead.")
 
-    monkeypatch.setattr(checkpoint, "read", refuse)
+    monkeypatch.setattr(compression, "read", refuse)
     _, err = run("inspect", tmp_path, code=2)
     assert err.startswith("Error: keys xxx")
     assert err.endswith("xxx are too many. Do this instead.\n")
@@ -179,9 +179,9 @@ def test_json_has_no_text_that_is_not_unicode(capsys):
 
 #: For each command, what it calls first that takes long.
 LONG_WORK = {
-    "inspect": (checkpoint, "read"),
-    "plan": (checkpoint, "read"),
-    "factorize": (checkpoint, "read"),
+    "inspect": (compression, "read"),
+    "plan": (compression, "read"),
+    "factorize": (compression, "read"),
     "report": (models, "load"),
     "demo": (story, "draw_clips"),
 }

@@ -9,8 +9,8 @@ from torch import nn
 import btcompress
 from btcompress.checkpoint import from_state_dict
 from btcompress.cli import main
+from btcompress.compression import factorize, plan_for
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.factorization import factorize, plan_for
 from btcompress.fit import fit_matrix
 from btcompress.shapes import BlockTermShape, MatrixShape
 

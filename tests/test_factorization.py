@@ -215,7 +215,7 @@ def test_block_terms_beyond_the_range_of_the_dtype_are_left_out_and_never_all_of
 
 def test_progress_counts_matrices_and_sweeps():
     seen = []
-    btcompress.factorize(Tagger(), cp_rank=2, tucker_rank=2, on_progress=seen.append)
+    btcompress.compress(Tagger(), btcompress.FactorizeStep(cp_rank=2, tucker_rank=2), seen.append)
     assert {state.count for state in seen} == {5}
     assert [state.index for state in seen] == sorted(state.index for state in seen)
     assert seen[0].name == INPUT_KEYS[0] or seen[0].name == "cell.weight_ih"

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from btcompress import memory
+from btcompress.compression import compress, factorize, plan_for
 from btcompress.errors import MemoryLimitError
-from btcompress.factorization import factorize, plan_for
 from btcompress.fit.demand import bytes_to_fit
 from btcompress.nn import BTLinear
+from btcompress.recipe import FactorizeStep
 from btcompress.shapes import BlockTermShape
 
 SHAPES = {
@@ -26,8 +27,9 @@ ASKED = {"cp_rank": 2, "tucker_rank": 3, "in_modes": (8, 10), "out_modes": (16, 
 MEASURE = """
 import sys, torch
 from btcompress.blockterm import params_of
-from btcompress.fit import FitOptions, fit, truncated_svd, weight_error
+from btcompress.fit import FitOptions, fit, weight_error
 from btcompress.shapes import BlockTermShape
+from btcompress.yardsticks import truncated_svd
 torch.set_num_threads(1)
 options = FitOptions(max_sweeps=2)
 for shape in (BlockTermShape((6, 8), (8, 6), (2, 2), 2), BlockTermShape.low_rank(48, 48, 3)):
@@ -67,7 +69,7 @@ def state():
 
 def test_what_would_not_fit_is_refused_before_it_begins_and_says_what_would_help():
     with memory.limited(10_000), pytest.raises(MemoryLimitError) as refused:
-        factorize(state(), **ASKED, on_progress=lambda _: pytest.fail("a fit began"))
+        compress(state(), FactorizeStep(**ASKED), lambda _: pytest.fail("a fit began"))
     said = str(refused.value)
     for words in (KEY, "CP rank 2", "Tucker ranks 3,3", "modes 8,10 by 16,8", "10.0 kB are allowed", "Lower the ranks"):
         assert words in said

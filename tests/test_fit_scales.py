@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from btcompress.checkpoint import from_state_dict
+from btcompress.compression import factorize, plan_for
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.factorization import factorize, factorize_as_planned, plan_for
+from btcompress.factorization import factorize_as_planned
 from btcompress.fit import FitOptions
 from btcompress.modes import ShapeRequest
 from btcompress.nn import BTLinear
@@ -56,7 +57,7 @@ def test_the_error_stated_is_that_of_the_matrix_formed_or_the_matrix_is_left_wit
         plan = make_plan(checkpoint, ShapeRequest(1, 1), allow_growth=True)
         plan = replace(plan, matrices=(PlannedMatrix(KEY, FORMS[name]),))
         try:
-            result = factorize_as_planned(checkpoint, plan, None, FitOptions(max_sweeps=5))
+            result = factorize_as_planned(checkpoint, plan, FitOptions(max_sweeps=5))
         except BTCompressError as refused:
             words = str(refused)
             assert KEY in words
@@ -92,7 +93,7 @@ def test_the_error_foreseen_of_denormal_matrices_counts_the_step_between_them(dt
     planned = plan_for(checkpoint.tensors, max_params=200)
     foreseen = planned.forms[0].point.error
     result = factorize_as_planned(
-        checkpoint, replace(planned.plan, matrices=(replace(planned.plan.matrices[0], fallback=None),)), planned.wish
+        checkpoint, replace(planned.plan, matrices=(replace(planned.plan.matrices[0], fallback=None),))
     )
     assert result.matrices[KEY].weight_error <= 1.1 * foreseen
 

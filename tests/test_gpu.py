@@ -18,13 +18,14 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import btcompress
 from btcompress import BTLSTM, BTLinear, BTLSTMCell, contraction, memory
 from btcompress.blockterm import BlockTerm
-from btcompress.calibration import CalibrationRequest, calibrate, gather_samples
+from btcompress.calibration import CalibrationRequest, SampleInputs, calibrate
 from btcompress.checkpoint import read
-from btcompress.factorization import plan_for
+from btcompress.compression import plan_for, priced_plan
 from btcompress.finetune import TrainConfig
 from btcompress.fit import FitOptions, fit, fit_matrix, lowrank, weight_error
 from btcompress.nn import BTWeight
 from btcompress.orders import fit_ordered
+from btcompress.recipe import FactorizeStep
 from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import UNEVEN, in_blocks, random_form, shuffled
 from tuning import SMALL, Classifier, draw, saved_pair, tune
@@ -268,7 +269,7 @@ def test_a_plan_prices_low_rank_as_on_the_cpu_and_nothing_ends_worse():
         errors = [[point.error for point in form.curve.low_rank] for form in (ours, theirs)]
         assert errors[0] == pytest.approx(errors[1], rel=1e-9)
     assert moved.params_after <= moved.params_before / 4
-    compressed = btcompress.factorize(weights, plan=moved, options=FitOptions(device=ON))
+    compressed = btcompress.factorize(weights, plan=moved, device=ON)
     for form in moved.forms:
         if form.point is not None:
             own = compressed.matrices[form.name]
@@ -281,17 +282,14 @@ def test_a_plan_in_orders_keeps_to_its_budget(generator):
     part = BlockTermShape((3, 4), (8, 2), (2, 2), n_blocks=1, n_gates=4)
     weights = {**state_dict(), "lstm.weight_ih_l0": in_blocks(part, generator)}
     plan = plan_for(weights, target_ratio=2, order=2, order_units=True, device=ON)
-    compressed = btcompress.factorize(weights, plan=plan, options=FitOptions(device=ON, max_sweeps=5))
+    compressed = btcompress.factorize(weights, plan=plan, device=ON, max_sweeps=5)
     assert compressed.matrices["lstm.weight_ih_l0"].shape.n_params <= 16 * 12 / 2
 
 
 def test_fits_in_orders_of_units_say_their_true_errors():
     weights = state_dict()
     options = {"cp_rank": 1, "tucker_rank": 2, "order": 2, "matrices": ("input", "recurrent"), "order_units": True}
-    here, moved = (
-        btcompress.factorize(weights, **options, options=FitOptions(device=device, max_sweeps=3))
-        for device in (HERE, ON)
-    )
+    here, moved = (btcompress.factorize(weights, **options, device=device, max_sweeps=3) for device in (HERE, ON))
     assert moved.matrices.keys() == here.matrices.keys()
     for key, matrix in moved.matrices.items():
         assert matrix.weight_error == pytest.approx(weight_error(weights[key], moved.parts(key)), rel=1e-6)
@@ -309,8 +307,8 @@ def dense_and_sequences(folder, dtype, **arguments):
 
 def test_a_plan_on_sample_inputs_is_that_of_the_cpu(tmp_path):
     dense, _, inputs = dense_and_sequences(tmp_path, torch.float64)
-    samples = gather_samples(read(dense), CalibrationRequest(inputs))
-    here, moved = (plan_for(dense, target_ratio=4, samples=samples, device=device) for device in (HERE, ON))
+    steps = [FactorizeStep(target_ratio=4, calibration=[SampleInputs(inputs)], device=device) for device in (HERE, ON)]
+    here, moved = (priced_plan(dense, step) for step in steps)
     for ours, theirs in zip(moved.forms, here.forms, strict=True):
         errors = [[point.error for point in form.curve.low_rank] for form in (ours, theirs)]
         assert errors[0] == pytest.approx(errors[1], rel=1e-9)
@@ -331,7 +329,9 @@ def test_calibrating_ends_as_on_the_cpu(tmp_path, dtype):
     def calibrated(folder, dtype, cpu):
         dense, compressed, inputs = dense_and_sequences(folder, dtype, num_layers=2)
         config = TrainConfig(epochs=2, learning_rate=3e-3, cpu=cpu)
-        return calibrate(btcompress.load(compressed), read(dense), CalibrationRequest(inputs), config).history[-1]
+        return calibrate(
+            btcompress.load(compressed), read(dense), CalibrationRequest((SampleInputs(inputs),)), config
+        ).history[-1]
 
     for name in ("here", "there"):
         (tmp_path / name).mkdir()

@@ -94,8 +94,8 @@ def test_matrices_left_dense_are_read_again_with_their_reason(tmp_path, checkpoi
 
 
 def test_a_plan_and_its_file_give_the_same_tensors(path, priced, checkpoint, every):
-    direct = factorize_as_planned(checkpoint, priced.plan, priced.wish)
-    from_file = factorize_as_planned(checkpoint, read_plan(path, checkpoint, every), None)
+    direct = factorize_as_planned(checkpoint, priced.plan)
+    from_file = factorize_as_planned(checkpoint, read_plan(path, checkpoint, every))
     assert direct.tensors.keys() == from_file.tensors.keys()
     assert all(torch.equal(tensor, from_file.tensors[name]) for name, tensor in direct.tensors.items())
 
@@ -234,7 +234,7 @@ def test_gates_that_are_not_there_cannot_be_separate(path):
 
 
 def test_result_of_a_plan_is_reported_as_any_other(path, checkpoint, every):
-    report = btcompress.report(factorize_as_planned(checkpoint, read_plan(path, checkpoint, every), None))
+    report = btcompress.report(factorize_as_planned(checkpoint, read_plan(path, checkpoint, every)))
     assert {row.core for row in report.matrices} <= {"full", "identity"}
     assert not any("A low-rank matrix of equal size fits better" in line for line in report.advice)
 

@@ -135,7 +135,6 @@ def test_a_wish_with_orders_finds_the_form_that_a_shuffled_matrix_has(generator)
     assert compressed.matrices[KEY].shape == shape
     assert row.params_after == within.forms[0].n_params <= wish["max_params"]
     assert row.weight_error <= within.forms[0].point.error
-    assert compressed.history[0]["order_units"]
     assert any("in an order of their own" in notice for notice in compressed.notices)
     assert not any("worse than foreseen" in notice for notice in compressed.notices)
 
@@ -171,7 +170,7 @@ def test_forms_with_orders_have_a_low_rank_form_to_fall_back_on(generator):
     assert planned.fallback == Fallback(form.low_rank.error, form.low_rank.shape)
     checkpoint = from_state_dict(model.state_dict())
     worse = replace(plan.plan, matrices=(replace(planned, fallback=Fallback(0.0, form.low_rank.shape)),))
-    compressed = factorize_as_planned(checkpoint, worse, None)
+    compressed = factorize_as_planned(checkpoint, worse)
     assert compressed.matrices[KEY].shape == form.low_rank.shape
     assert any("low rank" in notice and "instead" in notice for notice in compressed.notices)
 
@@ -218,7 +217,7 @@ def test_a_plan_with_orders_read_again_is_the_plan_and_gives_the_same_tensors(pa
     )
     assert read_plan(path, checkpoint, every) == priced.plan
     plans = (priced.plan, read_plan(path, checkpoint, every))
-    direct, from_file = (factorize_as_planned(checkpoint, plan, None) for plan in plans)
+    direct, from_file = (factorize_as_planned(checkpoint, plan) for plan in plans)
     assert all(torch.equal(tensor, from_file.tensors[name]) for name, tensor in direct.tensors.items())
 
 
@@ -231,7 +230,7 @@ def test_orders_asked_for_by_hand_are_found(names, gates, path, checkpoint, ever
     edit(path, {**entry, **dict.fromkeys(names, True)})
     plan = read_plan(path, checkpoint, every)
     assert plan.matrices[0].shape == shape
-    compressed = factorize_as_planned(checkpoint, plan, None)
+    compressed = factorize_as_planned(checkpoint, plan)
     assert compressed.matrices[KEY].shape == shape
     n_integers = shape.n_params - shape.ordered().n_params
     assert any(f"{n_integers} integers" in notice for notice in compressed.notices)

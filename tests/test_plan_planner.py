@@ -11,6 +11,7 @@ import btcompress
 from btcompress import factorization
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import from_state_dict
+from btcompress.compression import priced_plan
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.fit import fit_matrix
 from btcompress.modes import ShapeRequest
@@ -300,7 +301,7 @@ def test_planner_takes_any_list_of_matrices(generator):
 
 def test_layers_and_progress():
     seen = []
-    plan = btcompress.plan_for(lstm(), max_error=0.5, layers=["*_l1"], on_progress=seen.append)
+    plan = priced_plan(lstm(), btcompress.FactorizeStep(max_error=0.5, layers=["*_l1"]), on_progress=seen.append)
     assert [form.name for form in plan.forms] == ["weight_ih_l1"]
     assert {(state.name, state.index, state.count) for state in seen} == {("weight_ih_l1", 0, 1)}
     assert seen[-1].share == 1
@@ -311,7 +312,7 @@ def test_forms_that_fit_worse_than_foreseen_may_leave_the_matrix_dense():
     base = make_plan(checkpoint, ShapeRequest(1, 2, order=3), allow_growth=True)
     first, second = base.matrices
     plan = replace(base, matrices=(replace(first, fallback=Fallback(0.0, None)), second))
-    compressed = factorization.factorize_as_planned(checkpoint, plan, None)
+    compressed = factorization.factorize_as_planned(checkpoint, plan)
     assert list(compressed.matrices) == ["weight_ih_l1"]
     (left,) = btcompress.report(compressed).left_dense
     assert (left.name, left.reason) == ("weight_ih_l0", "its block terms came out worse than foreseen")
@@ -324,7 +325,7 @@ def test_forms_that_fit_worse_than_foreseen_give_way_to_low_rank(worse, monkeypa
     base = make_plan(checkpoint, ShapeRequest(1, 2, order=3), ["*_l0"], allow_growth=True)
     low_rank = MatrixShape(BlockTermShape.low_rank(32, 18, 1, 4))
     planned = replace(base.matrices[0], fallback=Fallback(0.0 if worse else 1.0, low_rank))
-    compressed = factorization.factorize_as_planned(checkpoint, replace(base, matrices=(planned,)), None)
+    compressed = factorization.factorize_as_planned(checkpoint, replace(base, matrices=(planned,)))
     (row,) = btcompress.report(compressed).matrices
     assert (row.core == "identity") == worse
     assert any("low rank 1 instead" in notice for notice in compressed.notices) == worse

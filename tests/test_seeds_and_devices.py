@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from btcompress.cli import main
+from btcompress.compression import plan_for
 from btcompress.errors import BTCompressError
-from btcompress.factorization import plan_for
 from btcompress.finetune import TrainConfig
 from btcompress.fit import FitOptions, fit
 from btcompress.seeds import MAX_SEED

@@ -339,7 +339,7 @@ def test_gates_apart_share_the_layers_order(generator):
 
 
 def test_training_keeps_shared_orders_shared(tmp_path):
-    dense, compressed = saved_pair(tmp_path, model_of_units(), cp_rank=1, options=FitOptions(), **OPTIONS)
+    dense, compressed = saved_pair(tmp_path, model_of_units(), cp_rank=1, max_sweeps=100, **OPTIONS)
     data = tmp_path / "x.npy"
     np.save(data, draw(24, 5, 20))
     before = btcompress.load(compressed)

@@ -6,7 +6,6 @@ from torch import nn
 
 import btcompress
 from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
-from btcompress.fit import FitOptions
 
 SMALL = TrainConfig(epochs=3, batch_size=8, learning_rate=5e-3, seed=1, cpu=True)
 
@@ -26,7 +25,7 @@ def saved_pair(folder, model, **arguments):
     """Write a model dense and compressed; the two paths."""
     dense, compressed = folder / "model.pt", folder / "model.bt.safetensors"
     torch.save(model.state_dict(), dense)
-    options = {"cp_rank": 2, "tucker_rank": 2, "allow_growth": True, "options": FitOptions(max_sweeps=2), **arguments}
+    options = {"cp_rank": 2, "tucker_rank": 2, "allow_growth": True, "max_sweeps": 2, **arguments}
     btcompress.save(btcompress.factorize(dense, **options), compressed)
     return dense, compressed
 

@@ -46,6 +46,13 @@ DEFAULT = TrainConfig(epochs=10, learning_rate=3e-3)
 
 
 @dataclass(frozen=True, slots=True)
+class SampleInputs:
+    data: str
+    layer: str | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationRequest:
     """What to calibrate on.
 
@@ -57,11 +64,21 @@ class CalibrationRequest:
         train: whether to train after the matrices are fitted to the inputs.
     """
 
-    data: str
-    scale: float = 1.0
+    inputs: tuple[SampleInputs, ...]
     held_fraction: float = 0.2
-    lstm: str | None = None
     train: bool = True
+
+    @property
+    def data(self):
+        return self.inputs[0].data
+
+    @property
+    def scale(self):
+        return self.inputs[0].scale
+
+    @property
+    def lstm(self):
+        return self.inputs[0].layer
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from btcompress.checkpoint.linear import LinearEntry, find_linear
 from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
 from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
 from btcompress.checkpoint.recognise import is_compressed
-from btcompress.checkpoint.source import Source
+from btcompress.checkpoint.source import Source, digest
 from btcompress.checkpoint.tensors import same_bits
-from btcompress.checkpoint.writer import check_storable, read_compressed, write
+from btcompress.checkpoint.writer import check_storable, read_compressed, write, write_dense
 
 __all__ = [
     "Checkpoint",
@@ -21,6 +21,7 @@ __all__ = [
     "check_storable",
     "check_target",
     "claimed",
+    "digest",
     "find_linear",
     "find_recurrent",
     "from_state_dict",
@@ -31,4 +32,5 @@ __all__ = [
     "replacing",
     "same_bits",
     "write",
+    "write_dense",
 ]

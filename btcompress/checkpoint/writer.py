@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from filecmp import cmp
 from os import PathLike
 from pathlib import Path
@@ -49,10 +49,7 @@ def write(
         digests = write_tensors(temporary, stored, header)
         found = read_compressed(temporary)
         if changed := differing(temporary, digests) or (found.matrices != compressed.matrices and ["its description"]):
-            raise OutputError(
-                f"{path} could not be written: {changed[0]} came back from the disk other than it was written. Try "
-                "another disk; nothing was replaced."
-            )
+            raise _changed(path, changed[0])
         if check is not None:
             check(found)
         if path.exists() and not force and not cmp(temporary, path, shallow=False):
@@ -60,6 +57,31 @@ def write(
                 f"{path} already exists, and is another file than would be written. Move it away, or replace it with "
                 "--force beside --resume (force=True)."
             )
+
+
+def write_dense(tensors: Mapping[str, Tensor], path: Path, *, force: bool = False) -> None:
+    """Write a plain state dict as ``.safetensors``, whole or not at all, and read it back.
+
+    Args:
+        tensors: by name; tied ones are each written.
+        path: the file.
+        force: replace an existing file.
+
+    Raises:
+        OutputError: the file cannot or may not be written there, or another process is writing it.
+    """
+    check_target(path, force=force)
+    with replacing(path) as temporary:
+        digests = write_tensors(temporary, {name: plain_tensor(name, value) for name, value in tensors.items()}, {})
+        if changed := differing(temporary, digests):
+            raise _changed(path, changed[0])
+
+
+def _changed(path: Path, what: str) -> OutputError:
+    return OutputError(
+        f"{path} could not be written: {what} came back from the disk other than it was written. Try another disk; "
+        "nothing was replaced."
+    )
 
 
 def check_storable(compressed: CompressedCheckpoint) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from btcompress.cli.expanding import with_fields_as_options
 from btcompress.cli.factorizing import factorize
 from btcompress.cli.limits import with_memory_limit
 from btcompress.cli.planning import inspect, plan_command
 from btcompress.cli.reports import report
+from btcompress.cli.running import run
 from btcompress.cli.training import demo, finetune
 from btcompress.errors import INTERRUPTED, BTCompressError
 
@@ -29,12 +32,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(with_memory_limit(factorize))
-app.command(name="plan")(with_memory_limit(plan_command))
-app.command()(with_memory_limit(inspect))
-app.command()(with_memory_limit(report))
-app.command()(with_memory_limit(finetune))
-app.command()(with_memory_limit(demo))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "factorize": factorize,
+    "plan": plan_command,
+    "inspect": inspect,
+    "report": report,
+    "finetune": finetune,
+    "run": run,
+    "demo": demo,
+}
+for name, command in _COMMANDS.items():
+    app.command(name)(with_memory_limit(with_fields_as_options(command)))
 
 
 def _version(wanted: bool) -> None:

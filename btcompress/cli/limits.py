@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from btcompress.cli.options import EFFORT
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?) ?(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 
@@ -20,6 +22,7 @@ MaxMemory = Annotated[
         help="Most memory to take, such as 8G or 500M: what would take more is refused before it begins. Default: "
         "what the machine has left.",
         show_default=False,
+        rich_help_panel=EFFORT,
     ),
 ]
 

@@ -17,6 +17,7 @@ from btcompress.display.progress import (
     demo_progress,
     finetune_progress,
     fit_progress,
+    job_progress,
     pricing_progress,
     working,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "fit_progress",
     "guarded_streams",
     "having_written",
+    "job_progress",
     "lost_output",
     "pricing_progress",
     "show_defect",

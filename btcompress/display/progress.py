@@ -69,6 +69,17 @@ def pricing_progress() -> Iterator[OnPricing]:
 
 
 @contextmanager
+def job_progress() -> Iterator[Callable[[object], None]]:
+    """A bar on stderr over whatever a job says of itself."""
+    with _patient_bar() as update:
+
+        def on_progress(state: object) -> None:
+            pass
+
+        yield on_progress
+
+
+@contextmanager
 def demo_progress() -> Iterator[Callable[[DemoProgress], None]]:
     """A bar on stderr over each stage of the demonstration."""
     with _patient_bar(patience=0.0) as update:

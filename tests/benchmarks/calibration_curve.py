@@ -15,8 +15,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from btcompress import factorize, plan_for
-from btcompress.calibration import DEFAULT, CalibrationRequest, calibrate, gather_samples
+from btcompress import FactorizeStep, factorize
+from btcompress.calibration import DEFAULT, CalibrationRequest, SampleInputs, calibrate, gather_samples
+from btcompress.compression import priced_plan
 from btcompress.factorization import open_weights
 
 KINDS = ("input", "recurrent")
@@ -35,13 +36,13 @@ def main() -> None:
     args = parser.parse_args()
     dense = open_weights(args.model)
     config = replace(DEFAULT, seed=args.seed)
-    fit, train = (CalibrationRequest(str(args.inputs), train=train) for train in (False, True))
+    fit, train = (CalibrationRequest((SampleInputs(str(args.inputs)),), train=train) for train in (False, True))
     samples = gather_samples(dense, fit, args.seed)
     rows = []
     for ratio in args.ratios:
+        wish = FactorizeStep(target_ratio=ratio, matrices=KINDS)
         on_weights, on_inputs = (
-            factorize(args.model, plan=plan_for(args.model, target_ratio=ratio, matrices=KINDS, samples=given))
-            for given in (None, samples)
+            factorize(args.model, plan=priced_plan(args.model, wish, samples=given)) for given in (None, samples)
         )
         row = {"ratio": ratio, "forms": {key: m.shape.to_dict() for key, m in on_inputs.matrices.items()}}
         step = calibrate(on_weights, dense, fit, config, samples=samples).history[-1]

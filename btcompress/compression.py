@@ -1,0 +1,332 @@
+"""Do the job that a step says, in the one place that knows the order: read, choose, sample, price, fit, calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from btcompress import plan as planning
+from btcompress.calibration import calibrate, gather_samples
+from btcompress.checkpoint import (
+    Checkpoint,
+    CompressedCheckpoint,
+    check_target,
+    claimed,
+    is_compressed,
+    read,
+    read_compressed,
+    write,
+)
+from btcompress.devices import check_device
+from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.factorization import Weights, factorize_as_planned, open_weights
+from btcompress.finetune.readback import check_same_outputs
+from btcompress.fit import Samples
+from btcompress.kinds import KINDS
+from btcompress.plan import Plan, PricedPlan, Wish
+from btcompress.recipe import FactorizeStep
+from btcompress.results import CalibrationProgress, FitProgress, PricingProgress
+
+Progress = FitProgress | PricingProgress | CalibrationProgress
+OnProgress = Callable[[Progress], None]
+
+P = ParamSpec("P")
+
+_DEFAULT = FactorizeStep()
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """What there is to factorize.
+
+    Attributes:
+        dense: every tensor in dense form.
+        result: the result that it is the dense form of, whose block terms stay; None for a dense checkpoint.
+    """
+
+    dense: Checkpoint
+    result: CompressedCheckpoint | None = None
+
+    @classmethod
+    def of(cls, weights: Weights | Checkpoint | Opened, step: FactorizeStep) -> Opened:
+        """Read a file, or take what is in memory.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not what the step says.
+        """
+        if isinstance(weights, Opened):
+            return weights
+        if isinstance(weights, Checkpoint):
+            return cls(weights)
+        if isinstance(weights, str | PathLike) and is_compressed(Path(fspath(weights))):
+            if step.container is not None:
+                raise CheckpointError(f"{weights} is a result, one plain state dict: leave the container out.")
+            result = read_compressed(fspath(weights))
+            tensors = result.dense_state_dict()
+            return cls(Checkpoint(tensors, result.source, result.notices, result.files), result)
+        if isinstance(weights, str | PathLike):
+            return cls(read(weights, step.container, strict=step.strict))
+        return cls(open_weights(weights, step.container))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it was read from."""
+        return self.dense.files
+
+    def left(self, plan: Plan) -> Plan:
+        """The plan without what is in block-term form already.
+
+        Raises:
+            CheckpointError: nothing else was chosen.
+        """
+        if self.result is None:
+            return plan
+        done = [each.name for each in plan.matrices if each.name in self.result.matrices]
+        kept = tuple(each for each in plan.matrices if each.name not in self.result.matrices)
+        if done and not kept:
+            raise CheckpointError(
+                f"{self.dense.source.name}: {', '.join(done)} are block terms already, and no other matrix was chosen. "
+                "Choose others (--matrices, --layer), or factorize its dense form (a step dense in a recipe)."
+            )
+        told = tuple(f"{name}: in block-term form already; left as it is." for name in done)
+        left_dense = tuple(each for each in plan.left_dense if each.name not in self.result.matrices)
+        return replace(plan, matrices=kept, left_dense=left_dense, notices=(*plan.notices, *told))
+
+    def with_block_terms(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
+        """A result of factorizing the rest, with the block terms and the history that were there before."""
+        before = self.result
+        if before is None:
+            return compressed
+        dense = {key: tensor for key, tensor in compressed.tensors.items() if key not in before.matrices}
+        kept = {name: tensor for name, tensor in before.tensors.items() if name not in before.keys}
+        kept |= {name: before.tensors[name] for name in dense if name in before.tensors}
+        return replace(
+            compressed,
+            tensors={**dense, **kept},
+            matrices={**before.matrices, **compressed.matrices},
+            history=(*before.history, *compressed.history),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A job up to its fits.
+
+    Attributes:
+        opened: what there is to factorize.
+        plan: the form that each matrix is to get.
+        priced: the same with prices, where a wish or a plan in memory chose it.
+        samples: what matrices meet on the sample inputs; None without these.
+    """
+
+    opened: Opened
+    plan: Plan
+    priced: PricedPlan | None
+    samples: Mapping[str, Samples] | None
+
+
+def compress(
+    weights: Weights | Checkpoint | Opened, step: FactorizeStep = _DEFAULT, on_progress: OnProgress | None = None
+) -> CompressedCheckpoint:
+    """Do all that a step says to a checkpoint.
+
+    Args:
+        weights: a weight file, a result to factorize further, a state dict, or a module; never changed.
+        step: what to take, how small, on which sample inputs, how hard.
+        on_progress: called now and then with where a fit, the pricing or the calibration stands.
+
+    Returns:
+        The compressed checkpoint; :func:`btcompress.save` writes it, :func:`btcompress.report` sums it up.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or hold no matrix that was chosen.
+        ShapeError: modes, ranks and sizes do not fit together.
+        BTCompressError: a matrix is not finite, a wish cannot be met, or sample inputs do not fit.
+    """
+    with _on_device(step):
+        return finish(prepare(weights, step, on_progress=on_progress), step, on_progress)
+
+
+def prepare(
+    weights: Weights | Checkpoint | Opened,
+    step: FactorizeStep,
+    samples: Mapping[str, Samples] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Prepared:
+    """Choose the form of each matrix; see :func:`compress`.
+
+    Args:
+        weights: as there.
+        step: as there.
+        samples: what matrices meet, where it is known already; else it is gathered on the step's sample inputs.
+        on_progress: as there.
+    """
+    opened = Opened.of(weights, step)
+    if isinstance(step.plan, PricedPlan):
+        plan = opened.left(step.plan.plan)
+        return Prepared(opened, plan, step.plan, _gathered(opened, step, plan, on_progress))
+    plan = opened.left(_planned(opened.dense, step))
+    if samples is None:
+        samples = _gathered(opened, step, plan, on_progress)
+    if step.wish is None:
+        return Prepared(opened, plan, None, samples)
+    priced = _priced(opened, plan, step.wish, step, samples, on_progress)
+    return Prepared(opened, priced.plan, priced, samples)
+
+
+def _planned(dense: Checkpoint, step: FactorizeStep) -> Plan:
+    """Which matrices are taken, and their shapes where no wish chooses these."""
+    if isinstance(step.plan, Path):
+        every = planning.make_plan(dense, step.shapes, matrices=KINDS, allow_growth=True)
+        return planning.read_plan(step.plan, dense, every, allow_growth=step.allow_growth)
+    growth = step.allow_growth or step.wish is not None
+    return planning.make_plan(dense, step.shapes, step.layers, matrices=step.matrices, allow_growth=growth)
+
+
+def _priced(
+    opened: Opened,
+    plan: Plan,
+    wish: Wish,
+    step: FactorizeStep,
+    samples: Mapping[str, Samples] | None,
+    on_progress: OnProgress | None,
+) -> PricedPlan:
+    return planning.meet(
+        opened.dense,
+        plan,
+        wish,
+        step.shapes,
+        samples=samples,
+        order_units=step.order_units,
+        seed=step.seed,
+        device=step.device,
+        on_progress=on_progress,
+    )
+
+
+def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | None = None) -> CompressedCheckpoint:
+    """Fit the forms chosen, and calibrate where there are sample inputs; see :func:`compress`."""
+    opened = prepared.opened
+    # A plan that was priced, or written, says itself which sides have an order.
+    search = step.order_units and prepared.priced is None and step.plan is None
+    compressed = factorize_as_planned(
+        opened.dense, prepared.plan, step.fit_options, on_progress, order_units=search, record=step.record
+    )
+    compressed = opened.with_block_terms(compressed)
+    if step.calibration:
+        compressed = calibrate(
+            compressed, opened.dense, step.calibration_request, step.training, on_progress, prepared.samples
+        )
+    return compressed
+
+
+def compress_to(
+    target: Path,
+    weights: Weights | Opened,
+    step: FactorizeStep,
+    *,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> CompressedCheckpoint:
+    """Do all that a step says, and write the result whole or not at all.
+
+    Args:
+        target: the file, kept for this process from the start.
+        weights: as for :func:`compress`.
+        step: likewise.
+        force: replace an existing file, though never one that is read.
+        on_progress: as for :func:`compress`.
+
+    Raises:
+        OutputError: the file cannot or must not be written, or another process is writing it.
+    """
+    opened = Opened.of(weights, step)
+    check_target(target, force=force, inputs=[*opened.files, *step.files])
+    with claimed(target):
+        compressed = compress(opened, step, on_progress)
+        write(compressed, target, force=force, check=partial(check_same_outputs, compressed))
+    return compressed
+
+
+@contextmanager
+def _on_device(step: FactorizeStep) -> Iterator[None]:
+    """Let training take the GPU that the step names, where there are several."""
+    check_device(step.device)
+    with torch.cuda.device(step.device) if step.device.startswith("cuda:") else nullcontext():
+        yield
+
+
+def _gathered(
+    opened: Opened, step: FactorizeStep, plan: Plan, on_progress: OnProgress | None = None
+) -> dict[str, Samples] | None:
+    """Samples of what the matrices of a plan meet, and those that are block terms already; None without inputs."""
+    if not step.calibration:
+        return None
+    before = () if opened.result is None else tuple(opened.result.matrices)
+    keys = [*(each.name for each in plan.matrices), *before]
+    return gather_samples(opened.dense, step.calibration_request, step.seed, keys, on_progress)
+
+
+def priced_plan(
+    weights: Weights | Checkpoint | Opened,
+    step: FactorizeStep,
+    *,
+    samples: Mapping[str, Samples] | None = None,
+    on_progress: OnProgress | None = None,
+) -> PricedPlan:
+    """Choose the form of each matrix that :func:`compress` would take, so that a step's wish is met at the least loss.
+
+    Args:
+        weights: as for :func:`compress`.
+        step: likewise; what it says of fits and training does not matter.
+        samples: what matrices meet, where it is known already.
+        on_progress: called now and then while forms are priced.
+
+    Returns:
+        The plan with the curve of every matrix.
+
+    Raises:
+        BTCompressError: the step has no wish; and as :func:`compress`.
+    """
+    wish = check_wish(step)
+    with _on_device(step):
+        opened = Opened.of(weights, step)
+        plan = opened.left(_planned(opened.dense, step))
+        if samples is None:
+            samples = _gathered(opened, step, plan, on_progress)
+        return _priced(opened, plan, wish, step, samples, on_progress)
+
+
+def check_wish(step: FactorizeStep) -> Wish:
+    """What a step wishes for; without it there is nothing to plan.
+
+    Raises:
+        BTCompressError: it has none.
+    """
+    if step.wish is None:
+        raise BTCompressError("nothing is wished for. Give a target ratio, a number of parameters or an error.")
+    return step.wish
+
+
+def _faced(
+    do: Callable[[Weights, FactorizeStep], _T], make: Callable[P, FactorizeStep]
+) -> Callable[Concatenate[Weights, P], _T]:
+    """A job as a function of the weights and a step's fields, whose list then stands once."""
+
+    def faced(weights: Weights, /, *args: P.args, **kwargs: P.kwargs) -> _T:
+        return do(weights, make(*args, **kwargs))
+
+    faced.__doc__ = f"{do.__doc__}\n\nKeywords are the fields of a step:\n\n{make.__doc__}"
+    return faced
+
+
+factorize = _faced(compress, FactorizeStep)
+plan_for = _faced(priced_plan, FactorizeStep)

@@ -1,0 +1,300 @@
+"""What is to be done, as frozen values that are checked when they are made and handed down whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+from btcompress.calibration import CalibrationRequest, SampleInputs
+from btcompress.errors import BTCompressError
+from btcompress.finetune import FineTuneRequest, TrainConfig
+from btcompress.finetune.references import sources
+from btcompress.fit import FitOptions
+from btcompress.kinds import MatrixKind, check_kinds
+from btcompress.modes import ShapeRequest
+from btcompress.plan import Of, PricedPlan, Wish
+from btcompress.recipe.plain import plain, without_defaults
+from btcompress.shapes import Gates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorizeStep:
+    """Write matrices of a checkpoint in block-term form (Ye et al. 2018, eq. 4).
+
+    Those are the input-to-hidden matrices of every LSTM, or what ``matrices`` and ``layers`` say. Their forms are of
+    the ranks given, or chosen so that a wish is met at the least loss, or those of a plan.
+
+    Attributes:
+        matrices: the kinds to take: ``"input"``, an LSTM's ``weight_ih_*``; ``"recurrent"``, its ``weight_hh_*``
+            and ``weight_hr_*``; ``"linear"``, weights of linear layers.
+        layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty. A linear layer
+            without a bias is taken only where a pattern is its very key: it may be an embedding.
+        allow_growth: also factorize a matrix that this makes larger.
+        container: where a file holds several state dicts, the path of the one to read.
+        strict: refuse a file that holds more than weights.
+        cp_rank: ``N``, blocks per matrix; 1 when left out.
+        tucker_rank: ``R`` for all modes, or one per mode; lowered where the modes hold less; 4 when left out.
+        in_modes: ``(I_1..I_d)`` for the matrices whose inputs they multiply to; chosen when left out.
+        out_modes: ``(J_1..J_d)``, likewise for rows, all four gates included when fused.
+        order: ``d``; chosen when left out.
+        input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
+        gates: one form for all four gates, or one for each; with a wish, of forms with a core.
+        target_ratio: a wish: parameters before over parameters after, at least.
+        max_params: a wish: parameters after, at most; instead of a ratio.
+        max_error: a wish: weight error of every matrix, at most; alone, or with one of the two.
+        max_activation_error: a wish: activation error of every matrix on samples held back, at most; likewise.
+        of: whether ratio and parameters are those of the chosen ``"matrices"`` or of the whole ``"model"``.
+        plan: a plan file, or what :func:`btcompress.plan_for` chose; ranks, modes and layers are then its own.
+        order_units: give the rows and columns of a matrix an order of their own, or the hidden units of an LSTM layer
+            one order in all its matrices, where they fit so much better in it that the integers stored with it pay;
+            with a wish, price forms in such orders too. A plan says itself which sides have an order.
+        calibration: sample inputs of LSTMs and linear layers: their forms are chosen and fitted by what they give on
+            these, then trained to give the dense hidden states.
+        calibration_epochs: passes of that training over all layers of an LSTM together; single layers of several are
+            trained before, with half as many each. 0 stops after the fit to the inputs.
+        calibration_lr: its learning rate at its peak.
+        max_sweeps: most joint least-squares sweeps of a fit.
+        restarts: further random starts of each fit; the best is kept.
+        tolerance: a sweep that lowers the error by less than this share of it is the last.
+        seed: of every random draw.
+        device: where to compute, as torch names devices; no part of what is recorded.
+
+    Raises:
+        BTCompressError: a value is out of its range, or two contradict one another.
+    """
+
+    kind: ClassVar[str] = "factorize"
+
+    matrices: Sequence[MatrixKind] = ("input",)
+    layers: Sequence[str] = ()
+    allow_growth: bool = False
+    container: str | None = None
+    strict: bool = False
+    cp_rank: int | None = None
+    tucker_rank: int | Sequence[int] | None = None
+    in_modes: Sequence[int] | None = None
+    out_modes: Sequence[int] | None = None
+    order: int | None = None
+    input_shape: Sequence[int] | None = None
+    gates: Gates = "fused"
+    target_ratio: float | None = None
+    max_params: int | None = None
+    max_error: float | None = None
+    max_activation_error: float | None = None
+    of: Of = "matrices"
+    plan: Path | PricedPlan | None = None
+    order_units: bool = False
+    calibration: Sequence[SampleInputs] = ()
+    calibration_epochs: int = 10
+    calibration_lr: float = 3e-3
+    max_sweeps: int = 100
+    restarts: int = 0
+    tolerance: float = 1e-5
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "tucker_rank", "in_modes", "out_modes", "input_shape", "calibration"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        object.__setattr__(self, "matrices", check_kinds(self.matrices))
+        _ = (self.shapes, self.wish, self.fit_options, self.training)
+        ranks = (self.cp_rank, self.tucker_rank)
+        if self.wish is not None:
+            _refuse("a wish leaves the ranks to be chosen", *ranks, self.plan)
+        if self.plan is not None:
+            sizes = (self.in_modes, self.out_modes, self.order, self.input_shape)
+            _refuse("a plan says it all", *ranks, *sizes, *self.layers, None if self.gates == "fused" else self.gates)
+        if self.calibration:
+            _ = self.calibration_request
+
+    @property
+    def shapes(self) -> ShapeRequest:
+        """The shapes asked for."""
+        rank = 4 if self.tucker_rank is None else self.tucker_rank
+        in_modes, out_modes, input_shape = (
+            None if sizes is None else tuple(sizes) for sizes in (self.in_modes, self.out_modes, self.input_shape)
+        )
+        return ShapeRequest(
+            1 if self.cp_rank is None else self.cp_rank,
+            rank if isinstance(rank, int) else tuple(rank),
+            in_modes,
+            out_modes,
+            self.order,
+            input_shape,
+            self.gates,
+        )
+
+    @property
+    def wish(self) -> Wish | None:
+        """What is wished for instead of ranks, if anything is."""
+        wishes = (self.target_ratio, self.max_params, self.max_error, self.max_activation_error)
+        if all(wish is None for wish in wishes):
+            if self.of == "model":
+                raise BTCompressError(
+                    "of says what a ratio is of, but there is none. Give a target ratio or a number of parameters "
+                    "(--target-ratio, --max-params) with it."
+                )
+            return None
+        return Wish(self.target_ratio, self.max_params, self.max_error, self.of, self.max_activation_error)
+
+    @property
+    def fit_options(self) -> FitOptions:
+        """How hard fits try, and where."""
+        return FitOptions(self.max_sweeps, self.tolerance, self.restarts, self.seed, self.device)
+
+    @property
+    def calibration_request(self) -> CalibrationRequest:
+        """What to calibrate on."""
+        return CalibrationRequest(tuple(self.calibration), train=self.calibration_epochs > 0)
+
+    @property
+    def training(self) -> TrainConfig:
+        """How to train while calibrating."""
+        if self.calibration_epochs < 0:
+            raise BTCompressError(f"calibration_epochs must be at least 0, but {self.calibration_epochs} was given.")
+        cpu = self.device == "cpu"
+        return TrainConfig(
+            epochs=max(self.calibration_epochs, 1), learning_rate=self.calibration_lr, seed=self.seed, cpu=cpu
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that are read beside the checkpoint, and never written over: those that user code comes from too."""
+        plan = (self.plan,) if isinstance(self.plan, Path) else ()
+        return (*plan, *(file for each in self.calibration for file in sources(each.data)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON and YAML know it."""
+        if isinstance(self.plan, PricedPlan):
+            # What such a plan was chosen for is the recipe's; the plan itself is not text.
+            return {"plan": {"wish": without_defaults(self.plan.wish)}, **replace(self, plan=None).to_dict()}
+        return without_defaults(self)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same for a result: where it was computed changes nothing of it."""
+        return replace(self, device="cpu").to_dict()
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneStep:
+    """Train the result of the step before.
+
+    Attributes:
+        inputs: fields of :class:`btcompress.finetune.FineTuneRequest` other than those that the steps around it give:
+            ``compressed`` and ``output``.
+        config: how to train.
+
+    Raises:
+        BTCompressError: there is no such field, or ``data`` is missing.
+    """
+
+    kind: ClassVar[str] = "finetune"
+
+    inputs: Mapping[str, Any]
+    config: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        known = [each.name for each in fields(FineTuneRequest) if each.name not in ("compressed", "output")]
+        unknown = [name for name in self.inputs if name not in known]
+        if unknown or "data" not in self.inputs:
+            what = f"there is no {unknown[0]} in fine-tuning" if unknown else "fine-tuning has no data"
+            raise BTCompressError(f"{what}. Give data, and what else it needs of {', '.join(known)}.")
+
+    def request(self, compressed: Path, output: Path) -> FineTuneRequest:
+        """The training of a result file."""
+        return FineTuneRequest(compressed=compressed, output=output, **self.inputs)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that are read beside the result file, and never written over."""
+        return self.request(Path(), Path()).inputs[1:]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON and YAML know it."""
+        return {**{name: plain(value) for name, value in self.inputs.items()}, **without_defaults(self.config)}
+
+
+@dataclass(frozen=True, slots=True)
+class DenseStep:
+    """Form the dense state dict of the result of the step before, to factorize it anew."""
+
+    kind: ClassVar[str] = "dense"
+
+    files: tuple[Path, ...] = field(default=(), init=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nothing: there is no choice."""
+        return {}
+
+
+Step: TypeAlias = FactorizeStep | FineTuneStep | DenseStep
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A job of one or several steps, each on what the one before gave.
+
+    Attributes:
+        model: the dense checkpoint, or the result file, to begin with.
+        output: the result file of the last step; the results of those before lie beside it.
+        steps: what to do, in turn.
+
+    Raises:
+        BTCompressError: there is no step, or one cannot follow the one before.
+    """
+
+    model: Path
+    output: Path
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise BTCompressError("the recipe has no steps. Give at least one: factorize, finetune or dense.")
+        last = self.steps[-1].kind
+        if last == DenseStep.kind:
+            raise BTCompressError("the recipe ends in a dense state dict. Let a step factorize come after it.")
+        for before, step in zip(self.steps, self.steps[1:], strict=False):
+            if before.kind == DenseStep.kind and step.kind != FactorizeStep.kind:
+                raise BTCompressError(f"a step {step.kind} cannot follow a step dense: it has no block terms then.")
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The file that each step writes."""
+        stem = self.output.name.removesuffix(self.output.suffix)
+        return (*self._outputs_before(stem), self.output)
+
+    def _outputs_before(self, stem: str) -> Iterator[Path]:
+        for number, step in enumerate(self.steps[:-1], 1):
+            yield self.output.with_name(f"{stem}.{number}-{step.kind}.safetensors")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As YAML knows it."""
+        steps = [{step.kind: step.to_dict()} for step in self.steps]
+        return {"model": str(self.model), "output": str(self.output), "steps": steps}
+
+
+def sample_inputs(text: str, scale: float = 1.0) -> SampleInputs:
+    """Sample inputs from ``[LAYER=]FILE`` or ``[LAYER=]MODULE:FACTORY``; a file of just this name is always meant.
+
+    Args:
+        text: as on the command line.
+        scale: what to multiply the inputs of files by.
+    """
+    layer, equals, data = text.partition("=")
+    if not equals or not data or os.path.lexists(text) or os.sep in layer:
+        return SampleInputs(text, None, scale)
+    return SampleInputs(data, layer, scale)
+
+
+def _refuse(reason: str, *options: object) -> None:
+    """Refuse options, of which any that is not None contradicts what others say."""
+    if any(option is not None for option in options):
+        raise BTCompressError(
+            f"{reason}, but options that say otherwise were given as well. Give one of: a wish (--target-ratio, "
+            "--max-params, --max-error, --max-activation-error), --plan, or ranks and what goes with them."
+        )
