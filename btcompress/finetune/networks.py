@@ -15,6 +15,8 @@ from btcompress.checkpoint.compressed import order_names
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.finetune.data import Batch, Data
+from btcompress.finetune.items import STATES
+from btcompress.finetune.recorded import is_same_layer
 from btcompress.nn import BTLSTM, BTLinear
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed
@@ -282,16 +284,32 @@ def is_factorized(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:
 
 
 def check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
-    """Refuse sequences that are not inputs of the LSTM.
+    """Refuse sequences that are not inputs of the LSTM, and initial states that are not its.
 
     Raises:
-        ShapeError: they have other sizes.
+        ShapeError: they have other sizes, or were recorded at another layer.
     """
+    name = entry.name or "the LSTM"
+    if data.layer is not None and not is_same_layer(data.layer, entry.name):
+        raise ShapeError(
+            f"{data.name} holds inputs of {data.layer}, but they are to be those of {name}. Record its inputs, or name "
+            "the layer that these are for (--layer)."
+        )
     if first.x.dim() != 3 or first.x.shape[2] != entry.input_size:
         raise ShapeError(
-            f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {entry.name or 'the LSTM'} takes "
+            f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {name} takes "
             f"(T, {entry.input_size}): {entry.input_size} inputs at each step. Give the inputs of this LSTM."
         )
+    if first.state is None:
+        return
+    n_states = entry.num_layers * (1 + entry.bidirectional)
+    sizes = (entry.proj_size or entry.hidden_size, entry.hidden_size)
+    for what, state, size in zip(STATES, first.state, sizes, strict=True):
+        if (state.shape[0], state.shape[2]) != (n_states, size):
+            raise ShapeError(
+                f"{data.name}: {what} has states of shape ({state.shape[0]}, {state.shape[2]}) for each sequence, but "
+                f"{name} starts from ({n_states}, {size}): one for each layer and direction."
+            )
 
 
 def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
