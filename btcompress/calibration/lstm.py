@@ -137,9 +137,7 @@ class LSTMCalibration:
         student = self._student(compressed, None)
         weights = {key: samples.weights for key, samples in self.samples.items()}
         versions = {**self._versions, "": compressed}
-        errors = activation_errors(
-            list(versions.values()), self.dense, self.entry, self.held, weights, head=self.head
-        )
+        errors = activation_errors(list(versions.values()), self.dense, self.entry, self.held, weights, head=self.head)
         step = {
             "step": "calibrate",
             "lstm": self.entry.name,

@@ -143,7 +143,9 @@ def _listed(entries: Sequence[Entry]) -> str:
         n_inputs = entry.input_size if isinstance(entry, LSTMEntry) else entry.in_features
         return f"{entry.name or '(top)'} ({n_inputs} inputs)"
 
-    return ", ".join(map(shown, entries[:_MOST_SHOWN])) + (" and others" if len(entries) > _MOST_SHOWN else "") or "none"
+    return (
+        ", ".join(map(shown, entries[:_MOST_SHOWN])) + (" and others" if len(entries) > _MOST_SHOWN else "") or "none"
+    )
 
 
 def _name(entry: Entry) -> str:
