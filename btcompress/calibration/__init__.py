@@ -1,12 +1,15 @@
 """Fit block terms to what a model computes on sample inputs, without labels."""
 
-from btcompress.calibration.calibrating import DEFAULT, CalibrationRequest, SampleInputs, calibrate, gather_samples
+from btcompress.calibration.calibrating import DEFAULT, calibrate, gather_samples
 from btcompress.calibration.errors import InputMeasure, activation_errors, on_inputs
+from btcompress.calibration.progress import OnProgress
+from btcompress.calibration.request import CalibrationRequest, SampleInputs
 
 __all__ = [
     "DEFAULT",
     "CalibrationRequest",
     "InputMeasure",
+    "OnProgress",
     "SampleInputs",
     "activation_errors",
     "calibrate",

@@ -10,69 +10,134 @@ import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
-from btcompress.calibration.inputs import inputs_of, layers_of
+from btcompress.calibration.inputs import Entry, dtype_of, matrices_of, meets
+from btcompress.calibration.request import SampleInputs
 from btcompress.calibration.sampling import samples_of
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
+from btcompress.calibration.sources import Source, sources_of
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
 from btcompress.errors import BTCompressError
-from btcompress.finetune.data import Data, open_data
-from btcompress.finetune.networks import check_inputs, choose_lstm, is_factorized, training_dtype
+from btcompress.finetune.data import Data
+from btcompress.finetune.decisions import agreement_on
+from btcompress.finetune.networks import student_of, teacher_of
+from btcompress.finetune.tasks import HiddenStates
 from btcompress.fit import OutputErrors, Samples, fit_to_inputs
 from btcompress.fit.samples import product_by
+from btcompress.results import InputsReport
 
 #: Several forms of each matrix by its key, each of them block terms whose rows are stacked.
 Forms = Mapping[str, Sequence[tuple[BlockTerm, ...]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InputMeasure:
-    """Measures forms on sequences of an LSTM's inputs, for :func:`btcompress.report`.
+class _Measured:
+    """A layer and what it was sampled on."""
 
-    Attributes:
-        dense: holds the matrices.
-        entry: the LSTM.
-        data: the sequences.
-        samples: of them, by the key of the matrix.
-        dtype: to compute in.
-    """
-
-    dense: Checkpoint
-    entry: LSTMEntry
-    data: Data
+    source: Source
     samples: Mapping[str, Samples]
     dtype: torch.dtype
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputMeasure:
+    """Measures forms of matrices, and what LSTMs give, on sample inputs, for :func:`btcompress.report`.
+
+    Attributes:
+        compressed: holds the layers with block terms.
+        dense: holds the matrices.
+        layers: of the layers that there are inputs of.
+    """
+
+    compressed: CompressedCheckpoint
+    dense: Checkpoint
+    layers: tuple[_Measured, ...]
+
     def __call__(self, forms: Forms) -> dict[str, tuple[OutputErrors, ...]]:
         """The errors of each form by the key, in the order given; see :func:`errors_of_forms`."""
-        weights = {key: sample.weights for key, sample in self.samples.items()}
-        return errors_of_forms(forms, self.dense, self.entry, self.data, weights, self.dtype)
+        found: dict[str, tuple[OutputErrors, ...]] = {}
+        for layer in self.layers:
+            weights = {key: sample.weights for key, sample in layer.samples.items()}
+            own = {key: each for key, each in forms.items() if key in weights}
+            source = layer.source
+            found |= errors_of_forms(own, self.dense, source.entry, source.data, weights, layer.dtype, head=source.head)
+        return found
 
     def fitted(self, key: str, parts: tuple[BlockTerm, ...]) -> tuple[BlockTerm, ...] | None:
-        """The same form of a matrix fitted to these very inputs; None if it is not of this LSTM."""
-        if key not in self.samples:
-            return None
-        return fit_to_inputs(self.dense.tensors[key], parts, self.samples[key]).parts
+        """The same form of a matrix fitted to these very inputs; None if there are none of it."""
+        for layer in self.layers:
+            if key in layer.samples:
+                return fit_to_inputs(self.dense.tensors[key], parts, layer.samples[key]).parts
+        return None
+
+    def reports(self) -> tuple[InputsReport, ...]:
+        """What each LSTM gives on its inputs, beside the dense one, from the initial states that they have.
+
+        Raises:
+            BTCompressError: the dense LSTM gives only zeros, or numbers that are not finite.
+        """
+        return tuple(
+            self._report(source.entry, source.data)
+            for source in (layer.source for layer in self.layers)
+            if isinstance(source.entry, LSTMEntry)
+        )
+
+    def _report(self, entry: LSTMEntry, data: Data) -> InputsReport:
+        error = hidden_state_error(self.compressed, self.dense, entry, data)
+        return InputsReport(entry.name, len(data), error, agreement_on(self.compressed, self.dense, entry, data))
+
+
+@torch.no_grad()
+def hidden_state_error(
+    compressed: CompressedCheckpoint, dense: Checkpoint, entry: LSTMEntry, data: Data, batch_size: int = 32
+) -> float:
+    """``||h - h'|| / ||h||`` of the hidden states that an LSTM gives on sequences, dense and with block terms.
+
+    Runs on the CPU, from the initial states that the data give.
+
+    Raises:
+        CheckpointError: the dense checkpoint lacks a tensor of the LSTM, or holds it in another shape.
+        BTCompressError: an input is not finite, or the error is not a number.
+    """
+    dtype = dtype_of(entry, compressed.outline())
+    student, task = student_of(compressed, entry).eval(), HiddenStates(teacher_of(dense, entry, dtype))
+    missed = size = 0.0
+    for rows in torch.arange(len(data)).split(batch_size):
+        batch = data.batch(rows).to(torch.device("cpu"), dtype)
+        parts = task.measure(student(batch.x, batch.lengths, batch.state), batch)
+        missed, size = missed + float(parts[0]), size + float(parts[1])
+    error = task.finish(missed, size) if size else math.nan
+    if not math.isfinite(error):
+        raise BTCompressError(
+            f"the hidden-state error on {data.name} is not a number ({error}). Look for inputs that are all zero, or "
+            "out of scale (--scale)."
+        )
+    return error
 
 
 def activation_errors(
     versions: Sequence[CompressedCheckpoint],
     dense: Checkpoint,
-    entry: LSTMEntry,
+    entry: Entry,
     data: Data,
     weights: Mapping[str, Tensor],
     batch_size: int = 32,
+    *,
+    head: LinearEntry | None = None,
 ) -> list[dict[str, OutputErrors]]:
-    """The activation errors of each factorized matrix of an LSTM, on the inputs that it has in the dense LSTM.
+    """The activation errors of each factorized matrix of a layer, on the inputs that it has in the dense layer.
 
     Those of ``W`` are the sequences, or the hidden states of the layer below; those of ``U`` are the hidden states
-    of the step before. Projections are left out: what they take is not among the LSTM's outputs.
+    of the step before; those of a projection are what is projected; those of a head are the hidden states of the last
+    layer.
 
     Args:
         versions: of one compressed checkpoint, with the same forms.
         dense: holds the matrices that they stand for.
-        entry: the LSTM.
+        entry: the layer.
         data: sequences of its inputs.
-        weights: what the outputs of each matrix count, by its key, as :class:`btcompress.fit.Samples` has it.
+        weights: what the outputs of each matrix count, by its key, as :class:`btcompress.fit.Samples` has it; matrices
+            without any are left out.
         batch_size: sequences at once.
+        head: the linear layer on an LSTM's outputs, if it is to be measured too.
 
     Returns:
         For each version the errors of each matrix by its key; a matrix whose products are all zero has none.
@@ -81,65 +146,79 @@ def activation_errors(
         CheckpointError: the dense checkpoint lacks a matrix, or holds it in another shape.
         BTCompressError: an input is not finite.
     """
-    keys = [key for key in entry.matrix_keys if key in versions[0].matrices]
-    forms = {key: [version.parts(key) for version in versions] for key in keys}
-    dtype = training_dtype(versions[0].outline(), entry)
-    errors = errors_of_forms(forms, dense, entry, data, weights, dtype, batch_size)
+    forms = {key: [version.parts(key) for version in versions] for key in versions[0].matrices if key in weights}
+    dtype = dtype_of(entry, versions[0].outline())
+    errors = errors_of_forms(forms, dense, entry, data, weights, dtype, batch_size, head=head)
     return [{key: of_forms[n] for key, of_forms in errors.items()} for n in range(len(versions))]
 
 
-def on_inputs(
-    compressed: CompressedCheckpoint, dense: Checkpoint, data: str, scale: float = 1.0, lstm: str | None = None
-) -> InputMeasure:
-    """A measure of activation errors for :func:`btcompress.report`, on sequences of an LSTM's inputs.
+def errors_fields(versions: Mapping[str, Mapping[str, OutputErrors]]) -> dict[str, dict[str, float]]:
+    """The fields of a step that say the activation errors of versions, whose names end those of the fields."""
+    plain = {
+        f"activation_errors{name}": {key: each.plain for key, each in of_keys.items()}
+        for name, of_keys in versions.items()
+    }
+    weighted = {
+        f"weighted_activation_errors{name}": {key: each.weighted for key, each in of_keys.items()}
+        for name, of_keys in versions.items()
+    }
+    return plain | weighted
+
+
+def on_inputs(compressed: CompressedCheckpoint, dense: Checkpoint, inputs: Sequence[SampleInputs]) -> InputMeasure:
+    """A measure of activation errors and hidden states for :func:`btcompress.report`, on sample inputs.
 
     Args:
-        compressed: holds the LSTM with block terms.
+        compressed: holds the layers with block terms.
         dense: what it was factorized from.
-        data: the sequences, as fine-tuning takes them; labels are not looked at.
-        scale: what to multiply the inputs of files by.
-        lstm: name of the LSTM; may be left out where there is one.
+        inputs: the inputs, of one layer or of several.
 
     Returns:
-        The measure; it leaves out the matrices that are not of this LSTM, and projections.
+        The measure; it leaves out the matrices that there are no inputs of.
 
     Raises:
-        BTCompressError: the sequences are not inputs of an LSTM with block terms.
+        BTCompressError: the inputs are not those of layers with block terms.
         CheckpointError: the dense checkpoint does not fit.
     """
-    entry = choose_lstm(compressed, lstm, "Name one with --lstm.")
-    if not is_factorized(compressed, entry):
+    sources = sources_of(compressed.outline(), inputs, compressed.matrices)
+    used = [source for source in sources if any(key in compressed.matrices for key in source.keys)]
+    if not used:
         raise BTCompressError(
-            f"{entry.name or 'the LSTM'} has no block-term matrices to measure. Leave the inputs out, or factorize it."
+            f"{', '.join(source.name for source in sources)} has no block-term matrices to measure. Leave the inputs "
+            "out, or factorize it."
         )
-    sequences = open_data(data, scale)
-    check_inputs(sequences, sequences.batch(torch.tensor([0])), entry)
-    dtype = training_dtype(compressed.outline(), entry)
-    samples = samples_of(dense, entry, sequences, sequences, dtype, keys=compressed.matrices)
-    return InputMeasure(dense, entry, sequences, samples, dtype)
+    layers = []
+    for source in used:
+        dtype, data = dtype_of(source.entry, compressed.outline()), source.data
+        samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=compressed.matrices)
+        layers.append(_Measured(source, samples, dtype))
+    return InputMeasure(compressed, dense, tuple(layers))
 
 
 @torch.no_grad()
 def errors_of_forms(
     forms: Forms,
     dense: Checkpoint,
-    entry: LSTMEntry,
+    entry: Entry,
     data: Data,
     weights: Mapping[str, Tensor],
     dtype: torch.dtype,
     batch_size: int = 32,
+    *,
+    head: LinearEntry | None = None,
 ) -> dict[str, tuple[OutputErrors, ...]]:
     """The activation errors of several forms of each matrix, on the same inputs; see :func:`activation_errors`.
 
     Args:
-        forms: what to measure, by the key of the matrix that it stands for; other keys than those of ``W`` and ``U``
-            of this LSTM are left out.
+        forms: what to measure, by the key of the matrix that it stands for; other keys than those of this layer are
+            left out.
         dense: holds the matrices.
-        entry: the LSTM.
+        entry: the layer.
         data: sequences of its inputs.
         weights: what the outputs of each matrix count, by its key.
         dtype: to compute in.
         batch_size: sequences at once.
+        head: the linear layer on an LSTM's outputs, if it is to be measured too.
 
     Returns:
         The errors of each form by the key, in the order given; a matrix whose products are all zero has none.
@@ -148,19 +227,21 @@ def errors_of_forms(
         CheckpointError: the dense checkpoint lacks a matrix, or holds it in another shape.
         BTCompressError: an input is not finite.
     """
-    keys = [key for key in (*entry.input_keys, *entry.recurrent_keys) if key in forms]
-    layers = layers_of(entry, dense, dtype)
+    own = (*matrices_of(entry), *(() if head is None else (head.key,)))
+    keys = [key for key in own if key in forms]
+    of_layer = meets(entry, dense, dtype, head)
     products = {key: [product_by(parts, dtype) for parts in forms[key]] for key in keys}
     # Squares of the outputs that are wanted, and of what each form misses of them: by output, to be weighted once.
     sizes = {key: torch.zeros((), dtype=torch.float64) for key in keys}
     missed = {key: [torch.zeros((), dtype=torch.float64) for _ in forms[key]] for key in keys}
     for rows in torch.arange(len(data)).split(batch_size):
         batch = data.batch(rows).to(torch.device("cpu"), dtype)
-        for key, inputs in inputs_of(entry, layers, batch, keys):
-            wanted = inputs @ dense.tensors[key].to(dtype).T
-            sizes[key] = sizes[key] + wanted.double().square().sum(0)
-            for n, product in enumerate(products[key]):
-                missed[key][n] = missed[key][n] + (wanted - product(inputs)).double().square().sum(0)
+        for sharing, inputs in of_layer(batch, keys):
+            for key in sharing:
+                wanted = inputs @ dense.tensors[key].to(dtype).T
+                sizes[key] = sizes[key] + wanted.double().square().sum(0)
+                for n, product in enumerate(products[key]):
+                    missed[key][n] = missed[key][n] + (wanted - product(inputs)).double().square().sum(0)
     scales = {key: weights[key].double().square() for key in keys}
     return {
         key: tuple(

@@ -1,13 +1,19 @@
-"""Fit the matrices of an LSTM anew to what the dense ones give on sample inputs, without any training."""
+"""Fit matrices anew to what the dense ones give on sample inputs, without any training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
+from btcompress.calibration.progress import Job, Tell
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
 from btcompress.checkpoint.compressed import part_names
 from btcompress.fit import Samples, fit_to_inputs
+
+#: Multiplications of a fit for each cube of the outputs of a low-rank part, mostly those of its eigenvectors, and
+#: about how much longer the sweeps of another form take.
+_EIGENVECTORS = 10
+_SWEEPS = 4
 
 
 def refit(compressed: CompressedCheckpoint, dense: Checkpoint, samples: Mapping[str, Samples]) -> CompressedCheckpoint:
@@ -27,3 +33,25 @@ def refit(compressed: CompressedCheckpoint, dense: Checkpoint, samples: Mapping[
             trained = zip(names[: len(part.tensors)], part.tensors, strict=True)  # orders, behind them, stay
             tensors |= {name: tensor.to(matrix.dtype) for name, tensor in trained}
     return replace(compressed, tensors=tensors)
+
+
+def fit_job(
+    compressed: CompressedCheckpoint, key: str, dense: Checkpoint, samples: Samples
+) -> Job[CompressedCheckpoint]:
+    """The fit of one matrix as a job.
+
+    Args:
+        compressed: holds its form.
+        key: of the matrix.
+        dense: holds it.
+        samples: of its inputs.
+    """
+    shape = compressed.matrices[key].shape
+    work = _EIGENVECTORS * shape.n_parts * float(shape.part.out_size) ** 3
+    if not shape.part.is_low_rank:
+        work *= _SWEEPS
+
+    def do(current: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+        return refit(current, dense, {key: samples})
+
+    return Job(f"fitting {key} to its inputs", work, do)

@@ -1,24 +1,31 @@
-"""Gather what the matrices of an LSTM are fitted and priced on: samples of their inputs, and what their outputs count.
+"""Gather what matrices are fitted and priced on: samples of their inputs, and what their outputs count.
 
 What output ``j`` of ``z = W x + U h + b`` counts is how much an error there moves the hidden states that the LSTM
-gives: ``s_j^2 = E[sum_t' ||dh_t' / dz_tj||^2] / E[||h_t||^2]`` over sequences and steps ``t``. To first order, and if
-errors at different places have nothing to do with one another, the squared hidden-state error is then the sum over
-all matrices of ``E[sum_j s_j^2 (dz_j)^2]``. The gradient of the hidden states' product with random numbers of
-variance 1 gives each term of ``s_j^2`` in the mean, so one pass backward serves all of them.
+gives: ``s_j^2 = E[sum_t' ||dh_t' / dz_tj||^2] / E[||h_t||^2]`` over sequences and steps ``t``; what output ``j`` of a
+projection counts, likewise, with the projected ``h`` in place of ``z``. To first order, and if errors at different
+places have nothing to do with one another, the squared hidden-state error is then the sum over all matrices of
+``E[sum_j s_j^2 (dz_j)^2]``. The gradient of the hidden states' product with random numbers of variance 1 gives each
+term of ``s_j^2`` in the mean, so one pass backward serves all of them.
+
+Of a linear layer all outputs count alike, ``s_j^2 = 1 / E[||W x||^2]``: the sum is the squared relative error of its
+outputs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from btcompress.calibration.inputs import inputs_of, layers_of, steps_that_count
-from btcompress.checkpoint import Checkpoint, LSTMEntry
+from btcompress.calibration.inputs import Entry, Meets, bias_of, matrices_of, meets, rows_of
+from btcompress.calibration.layers import dense_layers, layers_of
+from btcompress.calibration.progress import Tell
+from btcompress.checkpoint import Checkpoint, LinearEntry, LSTMEntry
 from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
@@ -41,84 +48,134 @@ _NO_MOMENT = 1e-14
 
 def samples_of(
     dense: Checkpoint,
-    entry: LSTMEntry,
+    entry: Entry,
     train: Data,
     held: Data,
     dtype: torch.dtype,
     *,
+    head: LinearEntry | None = None,
     keys: Collection[str] | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    tell: Tell | None = None,
 ) -> dict[str, Samples]:
-    """Samples for ``W`` and ``U`` of a dense LSTM, by their keys; none for projections.
+    """Samples for the matrices of a dense LSTM or linear layer, by their keys.
 
     Args:
-        dense: holds the LSTM.
-        entry: the LSTM.
+        dense: holds the layer.
+        entry: the layer.
         train: sequences of its inputs, to fit on.
         held: sequences to measure on.
-        dtype: to run the LSTM in.
+        dtype: to run the layer in.
+        head: the linear layer on an LSTM's outputs, if there are to be samples of it too.
         keys: of the matrices asked for; all of them where left out. Those of one do not depend on the others.
         seed: of the steps and the random numbers drawn.
         batch_size: sequences at once.
+        tell: called after each batch.
 
     Raises:
         CheckpointError: the checkpoint lacks a matrix, or holds it in another shape.
         MemoryLimitError: the samples would take more memory than there is.
         BTCompressError: an input is not finite.
     """
-    asked = (*entry.input_keys, *entry.recurrent_keys) if keys is None else keys
-    what = f"Running {entry.name or 'the LSTM'} over {train.name} and keeping samples of what its matrices meet"
-    require(_bytes_to_sample(entry, asked, dtype), what, "Take fewer matrices at a time (--layer).")
+    linear_layer = entry if isinstance(entry, LinearEntry) else head
+    every = (*matrices_of(entry), *(() if head is None else (head.key,)))
+    asked = [key for key in every if keys is None or key in keys]
+    what = f"Running {entry.name or 'the layer'} over {train.name} and keeping samples of what its matrices meet"
+    require(_bytes_to_sample(dense, entry, asked, dtype), what, "Take fewer matrices at a time (--layer).")
+    if not asked:
+        return {}
     generator = torch.Generator().manual_seed(check_seed(seed))
-    layers = layers_of(entry, dense, dtype)
-    weights = _output_weights(entry, layers[-1], train, generator, batch_size)
-    fitting = _inputs(entry, layers, train, asked, _DRAWN_ENTRIES, generator, batch_size)
-    measuring = _inputs(entry, layers, held, asked, _HELD_ENTRIES, generator, batch_size)
+    n_probed = min(len(train), _PROBED) if isinstance(entry, LSTMEntry) else 0
+    steps = _Steps(len(train) + len(held) + 3 * n_probed, tell)
+    weights = {}
+    if isinstance(entry, LSTMEntry):
+        weights = _output_weights(entry, dense_layers(entry, dense, dtype), train, generator, batch_size, steps)
+    of_layer = meets(entry, dense, dtype, head)
+    fitting = _inputs(of_layer, train, dtype, asked, _DRAWN_ENTRIES, generator, batch_size, steps)
+    measuring = _inputs(of_layer, held, dtype, asked, _HELD_ENTRIES, generator, batch_size, steps)
+    if linear_layer is not None and linear_layer.key in fitting:
+        weights[linear_layer.key] = _alike(dense.tensors[linear_layer.key], fitting[linear_layer.key])
     return {key: Samples(fitting[key], measuring[key], weights[key]) for key in fitting}
 
 
-def _bytes_to_sample(entry: LSTMEntry, keys: Collection[str], dtype: torch.dtype) -> int:
-    """What the copies of the LSTM, one cut off after each layer, and the samples take at their peak."""
-    copies = entry.num_layers * dtype.itemsize * sum(map(math.prod, entry.shapes.values()))
-    columns = [shape[1] for key, shape in entry.shapes.items() if key in keys and len(shape) == 2]
+@dataclass(slots=True)
+class _Steps:
+    """Counts work, in sequences, and tells how much of it is done."""
+
+    n_steps: int
+    tell: Tell | None
+    done: int = 0
+
+    def add(self, n: int) -> None:
+        self.done += n
+        if self.tell is not None:
+            self.tell(self.done / self.n_steps, "")
+
+
+def _bytes_to_sample(dense: Checkpoint, entry: Entry, keys: Collection[str], dtype: torch.dtype) -> int:
+    """What two copies of an LSTM, one of them cut into its layers, and the samples take at their peak."""
+    copies = 0
+    if isinstance(entry, LSTMEntry):
+        copies = 2 * dtype.itemsize * sum(map(math.prod, entry.shapes.values()))
+    columns = [dense.tensors[key].shape[1] for key in keys if key in dense.tensors and dense.tensors[key].dim() == 2]
     # A second moment, its root and what lies between; or the steps drawn, once in pieces and once joined.
     moments = sum(3 * 8 * n * n for n in columns if n <= _MOST_MOMENTS)
     drawn = sum(n > _MOST_MOMENTS for n in columns) * 2 * dtype.itemsize * (_DRAWN_ENTRIES + _HELD_ENTRIES)
     return copies + moments + drawn
 
 
+def _alike(weight: Tensor, inputs: Tensor) -> Tensor:
+    """Weights of outputs that all count alike: their error is then a share of what they are in all."""
+    size = float((inputs.double() @ weight.detach().double().T).square().sum())
+    return torch.full((len(weight),), size**-0.5 if size else 1.0, dtype=torch.float64)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Rows whose squares sum to means over the steps: all steps' moments, or steps drawn."""
+
+    moments: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    drawn: dict[tuple[str, ...], list[Tensor]] = field(default_factory=dict)
+    n_steps: int = 0
+
+    def found(self) -> dict[str, Tensor]:
+        """The rows of each matrix."""
+        rows = {keys: _root(moment / self.n_steps) for keys, moment in self.moments.items()}
+        for keys, pieces in self.drawn.items():
+            joined = torch.cat(pieces)
+            rows[keys] = joined.div_(len(joined) ** 0.5)
+        return {key: rows[keys] for keys in rows for key in keys}
+
+
 @torch.no_grad()
 def _inputs(
-    entry: LSTMEntry,
-    layers: list[Recurrent],
+    of_layer: Meets,
     data: Data,
+    dtype: torch.dtype,
     keys: Collection[str],
     n_entries: int,
     generator: torch.Generator,
     batch_size: int,
+    steps: _Steps,
 ) -> dict[str, Tensor]:
-    """Rows for each matrix, their squares summing to means over the steps: all steps' moments, or steps drawn."""
-    moments: dict[str, Tensor] = {}
-    drawn: dict[str, list[Tensor]] = {}
-    n_steps = 0
-    for rows in torch.arange(len(data)).split(batch_size):
-        batch = data.batch(rows).to(torch.device("cpu"), next(layers[0].parameters()).dtype)
-        n_own = int(steps_that_count(batch).sum())
-        n_steps += n_own
-        steps = torch.randperm(n_own, generator=generator)
-        for key, inputs in inputs_of(entry, layers, batch, keys):
+    """Rows that stand for the inputs of each matrix."""
+    rows = _Rows()
+    for some in torch.arange(len(data)).split(batch_size):
+        batch = data.batch(some).to(torch.device("cpu"), dtype)
+        n_own = len(rows_of(batch))
+        rows.n_steps += n_own
+        order = torch.randperm(n_own, generator=generator)
+        for sharing, inputs in of_layer(batch, keys):
             if inputs.shape[1] <= _MOST_MOMENTS:
                 wide = inputs.double()
-                moments[key] = moments.get(key, torch.zeros((), dtype=torch.float64)) + wide.T @ wide
+                before = rows.moments.get(sharing)
+                rows.moments[sharing] = wide.T @ wide if before is None else before.addmm_(wide.T, wide)
             else:
-                n_drawn = math.ceil(n_entries / inputs.shape[1] * len(rows) / len(data))
-                drawn.setdefault(key, []).append(inputs[steps[:n_drawn].sort().values])
-    found = {key: _root(moment / n_steps) for key, moment in moments.items()}
-    for key, pieces in drawn.items():
-        joined = torch.cat(pieces)
-        found[key] = joined.div_(len(joined) ** 0.5)
-    return found
+                n_drawn = math.ceil(n_entries / inputs.shape[1] * len(some) / len(data))
+                rows.drawn.setdefault(sharing, []).append(inputs[order[:n_drawn].sort().values])
+        steps.add(len(some))
+    return rows.found()
 
 
 def _root(moment: Tensor) -> Tensor:
@@ -129,24 +186,32 @@ def _root(moment: Tensor) -> Tensor:
 
 
 def _output_weights(
-    entry: LSTMEntry, teacher: Recurrent, data: Data, generator: torch.Generator, batch_size: int
+    entry: LSTMEntry,
+    networks: list[Recurrent],
+    data: Data,
+    generator: torch.Generator,
+    batch_size: int,
+    steps: _Steps,
 ) -> dict[str, Tensor]:
-    """``s_j`` for each ``W`` and ``U``, shape ``(4H,)``, float64; both of a layer's direction have the same."""
+    """``s_j`` for each matrix, shape ``(outputs,)``, float64; ``W`` and ``U`` of a layer's direction have the same."""
     rows = torch.arange(len(data))
     if len(rows) > _PROBED:
         rows = torch.randperm(len(rows), generator=generator)[:_PROBED].sort().values
-    dtype = next(teacher.parameters()).dtype
-    directions = list(zip(entry.input_keys, entry.recurrent_keys, strict=True))
-    squares = [torch.zeros(4 * entry.hidden_size, dtype=torch.float64) for _ in directions]
+    dtype = next(networks[0].parameters()).dtype
+    matrices = [(w, u) for w, u in zip(entry.input_keys, entry.recurrent_keys, strict=True)]
+    sharing: list[tuple[str, ...]] = [*matrices, *((key,) for key in entry.projection_keys)]
+    squares: dict[tuple[str, ...], Tensor] = {}
     size = 0.0
     for some in rows.split(batch_size):
         batch = data.batch(some).to(torch.device("cpu"), dtype)
-        gradients, hidden = _probed(entry, teacher, batch, generator)
+        gradients, hidden = _probed(entry, networks, batch, generator)
         size += float(hidden.double().square().sum())
-        for total, gradient in zip(squares, gradients, strict=True):
-            total += gradient.double().square().sum(0)
+        for keys, gradient in zip(sharing, gradients, strict=True):
+            square = gradient.double().square().sum(0)
+            squares[keys] = squares[keys] + square if keys in squares else square
+        steps.add(3 * len(some))
     found: dict[str, Tensor] = {}
-    for keys, square in zip(directions, squares, strict=True):
+    for keys, square in squares.items():
         weights = (square / size).sqrt() if size else square
         weights = weights.clamp_min(_LEAST_WEIGHT * weights.max()) if weights.any() else torch.ones_like(weights)
         found |= dict.fromkeys(keys, weights)
@@ -154,40 +219,62 @@ def _output_weights(
 
 
 def _probed(
-    entry: LSTMEntry, teacher: Recurrent, batch: Batch, generator: torch.Generator
+    entry: LSTMEntry, networks: list[Recurrent], batch: Batch, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """Gradients in ``z`` of the last layer's hidden states times random numbers, and these hidden states.
+    """Gradients of the last layer's hidden states times random numbers, and these hidden states.
 
     Returns:
-        For each layer and direction the gradients at all steps that count, shape ``(n, 4H)``; and ``(n, ..)``.
+        For each layer and direction the gradients in ``z`` at all steps that count, shape ``(n, 4H)``, then those in
+        the projected ``h``, if it is projected; and the hidden states, shape ``(n, ..)``.
     """
-    tensors = {name: tensor.detach() for name, tensor in teacher.lstm.named_parameters()}
     n_directions = 1 + entry.bidirectional
-    lengths = steps_that_count(batch).sum(1)
+    lengths = torch.full((len(batch.x),), batch.x.shape[1]) if batch.lengths is None else batch.lengths
     packed = pack_padded_sequence(batch.x, lengths, batch_first=True, enforce_sorted=False)
     below, size = packed.data, (n_directions, len(batch.x))
-    h = below.new_zeros(*size, entry.proj_size or entry.hidden_size)
-    c = below.new_zeros(*size, entry.hidden_size)
+    zeros = (
+        below.new_zeros(*size, entry.proj_size or entry.hidden_size),
+        below.new_zeros(*size, entry.hidden_size),
+    )
     inputs: list[Tensor] = []
-    for layer in range(entry.num_layers):
-        suffixes = [f"_l{layer}{suffix}" for suffix in ("", "_reverse")[:n_directions]]
-        biases = [_bias(tensors, suffix) for suffix in suffixes]
-        z = [
-            linear(below, tensors[f"weight_ih{suffix}"].detach(), bias)
-            for suffix, bias in zip(suffixes, biases, strict=True)
-        ]
+    outputs: list[Tensor] = []
+    recurrent: list[Tensor] = []
+    for layer, network in zip(layers_of(entry), networks, strict=True):
+        tensors = {name: tensor.detach() for name, tensor in network.lstm.named_parameters()}
+        suffixes = ("_l0", "_l0_reverse")[:n_directions]
+        z = [linear(below, tensors[f"weight_ih{suffix}"], bias_of(tensors, suffix)) for suffix in suffixes]
         inputs += [each if each.requires_grad else each.requires_grad_() for each in z]
         kinds = ("weight_hh", "weight_hr")
-        steps = [
-            [tensors[f"{kind}{suffix}"].detach() for kind in kinds if f"{kind}{suffix}" in tensors]
-            for suffix in suffixes
-        ]
-        below, _ = recur(torch.cat(z, dim=-1), (h, c), steps, packed.batch_sizes)
+        steps = [[tensors[f"{kind}{suffix}"] for kind in kinds if f"{kind}{suffix}" in tensors] for suffix in suffixes]
+        state = layer.state(batch.state)
+        ordered = zeros if state is None else (_in_order(state[0], packed), _in_order(state[1], packed))
+        below, _ = recur(torch.cat(z, dim=-1), ordered, steps, packed.batch_sizes)
+        outputs.append(below)
+        recurrent += [tensors[f"weight_hh{suffix}"] for suffix in suffixes]
     probe = torch.randn(below.shape, generator=generator, dtype=torch.float64).to(below.dtype)
-    gradients = torch.autograd.grad((below * probe).sum(), inputs)
-    return list(gradients), below.detach()
+    projected = outputs if entry.proj_size else []
+    found = list(torch.autograd.grad((below * probe).sum(), [*inputs, *projected]))
+    in_z, in_outputs = found[: len(inputs)], found[len(inputs) :]
+    own = [part for both in in_outputs for part in both.chunk(n_directions, dim=-1)]
+    # An error of a projected h is passed on to the layer above, and to the next step.
+    in_h = [
+        part + _next_step(gradient, packed, reverse=bool(n % n_directions)) @ weight
+        for n, (part, gradient, weight) in enumerate(zip(own, in_z, recurrent, strict=bool(own)))
+    ]
+    return [*in_z, *in_h], below.detach()
 
 
-def _bias(tensors: dict[str, Tensor], suffix: str) -> Tensor | None:
-    biases = [tensors[name] for name in (f"bias_ih{suffix}", f"bias_hh{suffix}") if name in tensors]
-    return torch.stack(biases).sum(0) if biases else None
+def _in_order(state: Tensor, packed: PackedSequence) -> Tensor:
+    """States of a batch in the order in which its sequences are packed."""
+    order = packed.sorted_indices
+    return state if order is None else state.index_select(1, order)
+
+
+def _next_step(values: Tensor, packed: PackedSequence, *, reverse: bool) -> Tensor:
+    """At each step of packed sequences, the values of the step that follows in a direction; 0 where none does."""
+    padded, lengths = pad_packed_sequence(PackedSequence(values, packed.batch_sizes), batch_first=True)
+    following = torch.zeros_like(padded)
+    if reverse:
+        following[:, 1:] = padded[:, :-1]
+    else:
+        following[:, :-1] = padded[:, 1:]
+    return pack_padded_sequence(following, lengths, batch_first=True).data

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from btcompress.cli.options import JSON, Container, Scale, Strict, scale_of
+from btcompress.cli.options import INPUTS, JSON, Container, LSTMOption, Scale, Strict, given_inputs
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
@@ -25,20 +25,17 @@ def report(
         typer.Option("--yardsticks", help="With --against: compare with other forms of equal size."),
     ] = False,
     inputs: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE|MODULE:FACTORY",
-            help="With --against: sequences of an LSTM's inputs, as finetune takes them, to measure activation errors.",
+            metavar="[LAYER=]FILE",
+            help="With --against: sample inputs, as --calibration takes them, to measure what the errors do on them. "
+            "Repeatable.",
             show_default=False,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
     scale: Scale = "1",
-    lstm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The LSTM that the inputs are for, if there are several.", show_default=False
-        ),
-    ] = None,
+    lstm: LSTMOption = None,
     container: Container = None,
     strict: Strict = False,
     json: JSON = False,
@@ -47,19 +44,18 @@ def report(
     from btcompress import display, models, reporting
     from btcompress.checkpoint import read
 
-    if against is None and (yardsticks or inputs is not None):
+    if against is None and (yardsticks or inputs):
         option = "--yardsticks compares" if yardsticks else "--inputs measures"
         raise BTCompressError(f"{option} with the dense matrices. Give the dense checkpoint with --against MODEL.")
-    if inputs is None and (lstm is not None or scale != "1"):
-        raise BTCompressError("--scale and --lstm say how to take inputs, but there are none. Give --inputs FILE.")
+    given = given_inputs("--inputs", inputs, scale, lstm)
     with display.working(f"measuring {compressed}"):
         opened = models.load(compressed)
         dense = None if against is None else read(against, container, strict=strict)
         measure = None
-        if dense is not None and inputs is not None:
+        if dense is not None and given:
             from btcompress.calibration import on_inputs
 
-            measure = on_inputs(opened, dense, inputs, scale_of(scale), lstm)
+            measure = on_inputs(opened, dense, given)
         result = reporting.report(
             opened,
             against=dense,

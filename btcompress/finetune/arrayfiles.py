@@ -13,7 +13,8 @@ import textwrap
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from btcompress import memory
-from btcompress.checkpoint.safetensorsfiles import read_tensors
+from btcompress.checkpoint.safetensorsfiles import read_header, read_tensors
 from btcompress.errors import BTCompressError
 from btcompress.files import Snapshot, open_regular
 
@@ -49,6 +50,7 @@ _WIDENED = tuple(
 )
 
 Arrays = dict[str, NDArray[Any]]
+_SUFFIXES = (".npz", ".npy", ".safetensors")
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> tuple[Arrays, Snapshot]:
@@ -66,12 +68,34 @@ def read_arrays(path: Path, names: Sequence[str]) -> tuple[Arrays, Snapshot]:
         MemoryLimitError: an array that must be loaded would not fit.
     """
     readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
-    with open_regular(path, "Give a .npz, .npy or .safetensors, or package.module:factory.") as file:
-        if path.suffix not in readers:
-            raise BTCompressError(f"{path} ends in {path.suffix!r}. Give sequences as .npz, .npy or .safetensors.")
+    with _opened(path) as file:
         snapshot = Snapshot.of(path, file)
+        return readers[path.suffix](path, file, names), snapshot
+
+
+def names_in(path: Path) -> tuple[str, ...]:
+    """The names of all arrays in such a file, none of which is read; the array of a ``.npy`` is called ``x``.
+
+    Raises:
+        BTCompressError: as :func:`read_arrays`.
+    """
+    listings: dict[str, Callable[[BinaryIO], tuple[str, ...]]] = {
+        ".npy": lambda _: ("x",),
+        ".npz": _names_in_npz,
+        ".safetensors": lambda _: tuple(name for name in read_header(path) if name != "__metadata__"),
+    }
+    with _opened(path) as file:
+        return listings[path.suffix](file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of a known kind; what goes wrong while it is read comes out as one line."""
+    with open_regular(path, "Give a .npz, .npy or .safetensors, or package.module:factory.") as file:
+        if path.suffix not in _SUFFIXES:
+            raise BTCompressError(f"{path} ends in {path.suffix!r}. Give sequences as .npz, .npy or .safetensors.")
         try:
-            arrays = readers[path.suffix](path, file, names)
+            yield file
         except (
             ValueError,
             TypeError,
@@ -86,7 +110,6 @@ def read_arrays(path: Path, names: Sequence[str]) -> tuple[Arrays, Snapshot]:
             raise BTCompressError(
                 f"{path} cannot be read as {path.suffix} of plain numbers ({reason}). Save or download it again."
             ) from error
-    return arrays, snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +184,24 @@ def _read_npy(_: Path, file: BinaryIO, names: Sequence[str]) -> Arrays:
 
 
 def _read_npz(path: Path, file: BinaryIO, names: Sequence[str]) -> Arrays:
-    if file.read(len(_ZIP)) != _ZIP:
-        raise ValueError("it does not begin as an archive")
-    with zipfile.ZipFile(file) as archive:
+    with _archive(file) as archive:
         members = {name: _member(archive, name) for name in names}
         return {
             name: _read_member(f"{path}: {name}", file, archive, info)
             for name, info in members.items()
             if info is not None
         }
+
+
+def _names_in_npz(file: BinaryIO) -> tuple[str, ...]:
+    with _archive(file) as archive:
+        return tuple(info.filename.removesuffix(".npy") for info in archive.infolist())
+
+
+def _archive(file: BinaryIO) -> zipfile.ZipFile:
+    if file.read(len(_ZIP)) != _ZIP:
+        raise ValueError("it does not begin as an archive")
+    return zipfile.ZipFile(file)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:

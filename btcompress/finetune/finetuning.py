@@ -214,10 +214,10 @@ def _drawing(trainer: Trainer, folder: Path | None, on_epoch: OnEpoch | None) ->
 
 
 def _open(request: FineTuneRequest, config: TrainConfig) -> tuple[Data, Data]:
-    data = open_data(request.data, request.scale, request.folder)
+    data = open_data(request.data, request.scale, request.folder, layer=request.layer)
     if request.held is None:
         return split(data, request.held_fraction, config.seed)
-    return data, open_data(request.held, request.scale, request.folder)
+    return data, open_data(request.held, request.scale, request.folder, layer=request.layer)
 
 
 def _network_and_task(
@@ -293,7 +293,8 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_mod
 
     def described(batch: Batch) -> str:
         y = "no y" if batch.y is None else f"y of {'values' if batch.y.is_floating_point() else 'classes'}"
-        return f"{batch.x.shape[-1] if batch.x.dim() > 1 else 1} inputs and {y}"
+        states = "" if batch.state is None else " and initial states"
+        return f"{batch.x.shape[-1] if batch.x.dim() > 1 else 1} inputs and {y}{states}"
 
     if described(first) != described(other):
         raise ShapeError(

@@ -12,6 +12,8 @@ from btcompress.errors import BTCompressError
 
 #: Inputs, labels, and steps that count; a mapping may call the last ``length`` as well.
 NAMES = ("x", "y", "lengths")
+#: Initial states, which only a mapping may hold.
+STATES = ("h0", "c0")
 _MOST_SHOWN = 9
 
 
@@ -20,6 +22,11 @@ def parts_of(value: object) -> list[Any]:
     if isinstance(value, Mapping):
         return [value.get("x"), value.get("y"), value.get("lengths", value.get("length"))]
     return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def states_of(value: object) -> list[Any]:
+    """Initial ``h`` and ``c`` of an item or a batch; None for what it leaves out."""
+    return [value.get(name) if isinstance(value, Mapping) else None for name in STATES]
 
 
 def alike(name: str, rows: Sequence[int], items: Sequence[object]) -> list[Any]:
@@ -38,11 +45,12 @@ def alike(name: str, rows: Sequence[int], items: Sequence[object]) -> list[Any]:
     first = _described(needed[0])
     for row, item in zip(rows, needed, strict=True):
         described = _described(item)
-        if not 1 <= len(described) <= len(NAMES) or None in described:
+        most = len(NAMES) + (len(STATES) if isinstance(item, Mapping) else 0)
+        if not 1 <= len(described) <= most or None in described:
             kinds = [type(part).__name__ for part in parts_of(item)[:_MOST_SHOWN]]
             raise BTCompressError(
                 f"{name}: item {row} is {type(item).__name__} of {', '.join(kinds)}, but x, (x, y), (x, y, length) or "
-                "a mapping with these names is needed, of tensors, arrays or numbers."
+                "a mapping with these names, h0 and c0 is needed, of tensors, arrays or numbers."
             )
         if described != first:
             raise BTCompressError(
@@ -61,7 +69,7 @@ def some(rows: Sequence[int]) -> str:
 def _needed(item: object) -> object:
     if not isinstance(item, Mapping):
         return item
-    return {name: item[name] for name in (*NAMES, "length") if name in item}
+    return {name: item[name] for name in (*NAMES, "length", *STATES) if name in item}
 
 
 def _described(item: object) -> list[str | None]:

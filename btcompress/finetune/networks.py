@@ -15,8 +15,11 @@ from btcompress.checkpoint.compressed import order_names
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.finetune.data import Batch, Data
+from btcompress.finetune.items import STATES
+from btcompress.finetune.recorded import is_same_layer
 from btcompress.nn import BTLSTM, BTLinear
 from btcompress.shapes import MatrixShape
+from btcompress.text import listed
 
 #: ``(B, T, D H)`` hidden states of the last layer, and the final ``h`` and ``c`` of every layer.
 States = tuple[Tensor, Tensor, Tensor]
@@ -117,16 +120,7 @@ class RecurrentWithHead(Network):
         self.recurrent = recurrent
         self.head_name = head
         self.per_step = per_step
-        own = {name.removeprefix(f"{head}."): tensors[name] for name in tensors if name.startswith(f"{head}.")}
-        dtype = next(recurrent.parameters()).dtype
-        if shape := shapes.get(f"{head}.weight"):
-            self.head: nn.Module = BTLinear(shape.in_size, shape.out_size, "bias" in own, dtype=dtype, shape=shape)
-        elif "weight" in own:
-            n_out, n_in = own["weight"].shape
-            self.head = nn.Linear(n_in, n_out, bias="bias" in own, dtype=dtype)
-        else:
-            raise CheckpointError(f"{head}.weight is missing. Give the checkpoint that the result was made from.")
-        fill(self.head, own, head)
+        self.head = linear_of(f"{head}.weight", tensors, shapes, next(recurrent.parameters()).dtype)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Outputs of the head, shape ``(B, n_out)``, or ``(B, T, n_out)`` for each step."""
@@ -139,6 +133,33 @@ class RecurrentWithHead(Network):
         """See :class:`Network`."""
         head = {f"{self.head_name}.{name}": tensor for name, tensor in self.head.state_dict(keep_vars=True).items()}
         return {**self.recurrent.file_tensors(), **head}
+
+
+def linear_of(
+    key: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, MatrixShape], dtype: torch.dtype
+) -> nn.Module:
+    """A linear layer of a file, dense or with a block-term matrix.
+
+    Args:
+        key: of its matrix, ending in ``weight``.
+        tensors: of the file, by name.
+        shapes: the block-term shape of each factorized matrix of the file, by key; none for the dense teacher.
+        dtype: to compute in.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    prefix = key.removesuffix("weight")
+    own = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+    if shape := shapes.get(key):
+        layer: nn.Module = BTLinear(shape.in_size, shape.out_size, "bias" in own, dtype=dtype, shape=shape)
+    elif "weight" in own:
+        n_out, n_in = own["weight"].shape
+        layer = nn.Linear(n_in, n_out, bias="bias" in own, dtype=dtype)
+    else:
+        raise CheckpointError(f"{key} is missing. Give the checkpoint that the result was made from.")
+    fill(layer, own, prefix.removesuffix("."))
+    return layer
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -281,16 +302,32 @@ def is_factorized(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:
 
 
 def check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
-    """Refuse sequences that are not inputs of the LSTM.
+    """Refuse sequences that are not inputs of the LSTM, and initial states that are not its.
 
     Raises:
-        ShapeError: they have other sizes.
+        ShapeError: they have other sizes, or were recorded at another layer.
     """
+    name = entry.name or "the LSTM"
+    if data.layer is not None and not is_same_layer(data.layer, entry.name):
+        raise ShapeError(
+            f"{data.name} holds inputs of {data.layer}, but they are to be those of {name}. Record its inputs, or name "
+            "the layer that these are for (--layer)."
+        )
     if first.x.dim() != 3 or first.x.shape[2] != entry.input_size:
         raise ShapeError(
-            f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {entry.name or 'the LSTM'} takes "
+            f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {name} takes "
             f"(T, {entry.input_size}): {entry.input_size} inputs at each step. Give the inputs of this LSTM."
         )
+    if first.state is None:
+        return
+    n_states = entry.num_layers * (1 + entry.bidirectional)
+    sizes = (entry.proj_size or entry.hidden_size, entry.hidden_size)
+    for what, state, size in zip(STATES, first.state, sizes, strict=True):
+        if (state.shape[0], state.shape[2]) != (n_states, size):
+            raise ShapeError(
+                f"{data.name}: {what} has states of shape ({state.shape[0]}, {state.shape[2]}) for each sequence, but "
+                f"{name} starts from ({n_states}, {size}): one for each layer and direction."
+            )
 
 
 def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
@@ -301,22 +338,18 @@ def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
     """
     outline = compressed.outline()
     rest = {key: tuple(outline[key].shape) for key in compressed.keys if key not in entry.shapes}
-    n_in = (1 + entry.bidirectional) * (entry.proj_size or entry.hidden_size)
+    n_in = entry.n_outputs
     heads = [key.removesuffix(".weight") for key, shape in rest.items() if _takes(key, shape, n_in)]
     others = [key for key in rest if len(heads) != 1 or key not in (f"{heads[0]}.weight", f"{heads[0]}.bias")]
     if len(heads) == 1 and not others:
         return heads[0]
-    what = f"the linear layers that take the {n_in} outputs of {entry.name or 'the LSTM'} are {_listed(heads)}"
+    what = f"the linear layers that take the {n_in} outputs of {entry.name or 'the LSTM'} are {listed(heads)}"
     raise BTCompressError(
         f"with labels and no --model, a file must hold one LSTM and one linear head, but {what}"
-        + (f", and there is more beside them: {_listed(others)}" if len(heads) == 1 else "")
+        + (f", and there is more beside them: {listed(others)}" if len(heads) == 1 else "")
         + ". Build your network with --model package.module:factory."
     )
 
 
 def _takes(key: str, shape: tuple[int, ...], n_in: int) -> bool:
     return key.endswith(".weight") and len(shape) == 2 and shape[1] == n_in
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (" and others" if len(names) > 8 else "") if names else "none"

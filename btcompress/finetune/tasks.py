@@ -22,9 +22,6 @@ Kind = Literal["classes", "values"]
 Sums = tuple[Tensor, Tensor]
 Outputs = TypeVar("Outputs", contravariant=True)
 
-#: Bytes of a teacher's states that are kept.
-_MOST_KEPT = 1 << 30
-
 
 class Task(Protocol[Outputs]):
     """What to learn.
@@ -57,48 +54,33 @@ class HiddenStates:
 
     Args:
         teacher: the dense LSTM.
-        keep: whether to run the teacher but once over each sequence of a file, and keep what it gave. What it gives
-            depends on the batch in its last digits, so a training that resumes must not.
     """
 
     metric = "hidden-state error"
     higher_is_better = False
 
-    def __init__(self, teacher: nn.Module, *, keep: bool = False) -> None:
+    def __init__(self, teacher: nn.Module) -> None:
         self.teacher: nn.Module | None = teacher.requires_grad_(False).eval()
-        self._kept: dict[tuple[str, int], States] = {}
-        self._room = _MOST_KEPT if keep else 0
 
     def loss(self, outputs: States, batch: Batch) -> Sums:
         """See :class:`Task`."""
-        wanted = self._wanted(batch)
+        wanted = self.wanted(batch)
         error = torch.stack([_squares(ours - theirs) for ours, theirs in zip(outputs, wanted, strict=True)]).sum()
         return error, torch.stack([_squares(theirs) for theirs in wanted]).sum()
 
     def measure(self, outputs: States, batch: Batch) -> Sums:
         """See :class:`Task`."""
-        wanted = self._wanted(batch)[0]
+        wanted = self.wanted(batch)[0]
         return _squares(outputs[0] - wanted), _squares(wanted)
 
     def finish(self, total: float, weight: float) -> float:
         """See :class:`Task`."""
         return math.sqrt(total / weight)
 
-    def _wanted(self, batch: Batch) -> States:
-        names = batch.names or ()
-        if names and all(name in self._kept for name in names):
-            hidden, h, c = zip(*(self._kept[name] for name in names), strict=True)
-            device = batch.x.device
-            return torch.stack(hidden).to(device), torch.stack(h, 1).to(device), torch.stack(c, 1).to(device)
+    def wanted(self, batch: Batch) -> States:
+        """The teacher's states."""
         with torch.no_grad():
-            states = cast(States, cast(nn.Module, self.teacher)(batch.x, batch.lengths, batch.state))
-        size = sum(state.nbytes for state in states)
-        if size <= self._room:
-            self._room -= size
-            axes = (0, 1, 1)  # of the sequences
-            each = (state.cpu().unbind(axis) for state, axis in zip(states, axes, strict=True))
-            self._kept.update(zip(names, zip(*each, strict=True), strict=bool(names)))
-        return states
+            return cast(States, cast(nn.Module, self.teacher)(batch.x, batch.lengths, batch.state))
 
 
 class Labels:

@@ -1,0 +1,97 @@
+"""One layer of an LSTM as an LSTM of its own: cut out of a checkpoint, run alone, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
+from btcompress.finetune.networks import Recurrent, teacher_of
+
+State = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of an LSTM, both directions.
+
+    Attributes:
+        lstm: the whole of it.
+        number: which layer, from 0.
+    """
+
+    lstm: LSTMEntry
+    number: int
+
+    @property
+    def entry(self) -> LSTMEntry:
+        """The layer as an LSTM of one layer, under the same prefix."""
+        return replace(self.lstm, num_layers=1, input_size=input_size(self.lstm, self.number))
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys of the whole LSTM that are of this layer, by those of :attr:`entry`."""
+        return {key: self.named(key) for key in self.entry.keys}
+
+    def named(self, own: str) -> str:
+        """What the whole LSTM calls a tensor of :attr:`entry`, or a tensor of its block terms."""
+        part, dot, rest = own.removeprefix(self.lstm.prefix).partition(".")
+        return f"{self.lstm.prefix}{part.replace('_l0', f'_l{self.number}')}{dot}{rest}"
+
+    def state(self, state: State | None) -> State | None:
+        """The initial states of this layer among those of all layers."""
+        if state is None:
+            return None
+        own = self.positions
+        return state[0][own], state[1][own]
+
+    @property
+    def positions(self) -> slice:
+        """Where this layer's directions are among those of all layers."""
+        n = 1 + self.lstm.bidirectional
+        return slice(self.number * n, (self.number + 1) * n)
+
+    def cut(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
+        """The layer as a compressed checkpoint of its own; tensors are shared."""
+        keys = self.keys
+        own = {self.named(key): key for key in keys}
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in compressed.tensors.items():
+            key = next((theirs for theirs in own if name == theirs or name.startswith(f"{theirs}.")), None)
+            if key is not None:
+                tensors[own[key] + name.removeprefix(key)] = tensor
+        matrices = {mine: compressed.matrices[key] for mine, key in keys.items() if key in compressed.matrices}
+        return replace(compressed, tensors=tensors, matrices=matrices, keys=tuple(keys), history=(), notices=())
+
+    def put_back(self, compressed: CompressedCheckpoint, tensors: Mapping[str, Tensor]) -> CompressedCheckpoint:
+        """The whole with new tensors of this layer, by the names that they have in :meth:`cut`."""
+        renamed = {self.named(name): tensor for name, tensor in tensors.items()}
+        return replace(compressed, tensors={**compressed.tensors, **renamed})
+
+
+def layers_of(lstm: LSTMEntry) -> list[Layer]:
+    """Its layers from the lowest on."""
+    return [Layer(lstm, n) for n in range(lstm.num_layers)]
+
+
+def dense_layers(lstm: LSTMEntry, dense: Checkpoint, dtype: torch.dtype) -> list[Recurrent]:
+    """Each layer of a dense LSTM as a network of its own.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    whole = teacher_of(dense, lstm, dtype).requires_grad_(False).eval().file_tensors()
+    return [
+        Recurrent(layer.entry, {own: whole[key] for own, key in layer.keys.items()}, {}, dtype)
+        .requires_grad_(False)
+        .eval()
+        for layer in layers_of(lstm)
+    ]
+
+
+def input_size(lstm: LSTMEntry, layer: int) -> int:
+    """Inputs of a layer."""
+    return lstm.input_size if not layer else (1 + lstm.bidirectional) * (lstm.proj_size or lstm.hidden_size)

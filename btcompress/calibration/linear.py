@@ -1,0 +1,48 @@
+"""Fit one linear layer to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from btcompress.calibration.errors import activation_errors, errors_fields
+from btcompress.calibration.progress import Job, Tell
+from btcompress.calibration.refit import fit_job
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry
+from btcompress.finetune.data import Data
+from btcompress.fit import Samples
+
+
+def linear_jobs(
+    entry: LinearEntry,
+    train: Data,
+    held: Data,
+    compressed: CompressedCheckpoint,
+    dense: Checkpoint,
+    samples: Samples,
+) -> Iterator[Job[CompressedCheckpoint]]:
+    """The fit, and a step that says what it brought on the inputs held back.
+
+    Args:
+        entry: the layer.
+        train: inputs that it is fitted to.
+        held: those to measure on.
+        compressed: holds its form.
+        dense: holds the matrix.
+        samples: of the inputs.
+    """
+
+    def measured(fitted: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+        versions = {"_before": compressed, "": fitted}
+        weights = {entry.key: samples.weights}
+        errors = activation_errors(list(versions.values()), dense, entry, held, weights)
+        step = {
+            "step": "refit",
+            "layer": entry.name,
+            **errors_fields(dict(zip(versions, errors, strict=True))),
+            "n_train": len(train),
+            "n_held": len(held),
+        }
+        return fitted.with_step(step)
+
+    yield fit_job(compressed, entry.key, dense, samples)
+    yield Job(f"measuring {entry.name or 'the linear layer'}", float(len(held)), measured)

@@ -1,0 +1,152 @@
+"""Find the layers of a checkpoint that sample inputs are for, and split the sequences of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from btcompress.calibration.inputs import Entry, matrices_of, rows_of
+from btcompress.calibration.request import CalibrationRequest, SampleInputs
+from btcompress.checkpoint import LinearEntry, LSTMEntry, find_linear, find_recurrent
+from btcompress.errors import BTCompressError, ShapeError
+from btcompress.finetune.data import Data, open_data, recorded_layers, split
+from btcompress.finetune.heads import deciding_head
+from btcompress.finetune.networks import check_inputs
+
+_MOST_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """Sample inputs of one layer of a checkpoint.
+
+    Attributes:
+        entry: the layer.
+        data: sequences of its inputs.
+        head: the linear layer that takes an LSTM's outputs, where the file says which and it has no inputs of its own.
+    """
+
+    entry: Entry
+    data: Data
+    head: LinearEntry | None = None
+
+    @property
+    def name(self) -> str:
+        """The layer's, for messages."""
+        return _name(self.entry)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of all matrices whose inputs are known."""
+        return (*matrices_of(self.entry), *(() if self.head is None else (self.head.key,)))
+
+    def split(self, request: CalibrationRequest, seed: int) -> tuple[Data, Data]:
+        """The sequences to fit and train on, and those held back."""
+        return split(self.data, request.held_fraction, seed)
+
+
+def sources_of(
+    tensors: Mapping[str, Tensor], inputs: Sequence[SampleInputs], keys: Collection[str] | None = None
+) -> tuple[Source, ...]:
+    """The layers that sample inputs are for, in the order of the checkpoint, LSTMs first.
+
+    Args:
+        tensors: the plain state dict; meta tensors serve.
+        inputs: the sample inputs.
+        keys: of the matrices asked for. Where it is not said which LSTM inputs are for, it is the only one with such
+            matrices; linear layers of a recorded file without any are left out.
+
+    Raises:
+        BTCompressError: there is no such layer, it is not clear which is meant, there are two inputs for one layer,
+            or a file cannot be read.
+        ShapeError: the inputs of a layer have other sizes.
+    """
+    found = find_recurrent(tensors)
+    lstms = [entry for entry in found if isinstance(entry, LSTMEntry)]
+    linear = list(find_linear(tensors, found))
+    given: dict[Entry, SampleInputs] = {}
+    for each in inputs:
+        for entry in _layers_for(each, lstms, linear, keys):
+            if entry in given:
+                raise BTCompressError(
+                    f"{given[entry].data} and {each.data} are both for {_name(entry)}. Give one for each layer."
+                )
+            given[entry] = each
+    order: list[Entry] = [*lstms, *linear]
+    opened = {entry: _opened(given[entry], entry) for entry in order if entry in given}
+    return tuple(Source(entry, data, _head(tensors, entry, opened, keys)) for entry, data in opened.items())
+
+
+def _layers_for(
+    inputs: SampleInputs, lstms: Sequence[LSTMEntry], linear: Sequence[LinearEntry], keys: Collection[str] | None
+) -> Iterator[Entry]:
+    entries: list[Entry] = [*lstms, *linear]
+    recorded = recorded_layers(inputs.data)
+    if inputs.layer is not None:
+        named = [entry for entry in entries if entry.name == inputs.layer]
+        if not named:
+            raise BTCompressError(
+                f"there is no LSTM or linear layer named {inputs.layer!r} for {inputs.data}: those in the checkpoint "
+                f"are {_listed(entries)}."
+            )
+        yield named[0]
+    elif recorded:
+        known = [entry for entry in entries if entry.name in recorded]
+        if not known:
+            raise BTCompressError(
+                f"{inputs.data} holds inputs of {', '.join(recorded[:_MOST_SHOWN])}, but none of them is a layer of "
+                f"the checkpoint, which has {_listed(entries)}. Say which one they are for."
+            )
+        yield from (entry for entry in known if isinstance(entry, LSTMEntry) or _is_asked(entry, keys))
+    else:
+        asked = [entry for entry in lstms if _is_asked(entry, keys)]
+        if len(lstms) != 1 and len(asked) != 1:
+            raise BTCompressError(
+                f"it is not clear which LSTM {inputs.data} is for: those in the checkpoint are {_listed(lstms)}. "
+                "Name one with --lstm."
+            )
+        yield asked[0] if len(asked) == 1 else lstms[0]
+
+
+def _is_asked(entry: Entry, keys: Collection[str] | None) -> bool:
+    return keys is None or any(key in keys for key in matrices_of(entry))
+
+
+def _opened(inputs: SampleInputs, entry: Entry) -> Data:
+    """The sequences, once they are found to be inputs of the layer."""
+    data = open_data(inputs.data, inputs.scale, layer=entry.name)
+    first = data.batch(torch.tensor([0]))
+    if isinstance(entry, LSTMEntry):
+        check_inputs(data, first, entry)
+    elif first.x.dim() not in (2, 3) or rows_of(first).shape[1] != entry.in_features:
+        raise ShapeError(
+            f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {_name(entry)} takes "
+            f"{entry.in_features} inputs. Give the inputs of this layer."
+        )
+    return data
+
+
+def _head(
+    tensors: Mapping[str, Tensor], entry: Entry, opened: Collection[Entry], keys: Collection[str] | None
+) -> LinearEntry | None:
+    if isinstance(entry, LinearEntry):
+        return None
+    head = deciding_head(tensors, entry)
+    return head if head is not None and head not in opened and _is_asked(head, keys) else None
+
+
+def _listed(entries: Sequence[Entry]) -> str:
+    def shown(entry: Entry) -> str:
+        n_inputs = entry.input_size if isinstance(entry, LSTMEntry) else entry.in_features
+        return f"{entry.name or '(top)'} ({n_inputs} inputs)"
+
+    return (
+        ", ".join(map(shown, entries[:_MOST_SHOWN])) + (" and others" if len(entries) > _MOST_SHOWN else "") or "none"
+    )
+
+
+def _name(entry: Entry) -> str:
+    return entry.name or ("the LSTM" if isinstance(entry, LSTMEntry) else "the linear layer")
