@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: Headings of ``--help``.
 TAKE, SMALL, INPUTS, EFFORT, OUTPUT = "What to take", "How small", "Sample inputs", "Effort", "Output"
+TEACH = "What to learn"
 
 Model = Annotated[
     Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -100,6 +100,9 @@ class FactorizeStep:
         for name in ("layers", "tucker_rank", "in_modes", "out_modes", "input_shape", "calibration"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        for name in ("target_ratio", "max_error", "max_activation_error", "calibration_lr", "tolerance"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, float(value) if isinstance(value, int) else value)
         object.__setattr__(self, "matrices", check_kinds(self.matrices))
         _ = (self.shapes, self.wish, self.fit_options, self.training)
         ranks = (self.cp_rank, self.tucker_rank)
@@ -205,6 +208,13 @@ class FineTuneStep:
             what = f"there is no {unknown[0]} in fine-tuning" if unknown else "fine-tuning has no data"
             raise BTCompressError(f"{what}. Give data, and what else it needs of {', '.join(known)}.")
 
+    @classmethod
+    def of(cls, request: FineTuneRequest, config: TrainConfig) -> FineTuneStep:
+        """The step that does what a request says."""
+        given = {each.name: getattr(request, each.name) for each in fields(request) if each.default is not MISSING}
+        inputs = {name: value for name, value in given.items() if value != _default_of(name)}
+        return cls({"data": request.data, **inputs}, config)
+
     def request(self, compressed: Path, output: Path) -> FineTuneRequest:
         """The training of a result file."""
         return FineTuneRequest(compressed=compressed, output=output, **self.inputs)
@@ -276,6 +286,10 @@ class Recipe:
         """As YAML knows it."""
         steps = [{step.kind: step.to_dict()} for step in self.steps]
         return {"model": str(self.model), "output": str(self.output), "steps": steps}
+
+
+def _default_of(name: str) -> object:
+    return next(each.default for each in fields(FineTuneRequest) if each.name == name)
 
 
 def sample_inputs(text: str, scale: float = 1.0) -> SampleInputs:
