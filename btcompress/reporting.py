@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, Protocol
 
 import msgspec
@@ -145,7 +146,10 @@ def _training_advice(tuned: tuple[FineTuneReport, ...], calibrated: tuple[Calibr
 
 def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) -> MatrixReport:
     shape = matrix.shape
-    latest = compressed.history[-1] if compressed.history else {}
+    errors = {
+        kind: next((step[kind][name] for step in _latest_measured(compressed) if name in step.get(kind, ())), None)
+        for kind in ("activation_errors", "weighted_activation_errors")
+    }
     return MatrixReport(
         name=name,
         shape=(shape.out_size, shape.in_size),
@@ -160,11 +164,16 @@ def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) 
         weight_error=matrix.weight_error,
         svd_rank=matrix.svd_rank,
         svd_error=matrix.svd_error,
-        activation_error=latest.get("activation_errors", {}).get(name),
-        weighted_activation_error=latest.get("weighted_activation_errors", {}).get(name),
+        activation_error=errors["activation_errors"],
+        weighted_activation_error=errors["weighted_activation_errors"],
         row_order=shape.part.row_order,
         column_order=shape.part.column_order,
     )
+
+
+def _latest_measured(compressed: CompressedCheckpoint) -> Iterator[dict[str, Any]]:
+    """The steps that measured activation errors, the newest first, as far as nothing was done since."""
+    return takewhile(lambda step: step.get("step") in ("calibrate", "refit"), reversed(compressed.history))
 
 
 def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpoint) -> CompressedMatrix:

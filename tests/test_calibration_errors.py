@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress.calibration import activation_errors, on_inputs
+from btcompress.calibration import SampleInputs, activation_errors, on_inputs
 from btcompress.calibration import errors as room
 from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
@@ -173,17 +173,17 @@ def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(
     np.save(right, sequences(2, 3, 12).x)
     np.save(wrong, sequences(2, 3, 13).x)
     with pytest.raises(BTCompressError, match=r"a \(12 inputs\), b \(12 inputs\)\. Name one with --lstm\.$"):
-        on_inputs(compressed, dense, right)
-    with pytest.raises(BTCompressError, match="no LSTM named 'c'"):
-        on_inputs(compressed, dense, right, lstm="c")
+        on_inputs(compressed, dense, [SampleInputs(right)])
+    with pytest.raises(BTCompressError, match="no LSTM or linear layer named 'strange'"):
+        on_inputs(compressed, dense, [SampleInputs(right, "strange")])
     with pytest.raises(ShapeError, match="12 inputs at each step"):
-        on_inputs(compressed, dense, wrong, lstm="a")
+        on_inputs(compressed, dense, [SampleInputs(wrong, "a")])
     with pytest.raises(CheckpointError, match="b"):
-        on_inputs(compressed, from_state_dict({"a": torch.ones(2)}), right, lstm="b")
+        on_inputs(compressed, from_state_dict({"a": torch.ones(2)}), [SampleInputs(right, "b")])
     only_head = nn.ModuleDict({"lstm": nn.LSTM(12, 5), "head": nn.Linear(40, 30)})
     unchanged = btcompress.factorize(only_head, matrices=("linear",), allow_growth=True, options=QUICK)
     with pytest.raises(BTCompressError, match="no block-term matrices to measure"):
-        on_inputs(unchanged, from_state_dict(only_head.state_dict()), right)
+        on_inputs(unchanged, from_state_dict(only_head.state_dict()), [SampleInputs(right)])
 
 
 def test_inputs_are_scaled_and_only_the_lstm_named_is_measured(tmp_path):
@@ -191,7 +191,7 @@ def test_inputs_are_scaled_and_only_the_lstm_named_is_measured(tmp_path):
     dense, compressed = pair(module)
     data = sequences(2, 3, 12)
     np.save(tmp_path / "x.npy", data.x / 4)
-    measure = on_inputs(compressed, dense, str(tmp_path / "x.npy"), 4.0, "b")
+    measure = on_inputs(compressed, dense, [SampleInputs(str(tmp_path / "x.npy"), "b", 4.0)])
     given = measure({key: [compressed.parts(key)] for key in compressed.matrices})
     wanted = errors_of(compressed, dense, data, "b")
     assert {key: errors[0].plain for key, errors in given.items()} == {

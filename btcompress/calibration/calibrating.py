@@ -108,9 +108,7 @@ def _gathering(
     dtype = dtype_of(source.entry, dense.tensors)
 
     def do(found: dict[str, Samples], tell: Tell) -> dict[str, Samples]:
-        own = samples_of(
-            dense, source.entry, train, held, dtype, head=source.head, keys=keys, seed=seed, tell=tell
-        )
+        own = samples_of(dense, source.entry, train, held, dtype, head=source.head, keys=keys, seed=seed, tell=tell)
         return found | own
 
     work = work_of_run(source.entry, source.data) if isinstance(source.entry, LSTMEntry) else 1.0

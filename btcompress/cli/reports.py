@@ -57,9 +57,9 @@ def report(
         dense = None if against is None else read(against, container, strict=strict)
         measure = None
         if dense is not None and inputs is not None:
-            from btcompress.calibration import on_inputs
+            from btcompress.calibration import SampleInputs, on_inputs
 
-            measure = on_inputs(opened, dense, inputs, scale_of(scale), lstm)
+            measure = on_inputs(opened, dense, (SampleInputs(inputs, lstm, scale_of(scale)),))
         result = reporting.report(
             opened,
             against=dense,

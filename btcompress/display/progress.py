@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from btcompress.factorization import OnProgress
     from btcompress.finetune import Epoch
     from btcompress.plan import OnPricing
-    from btcompress.results import FitProgress, PricingProgress
+    from btcompress.results import CalibrationProgress, FitProgress, PricingProgress
 
 #: Seconds that work may take before a bar is shown.
 _PATIENCE = 1.0
@@ -90,10 +90,15 @@ def finetune_progress() -> Iterator[Callable[[Epoch], None]]:
 
 
 @contextmanager
-def calibration_progress() -> Iterator[Callable[[str, Epoch], None]]:
-    """A bar on stderr over the epochs of each stage of a calibration."""
+def calibration_progress() -> Iterator[Callable[[CalibrationProgress], None]]:
+    """A bar on stderr over the stages of a calibration."""
     with _patient_bar() as update:
-        yield lambda what, epoch: update(f"calibrating {what}", epoch.epoch, epoch.epochs, _training_state(epoch))
+
+        def on_progress(state: CalibrationProgress) -> None:
+            left = "" if state.seconds_left is None else f"about {state.seconds_left:.0f} s left"
+            update(state.what, state.index + state.share, state.count, ", ".join(filter(None, (state.state, left))))
+
+        yield on_progress
 
 
 def _training_state(epoch: Epoch) -> str:
