@@ -178,7 +178,8 @@ class ModelReport:
 class Agreement:
     """How often a model decides as the dense one does, on sequences that it was not trained on.
 
-    A decision is the largest of a step's outputs, or the sign of the only one.
+    A decision is the largest of a step's outputs, or the sign of the only one; the side of 1/2 that it lies on where
+    all of the dense model's are probabilities.
 
     Attributes:
         steps: share of all steps on which both decide alike; None where a sequence is decided on but once.

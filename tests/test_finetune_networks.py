@@ -74,7 +74,7 @@ def test_loss_with_a_teacher_mixes_task_and_distillation():
     y = torch.tensor([0, 2, 1, 1])
 
     class Teacher(nn.Module):
-        def forward(self, x, lengths):
+        def forward(self, x, lengths, state):
             return taught
 
     total, weight = Labels("classes", Teacher(), 3.0, 0.25).loss(scores, Batch(torch.zeros(4, 1), y))

@@ -58,6 +58,11 @@ class LSTMEntry:
         return self.prefix.removesuffix(".")
 
     @property
+    def n_outputs(self) -> int:
+        """Numbers that it gives at each step, of both directions."""
+        return (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
+
+    @property
     def input_keys(self) -> tuple[str, ...]:
         """Keys of the input-to-hidden matrices, by layer, forward before reverse."""
         return tuple(f"{self.prefix}weight_ih{suffix}" for suffix in self.suffixes)
@@ -113,11 +118,10 @@ class LSTMEntry:
         """The shape of each tensor, by key."""
         rows = _LSTM_GATES * self.hidden_size
         state = self.proj_size or self.hidden_size
-        deeper = (1 + self.bidirectional) * state
         shapes: dict[str, tuple[int, ...]] = {}
         for suffix in self.suffixes:
             first = suffix in ("", "_l0", "_l0_reverse")
-            shapes[f"{self.prefix}weight_ih{suffix}"] = (rows, self.input_size if first else deeper)
+            shapes[f"{self.prefix}weight_ih{suffix}"] = (rows, self.input_size if first else self.n_outputs)
             shapes[f"{self.prefix}weight_hh{suffix}"] = (rows, state)
             if self.bias:
                 shapes[f"{self.prefix}bias_ih{suffix}"] = (rows,)

@@ -119,16 +119,7 @@ class RecurrentWithHead(Network):
         self.recurrent = recurrent
         self.head_name = head
         self.per_step = per_step
-        own = {name.removeprefix(f"{head}."): tensors[name] for name in tensors if name.startswith(f"{head}.")}
-        dtype = next(recurrent.parameters()).dtype
-        if shape := shapes.get(f"{head}.weight"):
-            self.head: nn.Module = BTLinear(shape.in_size, shape.out_size, "bias" in own, dtype=dtype, shape=shape)
-        elif "weight" in own:
-            n_out, n_in = own["weight"].shape
-            self.head = nn.Linear(n_in, n_out, bias="bias" in own, dtype=dtype)
-        else:
-            raise CheckpointError(f"{head}.weight is missing. Give the checkpoint that the result was made from.")
-        fill(self.head, own, head)
+        self.head = linear_of(f"{head}.weight", tensors, shapes, next(recurrent.parameters()).dtype)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Outputs of the head, shape ``(B, n_out)``, or ``(B, T, n_out)`` for each step."""
@@ -141,6 +132,33 @@ class RecurrentWithHead(Network):
         """See :class:`Network`."""
         head = {f"{self.head_name}.{name}": tensor for name, tensor in self.head.state_dict(keep_vars=True).items()}
         return {**self.recurrent.file_tensors(), **head}
+
+
+def linear_of(
+    key: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, MatrixShape], dtype: torch.dtype
+) -> nn.Module:
+    """A linear layer of a file, dense or with a block-term matrix.
+
+    Args:
+        key: of its matrix, ending in ``weight``.
+        tensors: of the file, by name.
+        shapes: the block-term shape of each factorized matrix of the file, by key; none for the dense teacher.
+        dtype: to compute in.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    prefix = key.removesuffix("weight")
+    own = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+    if shape := shapes.get(key):
+        layer: nn.Module = BTLinear(shape.in_size, shape.out_size, "bias" in own, dtype=dtype, shape=shape)
+    elif "weight" in own:
+        n_out, n_in = own["weight"].shape
+        layer = nn.Linear(n_in, n_out, bias="bias" in own, dtype=dtype)
+    else:
+        raise CheckpointError(f"{key} is missing. Give the checkpoint that the result was made from.")
+    fill(layer, own, prefix.removesuffix("."))
+    return layer
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -319,7 +337,7 @@ def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
     """
     outline = compressed.outline()
     rest = {key: tuple(outline[key].shape) for key in compressed.keys if key not in entry.shapes}
-    n_in = (1 + entry.bidirectional) * (entry.proj_size or entry.hidden_size)
+    n_in = entry.n_outputs
     heads = [key.removesuffix(".weight") for key, shape in rest.items() if _takes(key, shape, n_in)]
     others = [key for key in rest if len(heads) != 1 or key not in (f"{heads[0]}.weight", f"{heads[0]}.bias")]
     if len(heads) == 1 and not others:
