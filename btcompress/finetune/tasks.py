@@ -7,7 +7,7 @@ processes: sums and weights add up, and are divided once at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
@@ -88,8 +88,8 @@ class HiddenStates:
         names = batch.names or ()
         if names and all(name in self._kept for name in names):
             hidden, h, c = zip(*(self._kept[name] for name in names), strict=True)
-            device = batch.x.device
-            return torch.stack(hidden).to(device), torch.stack(h, 1).to(device), torch.stack(c, 1).to(device)
+            states = _padded(hidden, batch.x.shape[1]), torch.stack(h, 1), torch.stack(c, 1)
+            return cast(States, tuple(state.to(batch.x.device) for state in states))
         with torch.no_grad():
             states = cast(States, cast(nn.Module, self.teacher)(batch.x, batch.lengths, batch.state))
         size = sum(state.nbytes for state in states)
@@ -222,6 +222,14 @@ class OwnLoss:
 def label_kind(y: Tensor) -> Kind:
     """Whole numbers are labels, all else is values."""
     return "values" if y.is_floating_point() else "classes"
+
+
+def _padded(rows: Sequence[Tensor], n_steps: int) -> Tensor:
+    """Hidden states of some sequences, each kept from a batch of its own length: beyond their ends they are 0."""
+    padded = rows[0].new_zeros(len(rows), n_steps, rows[0].shape[-1])
+    for row, own in zip(padded, rows, strict=True):
+        row[: len(own)] = own[:n_steps]
+    return padded
 
 
 def _squares(value: Tensor) -> Tensor:
