@@ -75,7 +75,7 @@ def test_what_outputs_count_is_what_the_jacobian_of_the_hidden_states_says(argum
     data = Arrays("x", np.tile(x, (copies, 1, 1)), None, n_steps, 1.0, **given)
     monkeypatch.setattr(sampling, "_PROBED", len(data))
     samples = samples_of(dense, entry, data, data, torch.float64, batch_size=len(data))
-    rows = {suffix: 4 * hidden for suffix in entry.suffixes}
+    rows = dict.fromkeys(entry.suffixes, 4 * hidden)
     rows |= {f"hr{suffix}": entry.proj_size for suffix in entry.suffixes if entry.proj_size}
     squares = {name: torch.zeros(n, dtype=torch.float64) for name, n in rows.items()}
     size = 0.0
