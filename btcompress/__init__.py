@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from btcompress.fit import FitOptions
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+    from btcompress.recorder import recording
     from btcompress.reporting import report
     from btcompress.shapes import BlockTermShape
 
@@ -30,6 +31,7 @@ __all__ = [
     "factorize",
     "load",
     "plan_for",
+    "recording",
     "report",
     "save",
     "to_dense",
@@ -49,6 +51,7 @@ _HOMES = {
     "factorize": "factorization",
     "load": "models",
     "plan_for": "factorization",
+    "recording": "recorder",
     "report": "reporting",
     "save": "checkpoint",
     "to_dense": "models",

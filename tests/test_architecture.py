@@ -38,6 +38,7 @@ FLOORS = {
     "demo": 10,
     "finetune": 8,
     "calibration": 9,
+    "recorder": 9,
     "display": 11,
     "cli": 12,
     "__main__": 13,

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import btcompress
 from btcompress import BTLSTM, BTLinear, BTLSTMCell, contraction, memory
 from btcompress.blockterm import BlockTerm
-from btcompress.calibration import CalibrationRequest, calibrate, gather_samples
+from btcompress.calibration import CalibrationRequest, SampleInputs, calibrate, gather_samples
 from btcompress.checkpoint import read
 from btcompress.factorization import plan_for
 from btcompress.finetune import TrainConfig
@@ -309,7 +309,7 @@ def dense_and_sequences(folder, dtype, **arguments):
 
 def test_a_plan_on_sample_inputs_is_that_of_the_cpu(tmp_path):
     dense, _, inputs = dense_and_sequences(tmp_path, torch.float64)
-    samples = gather_samples(read(dense), CalibrationRequest(inputs))
+    samples = gather_samples(read(dense), CalibrationRequest((SampleInputs(inputs),)))
     here, moved = (plan_for(dense, target_ratio=4, samples=samples, device=device) for device in (HERE, ON))
     for ours, theirs in zip(moved.forms, here.forms, strict=True):
         errors = [[point.error for point in form.curve.low_rank] for form in (ours, theirs)]
@@ -331,7 +331,9 @@ def test_calibrating_ends_as_on_the_cpu(tmp_path, dtype):
     def calibrated(folder, dtype, cpu):
         dense, compressed, inputs = dense_and_sequences(folder, dtype, num_layers=2)
         config = TrainConfig(epochs=2, learning_rate=3e-3, cpu=cpu)
-        return calibrate(btcompress.load(compressed), read(dense), CalibrationRequest(inputs), config).history[-1]
+        return calibrate(
+            btcompress.load(compressed), read(dense), CalibrationRequest((SampleInputs(inputs),)), config
+        ).history[-1]
 
     for name in ("here", "there"):
         (tmp_path / name).mkdir()

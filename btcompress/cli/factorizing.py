@@ -164,8 +164,8 @@ def _calibrated(
 
     cpu = options.device == "cpu"
     training = TrainConfig(epochs=max(epochs, 1), learning_rate=learning_rate, seed=options.seed, cpu=cpu)
-    with display.calibration_progress() as on_epoch:
-        return calibrate(compressed, checkpoint, sequences, training, on_epoch, samples)
+    with display.calibration_progress() as on_progress:
+        return calibrate(compressed, checkpoint, sequences, training, on_progress, samples)
 
 
 def _beside(model: Path, name: str) -> Path:

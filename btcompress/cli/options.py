@@ -237,6 +237,6 @@ def calibration_request(
                 "--scale and --lstm say how to take sequences, but there are none. Give --calibration."
             )
         return None
-    from btcompress.calibration import CalibrationRequest
+    from btcompress.calibration import CalibrationRequest, SampleInputs
 
-    return CalibrationRequest(sequences, scale_of(scale), lstm=lstm, train=train)
+    return CalibrationRequest((SampleInputs(sequences, lstm, scale_of(scale)),), train=train)

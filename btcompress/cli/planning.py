@@ -146,7 +146,8 @@ def gathered(
         return None
     from btcompress import calibration, display
 
-    with display.working(f"running the dense LSTM over {sequences.data}"):
+    names = ", ".join(inputs.data for inputs in sequences.inputs)
+    with display.working(f"running the dense layers over {names}"):
         return calibration.gather_samples(checkpoint, sequences, seed, [each.name for each in chosen.matrices])
 
 

@@ -58,7 +58,13 @@ def finetune(
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
     warmup: Annotated[float, typer.Option(help="Share of all steps over which the learning rate rises.")] = 0.05,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better metric; 0: never.")] = 10,
+    patience: Annotated[
+        int,
+        typer.Option(
+            help="After so many epochs without a better metric let the learning rate fall to 0 over as many more, and "
+            "stop; 0: never."
+        ),
+    ] = 10,
     accumulate: Annotated[int, typer.Option(help="Parts into which each batch is split to save memory.")] = 1,
     precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option(help="Mixed precision.")] = "no",
     freeze: Annotated[

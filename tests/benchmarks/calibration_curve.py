@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from btcompress import factorize, plan_for
-from btcompress.calibration import DEFAULT, CalibrationRequest, calibrate, gather_samples
+from btcompress.calibration import DEFAULT, CalibrationRequest, SampleInputs, calibrate, gather_samples
 from btcompress.factorization import open_weights
 
 KINDS = ("input", "recurrent")
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     dense = open_weights(args.model)
     config = replace(DEFAULT, seed=args.seed)
-    fit, train = (CalibrationRequest(str(args.inputs), train=train) for train in (False, True))
+    fit, train = (CalibrationRequest((SampleInputs(str(args.inputs)),), train=train) for train in (False, True))
     samples = gather_samples(dense, fit, args.seed)
     rows = []
     for ratio in args.ratios:

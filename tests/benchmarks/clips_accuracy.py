@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from btcompress import apply, factorize, report, save
-from btcompress.calibration import CalibrationRequest, calibrate
+from btcompress.calibration import CalibrationRequest, SampleInputs, calibrate
 from btcompress.checkpoint import CompressedCheckpoint, read
 from btcompress.demo import CLASS_NAMES, FULL, SMALL
 from btcompress.demo.dense import SCALE, ClipClassifier, accuracy
@@ -102,7 +102,7 @@ def main() -> None:
                 path, tuned = Path(folder) / "start.safetensors", Path(folder) / "tuned.safetensors"
                 begun = compressed
                 if start == "calibrated":
-                    clips = CalibrationRequest(str(files.data), SCALE, size.held_fraction)
+                    clips = CalibrationRequest((SampleInputs(str(files.data), scale=SCALE),), size.held_fraction)
                     settings = TrainConfig(args.calibration_epochs, learning_rate=args.calibration_lr, seed=args.seed)
                     begun = calibrate(compressed, read(dense), clips, settings)
                 elif start != "factorized":

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from btcompress.calibration import CalibrationRequest, gather_samples
+from btcompress.calibration import CalibrationRequest, SampleInputs, gather_samples
 from btcompress.checkpoint import read
 from btcompress.factorization import plan_for
 
@@ -47,7 +47,7 @@ def write_sequences(path: Path, n_inputs: int) -> None:
 def planned(model: Path, inputs: Path | None) -> dict[str, object]:
     """Plan on the weights, or on inputs, and say how long it took."""
     began = time.perf_counter()
-    samples = None if inputs is None else gather_samples(read(model), CalibrationRequest(str(inputs)))
+    samples = None if inputs is None else gather_samples(read(model), CalibrationRequest((SampleInputs(str(inputs)),)))
     priced = plan_for(model, target_ratio=RATIO, matrices=("input", "recurrent"), samples=samples)
     seconds = time.perf_counter() - began
     loss = sum((form.curve.stake * form.point.error) ** 2 for form in priced.forms if form.point)
