@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from scipy.signal import resample_poly
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
-
 from translations import drawn
 
 Array = NDArray[np.float64]
