@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
     from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe
+    from btcompress.recorder import recording
     from btcompress.reporting import report
     from btcompress.running import run
     from btcompress.shapes import BlockTermShape
@@ -39,6 +40,7 @@ __all__ = [
     "factorize",
     "load",
     "plan_for",
+    "recording",
     "report",
     "run",
     "save",
@@ -66,6 +68,7 @@ _HOMES = {
     "factorize": "compression",
     "load": "models",
     "plan_for": "compression",
+    "recording": "recorder",
     "report": "reporting",
     "save": "checkpoint",
     "to_dense": "models",

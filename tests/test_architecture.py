@@ -44,6 +44,7 @@ FLOORS = {
     "display": 13,
     "cli": 14,
     "__main__": 15,
+    "recorder": 9,
 }
 
 MODULES = sorted(

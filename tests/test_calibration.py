@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress.calibration import CalibrationRequest, activation_errors, calibrate
+from btcompress.calibration import CalibrationRequest, SampleInputs, activation_errors, calibrate
 from btcompress.calibration.refit import refit
 from btcompress.calibration.sampling import samples_of
 from btcompress.checkpoint import find_recurrent
@@ -23,14 +23,18 @@ from tuning import draw
 CONFIG = TrainConfig(epochs=4, batch_size=8, seed=1, cpu=True)
 
 
-def calibrated(folder, model, *, config=CONFIG, x=None, on_epoch=None, request=None, **arguments):
+def request_of(path, layer=None, **options):
+    return CalibrationRequest((SampleInputs(str(path), layer),), **options)
+
+
+def calibrated(folder, model, *, config=CONFIG, x=None, on_progress=None, request=None, **arguments):
     """The dense checkpoint, its factorized form, and that calibrated."""
     np.savez(folder / "x.npz", x=draw(240, 6, 24) if x is None else x)
     dense = open_weights(model)
     options = {"cp_rank": 2, "tucker_rank": 2, "allow_growth": True, **arguments}
     compressed = btcompress.factorize(model, **options)
-    request = request or CalibrationRequest(str(folder / "x.npz"))
-    return dense, compressed, calibrate(compressed, dense, request, config, on_epoch)
+    request = request or request_of(folder / "x.npz")
+    return dense, compressed, calibrate(compressed, dense, request, config, on_progress)
 
 
 def low_rank(model, gates, rank):
@@ -91,11 +95,12 @@ def test_what_is_reported_is_what_the_result_does(tmp_path):
 
 def test_layers_are_trained_in_order_and_then_together(tmp_path):
     seen = []
-    calibrated(tmp_path, nn.LSTM(24, 6, num_layers=2), on_epoch=lambda what, epoch: seen.append((what, epoch.epoch)))
-    assert seen == [
-        *(("layer 0", number) for number in (1, 2)),
-        *(("layer 1", number) for number in (1, 2)),
-        *(("all layers", number) for number in (1, 2, 3, 4)),
+    calibrated(tmp_path, nn.LSTM(24, 6, num_layers=2), on_progress=seen.append)
+    epochs = [(each.what.removeprefix("calibrating "), each.state.split(",")[0]) for each in seen if each.state]
+    assert epochs == [
+        *(("layer 0 of the LSTM", f"epoch {number} of 2") for number in (1, 2)),
+        *(("layer 1 of the LSTM", f"epoch {number} of 2") for number in (1, 2)),
+        *(("all layers of the LSTM", f"epoch {number} of 4") for number in (1, 2, 3, 4)),
     ]
 
 
@@ -137,7 +142,7 @@ def test_without_training_only_the_matrices_change(tmp_path):
     torch.manual_seed(0)
     model = nn.LSTM(12, 5, batch_first=True)
     compressed = low_rank(model, "fused", rank=2)
-    request = CalibrationRequest(str(tmp_path / "x.npz"), train=False)
+    request = request_of(tmp_path / "x.npz", train=False)
     np.savez(tmp_path / "x.npz", x=draw(40, 6, 12))
     unlucky = calibrate(compressed, open_weights(model), request, CONFIG)
     step = unlucky.history[-1]  # up to rounding, as the scale is spread evenly once more
@@ -171,10 +176,10 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path):
     two = nn.ModuleDict({"a": nn.LSTM(24, 6), "b": nn.LSTM(24, 6)})
     with pytest.raises(BTCompressError, match=r"a \(24 inputs\), b"):
         calibrated(tmp_path, two)
-    _, _, after = calibrated(tmp_path, two, request=CalibrationRequest(str(tmp_path / "x.npz"), lstm="b"))
+    _, _, after = calibrated(tmp_path, two, request=request_of(tmp_path / "x.npz", "b"))
     assert after.history[-1]["lstm"] == "b"
-    with pytest.raises(BTCompressError, match="no LSTM named 'c'"):
-        calibrated(tmp_path, two, request=CalibrationRequest(str(tmp_path / "x.npz"), lstm="c"))
+    with pytest.raises(BTCompressError, match="no LSTM or linear layer named 'c'"):
+        calibrated(tmp_path, two, request=request_of(tmp_path / "x.npz", "c"))
 
 
 @pytest.mark.parametrize(

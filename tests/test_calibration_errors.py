@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress.calibration import activation_errors, on_inputs
+from btcompress.calibration import SampleInputs, activation_errors, on_inputs
 from btcompress.calibration import errors as room
 from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
@@ -27,33 +27,35 @@ def entry_of(dense, name=""):
     return next(entry for entry in find_recurrent(dense.tensors) if isinstance(entry, LSTMEntry) and entry.name == name)
 
 
-def sequences(n, steps, inputs, lengths=None, seed=0):
-    x = np.random.default_rng(seed).normal(size=(n, steps, inputs))
-    return Arrays("made up", x, None, None if lengths is None else np.array(lengths), 1.0)
+def sequences(n, steps, inputs, lengths=None, seed=0, state=None):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(n, steps, inputs))
+    h0, c0 = (None, None) if state is None else (random.normal(size=(n, *size)) for size in state)
+    return Arrays("made up", x, None, None if lengths is None else np.array(lengths), 1.0, h0=h0, c0=c0)
 
 
-def steps_of(entry, tensors, suffix, sequence):
-    """The inputs of ``W`` and ``U`` at each step of one sequence, and the hidden states, by the LSTM's equations."""
+def steps_of(entry, tensors, suffix, sequence, h, c):
+    """The inputs of ``U`` and of a projection at each step of one sequence, and the hidden states, by the equations."""
     w, u = (tensors[f"{entry.prefix}weight_{part}{suffix}"] for part in ("ih", "hh"))
     project = tensors.get(f"{entry.prefix}weight_hr{suffix}")
     bias = sum(tensors[f"{entry.prefix}bias_{part}{suffix}"] for part in ("ih", "hh")) if entry.bias else 0
-    h, c = w.new_zeros(u.shape[1]), w.new_zeros(len(w) // 4)
-    before, hidden = [], []
+    before, whole, hidden = [], [], []
     for x in sequence:
         before.append(h)
         i, f, g, o = (w @ x + u @ h + bias).chunk(4)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
+        whole.append(h)
         h = h if project is None else project @ h
         hidden.append(h)
-    return before, hidden
+    return before, whole, hidden
 
 
 def weights_of(entry, seed=1):
-    """Any weights for the outputs of each W and U of an LSTM."""
+    """Any weights for the outputs of each matrix of an LSTM."""
     generator = torch.Generator().manual_seed(seed)
-    keys = (*entry.input_keys, *entry.recurrent_keys)
-    return {key: torch.rand(4 * entry.hidden_size, generator=generator, dtype=torch.float64) + 0.1 for key in keys}
+    sizes = {key: entry.shapes[key][0] for key in entry.matrix_keys}
+    return {key: torch.rand(n, generator=generator, dtype=torch.float64) + 0.1 for key, n in sizes.items()}
 
 
 def errors_of(compressed, dense, data, name="", **arguments):
@@ -70,17 +72,21 @@ def step_by_step(entry, dense, compressed, data):
         directions = 1 + entry.bidirectional
         for layer in range(entry.num_layers):
             outputs = []
-            for suffix in entry.suffixes[layer * directions : (layer + 1) * directions]:
+            for place, suffix in enumerate(entry.suffixes[layer * directions : (layer + 1) * directions]):
                 turn = -1 if suffix.endswith("_reverse") else 1
-                before, hidden = steps_of(entry, dense.tensors, suffix, sequence[::turn])
-                for part, inputs in (("ih", sequence), ("hh", before)):
+                zeros = [x.new_zeros(entry.proj_size or entry.hidden_size), x.new_zeros(entry.hidden_size)]
+                states = zeros
+                if data.h0 is not None:
+                    states = [torch.from_numpy(each[n, layer * directions + place]) for each in (data.h0, data.c0)]
+                before, whole, hidden = steps_of(entry, dense.tensors, suffix, sequence[::turn], *states)
+                for part, inputs in (("ih", sequence), ("hh", before), ("hr", whole)):
                     key = f"{entry.prefix}weight_{part}{suffix}"
                     for value in inputs if key in compressed.matrices else ():
                         sum_of = sums.setdefault(key, [0.0] * 4)
                         wanted = dense.tensors[key] @ value
                         missed, weight = wanted - approximate[key] @ value, weights_of(entry)[key]
-                        for n, vector in enumerate((weight * missed, weight * wanted, missed, wanted)):
-                            sum_of[n] += float(vector.square().sum())
+                        for which, vector in enumerate((weight * missed, weight * wanted, missed, wanted)):
+                            sum_of[which] += float(vector.square().sum())
                 outputs.append(hidden[::turn])
             sequence = [torch.cat(states) for states in zip(*outputs, strict=True)]
     return {key: (math.sqrt(a / b), math.sqrt(c / d)) for key, (a, b, c, d) in sums.items()}
@@ -99,14 +105,18 @@ def step_by_step(entry, dense, compressed, data):
     ],
     ids=["plain", "lengths", "deep", "both directions", "both directions, lengths", "projected", "cell"],
 )
-def test_activation_errors_are_those_of_a_computation_step_by_step(make, lengths):
+@pytest.mark.parametrize("started", [False, True], ids=["from zeros", "from states"])
+def test_activation_errors_are_those_of_a_computation_step_by_step(make, lengths, started):
     dense, compressed = pair(make().double())
-    entry, data = entry_of(dense), sequences(4, 7, 12, lengths)
+    entry = entry_of(dense)
+    n_states = entry.num_layers * (1 + entry.bidirectional)
+    sizes = [(n_states, entry.proj_size or entry.hidden_size), (n_states, entry.hidden_size)]
+    data = sequences(4, 7, 12, lengths, state=sizes if started else None)
     wanted = step_by_step(entry, dense, compressed, data)
     given = errors_of(compressed, dense, data, batch_size=3)
-    assert given.keys() == wanted.keys() == {*entry.input_keys, *entry.recurrent_keys}
+    assert given.keys() == wanted.keys() == set(entry.matrix_keys)
     for key, errors in wanted.items():
-        assert min(errors) > 0.1
+        assert min(errors) > 0.05
         assert (given[key].weighted, given[key].plain) == pytest.approx(errors, rel=1e-12), key
 
 
@@ -118,11 +128,10 @@ def test_numbers_beyond_the_end_of_a_sequence_do_not_count():
     assert errors_of(compressed, dense, data) == errors
 
 
-def test_projections_and_matrices_that_stayed_dense_are_left_out():
+def test_matrices_that_stayed_dense_are_left_out():
     lstm = nn.LSTM(12, 6, proj_size=5).double()
     dense, compressed = pair(lstm, matrices=("recurrent",))
-    assert {"weight_hh_l0", "weight_hr_l0"} <= compressed.matrices.keys()
-    assert errors_of(compressed, dense, sequences(2, 3, 12)).keys() == {"weight_hh_l0"}
+    assert errors_of(compressed, dense, sequences(2, 3, 12)).keys() == {"weight_hh_l0", "weight_hr_l0"}
 
 
 def test_matrices_whose_products_are_all_zero_have_no_error():
@@ -173,17 +182,17 @@ def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(
     np.save(right, sequences(2, 3, 12).x)
     np.save(wrong, sequences(2, 3, 13).x)
     with pytest.raises(BTCompressError, match=r"a \(12 inputs\), b \(12 inputs\)\. Name one with --lstm\.$"):
-        on_inputs(compressed, dense, right)
-    with pytest.raises(BTCompressError, match="no LSTM named 'c'"):
-        on_inputs(compressed, dense, right, lstm="c")
+        on_inputs(compressed, dense, [SampleInputs(right)])
+    with pytest.raises(BTCompressError, match="no LSTM or linear layer named 'strange'"):
+        on_inputs(compressed, dense, [SampleInputs(right, "strange")])
     with pytest.raises(ShapeError, match="12 inputs at each step"):
-        on_inputs(compressed, dense, wrong, lstm="a")
+        on_inputs(compressed, dense, [SampleInputs(wrong, "a")])
     with pytest.raises(CheckpointError, match="b"):
-        on_inputs(compressed, from_state_dict({"a": torch.ones(2)}), right, lstm="b")
+        on_inputs(compressed, from_state_dict({"a": torch.ones(2)}), [SampleInputs(right, "b")])
     only_head = nn.ModuleDict({"lstm": nn.LSTM(12, 5), "head": nn.Linear(40, 30)})
     unchanged = btcompress.factorize(only_head, matrices=("linear",), allow_growth=True, **QUICK)
     with pytest.raises(BTCompressError, match="no block-term matrices to measure"):
-        on_inputs(unchanged, from_state_dict(only_head.state_dict()), right)
+        on_inputs(unchanged, from_state_dict(only_head.state_dict()), [SampleInputs(right)])
 
 
 def test_inputs_are_scaled_and_only_the_lstm_named_is_measured(tmp_path):
@@ -191,7 +200,7 @@ def test_inputs_are_scaled_and_only_the_lstm_named_is_measured(tmp_path):
     dense, compressed = pair(module)
     data = sequences(2, 3, 12)
     np.save(tmp_path / "x.npy", data.x / 4)
-    measure = on_inputs(compressed, dense, str(tmp_path / "x.npy"), 4.0, "b")
+    measure = on_inputs(compressed, dense, [SampleInputs(str(tmp_path / "x.npy"), "b", 4.0)])
     given = measure({key: [compressed.parts(key)] for key in compressed.matrices})
     wanted = errors_of(compressed, dense, data, "b")
     assert {key: errors[0].plain for key, errors in given.items()} == {

@@ -21,25 +21,28 @@ def given(module, n=4, steps=5, inputs=6, lengths=None, **arguments):
     return entry, data, samples_of(dense, entry, data, data, torch.float64, **arguments)
 
 
-def run(entry, tensors, sequence, nudges):
-    """Hidden states of all steps, one sequence and step after another; ``nudges[suffix]`` is added to each ``z``."""
+def run(entry, tensors, sequence, nudges, states):
+    """Hidden states of all steps, one sequence and step after another, from states.
+
+    ``nudges[suffix]`` is added to each ``z``, and ``nudges["hr" + suffix]`` to each projected ``h``.
+    """
     for layer in range(entry.num_layers):
         outputs = []
-        for direction in ("", "_reverse")[: 1 + entry.bidirectional]:
+        for place, direction in enumerate(("", "_reverse")[: 1 + entry.bidirectional]):
             suffix = f"_l{layer}{direction}"
             w, u = tensors[f"weight_ih{suffix}"], tensors[f"weight_hh{suffix}"]
             bias = tensors[f"bias_ih{suffix}"] + tensors[f"bias_hh{suffix}"] if entry.bias else 0
             project = tensors.get(f"weight_hr{suffix}")
-            h, c = w.new_zeros(u.shape[1]), w.new_zeros(len(w) // 4)
-            states = [None] * len(sequence)
+            h, c = (state[layer * (1 + entry.bidirectional) + place] for state in states)
+            given = [None] * len(sequence)
             order = range(len(sequence))[:: -1 if direction else 1]
             for t in order:
                 i, f, g, o = (w @ sequence[t] + u @ h + bias + nudges[suffix][t]).chunk(4)
                 c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
                 h = torch.sigmoid(o) * torch.tanh(c)
-                h = h if project is None else project @ h
-                states[t] = h
-            outputs.append(states)
+                h = h if project is None else project @ h + nudges["hr" + suffix][t]
+                given[t] = h
+            outputs.append(given)
         sequence = [torch.cat(each) for each in zip(*outputs, strict=True)]
     return torch.cat(sequence)
 
@@ -49,39 +52,49 @@ MODELS = {
     "deep, lengths": ({"num_layers": 2}, [5, 2, 4, 1]),
     "both directions, lengths": ({"num_layers": 2, "bidirectional": True}, [3, 5, 1, 4]),
     "projected, without bias": ({"proj_size": 3, "bias": False}, None),
+    "projected, both directions": ({"proj_size": 3, "num_layers": 2, "bidirectional": True}, [3, 5, 1, 4]),
 }
 
 
+@pytest.mark.parametrize("started", [False, True], ids=["from zeros", "from states"])
 @pytest.mark.parametrize(("arguments", "lengths"), MODELS.values(), ids=MODELS)
-def test_what_outputs_count_is_what_the_jacobian_of_the_hidden_states_says(arguments, lengths, monkeypatch):
+def test_what_outputs_count_is_what_the_jacobian_of_the_hidden_states_says(arguments, lengths, started, monkeypatch):
     monkeypatch.setattr(sampling, "_LEAST_WEIGHT", 0.0)
     hidden = 4
     module = nn.LSTM(6, hidden, **arguments).double()
     # Many copies of the same sequences, so that the random numbers average out.
     copies = 400
-    x = np.random.default_rng(0).normal(size=(4, 5, 6))
+    random = np.random.default_rng(0)
+    x = random.normal(size=(4, 5, 6))
     dense = from_state_dict(module.state_dict())
     entry = find_recurrent(dense.tensors)[0]
-    data = Arrays("x", np.tile(x, (copies, 1, 1)), None, None if lengths is None else np.tile(lengths, copies), 1.0)
+    sizes = [(len(entry.suffixes), size) for size in (entry.proj_size or hidden, hidden)]
+    states = [2 * random.normal(size=(4, *size)) if started else np.zeros((4, *size)) for size in sizes]
+    given = {"h0": np.tile(states[0], (copies, 1, 1)), "c0": np.tile(states[1], (copies, 1, 1))} if started else {}
+    n_steps = None if lengths is None else np.tile(lengths, copies)
+    data = Arrays("x", np.tile(x, (copies, 1, 1)), None, n_steps, 1.0, **given)
     monkeypatch.setattr(sampling, "_PROBED", len(data))
     samples = samples_of(dense, entry, data, data, torch.float64, batch_size=len(data))
-    squares = {suffix: torch.zeros(4 * hidden, dtype=torch.float64) for suffix in entry.suffixes}
+    rows = dict.fromkeys(entry.suffixes, 4 * hidden)
+    rows |= {f"hr{suffix}": entry.proj_size for suffix in entry.suffixes if entry.proj_size}
+    squares = {name: torch.zeros(n, dtype=torch.float64) for name, n in rows.items()}
     size = 0.0
     for n, sequence in enumerate(torch.from_numpy(x)):
         steps = list(sequence[: lengths[n]] if lengths else sequence)
-        nudges = {s: torch.zeros(len(steps), 4 * hidden, dtype=torch.float64) for s in entry.suffixes}
+        nudges = {name: torch.zeros(len(steps), n, dtype=torch.float64) for name, n in rows.items()}
         names = list(nudges)
+        own = [torch.from_numpy(state[n]) for state in states]
 
-        def outputs(*values, steps=steps, names=names):
-            return run(entry, dense.tensors, steps, dict(zip(names, values, strict=True)))
+        def outputs(*values, steps=steps, names=names, own=own):
+            return run(entry, dense.tensors, steps, dict(zip(names, values, strict=True)), own)
 
         jacobians = torch.autograd.functional.jacobian(outputs, tuple(nudges.values()))
         for suffix, jacobian in zip(names, jacobians, strict=True):
             squares[suffix] += jacobian.square().sum((0, 1))
         size += float(outputs(*nudges.values()).square().sum())
     for suffix in entry.suffixes:
-        wanted = (squares[suffix] / size).sqrt()
-        for kind in ("ih", "hh"):
+        for kind, name in (("ih", suffix), ("hh", suffix), *([("hr", f"hr{suffix}")] if entry.proj_size else ())):
+            wanted = (squares[name] / size).sqrt()
             assert samples[f"weight_{kind}{suffix}"].weights == pytest.approx(wanted, rel=0.15)
 
 

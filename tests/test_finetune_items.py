@@ -56,6 +56,30 @@ def test_items_of_every_kind_make_the_same_batch(item, batch):
     assert found.lengths.tolist() == [3, 3]
 
 
+def test_states_of_mappings_come_as_an_lstm_takes_them(batch):
+    items = [{"x": X, "h0": torch.full((2, 3), float(n)), "c0": np.full((2, 5), 10.0 + n)} for n in range(4)]
+    h, c = batch(items).state
+    assert (h.shape, c.shape) == ((2, 4, 3), (2, 4, 5))
+    assert h[1, :, 2].tolist() == [0, 1, 2, 3]
+    assert c[0, :, 4].tolist() == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        ({"h0": torch.zeros(2, 3)}, "c0 has no numbers"),
+        ({"h0": torch.zeros(3), "c0": torch.zeros(2, 3)}, r"h0 has shape \(1, 3\)"),
+        ({"h0": torch.zeros(2, 3), "c0": torch.zeros(2, 3, dtype=torch.int64)}, "c0 has shape .*int64"),
+        ({"h0": torch.full((2, 3), torch.nan), "c0": torch.zeros(2, 3)}, "NaN or infinity in h0"),
+        ({"h0": 1.0, "c0": 2.0}, r"h0 has shape \(1,\)"),
+    ],
+    ids=str,
+)
+def test_states_that_are_none_are_refused(states, words, batch):
+    with pytest.raises(BTCompressError, match=rf"made\.up:items: items 0: .*{words}"):
+        batch([{"x": X, **states}])
+
+
 @pytest.mark.parametrize(
     ("item", "words"),
     [

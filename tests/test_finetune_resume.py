@@ -1,9 +1,11 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -45,6 +47,41 @@ def test_resumed_training_ends_in_the_bytes_of_an_uninterrupted_one(after, files
     tune(tmp_path, compressed, data, dense, name="cut", resume=True)
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
     assert not (tmp_path / "cut.state").exists()
+
+
+@pytest.fixture
+def exact(tmp_path):
+    """Files of which nothing gets better, as there is next to no error to begin with."""
+    np.savez(tmp_path / "data.npz", x=draw(60, 5, 24))
+    return *saved_pair(tmp_path, nn.LSTM(24, 6), tucker_rank=100), tmp_path / "data.npz"
+
+
+def stuck(files, folder, name, **options):
+    """Train at a high rate; the rows."""
+    dense, compressed, data = files
+    config = TrainConfig(epochs=30, batch_size=8, learning_rate=0.1, warmup=0.0, patience=3, cpu=True)
+    tune(folder, compressed, data, dense, config, name, **options)
+    return [json.loads(line) for line in (folder / f"{name}.metrics.jsonl").read_text().splitlines()]
+
+
+def test_without_a_better_metric_the_learning_rate_falls_to_zero_before_training_ends(exact, tmp_path):
+    rows = stuck(exact, tmp_path, "stuck")
+    rates = [row["learning_rate"] for row in rows]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rates[2] > 0.9 * 0.1
+    assert rates[3:] == pytest.approx([0.75 * rates[2], 0.25 * rates[2], 0], abs=1e-12)
+    assert [row["epochs"] for row in rows] == [30, 30, 30, 6, 6, 6]
+
+
+@pytest.mark.parametrize("after", [2, 3, 4, 6])
+def test_training_resumed_while_its_learning_rate_falls_ends_in_the_same_bytes(after, exact, tmp_path):
+    whole = stuck(exact, tmp_path, "whole")
+    with pytest.raises(StoppedError):
+        stuck(exact, tmp_path, "cut", on_epoch=interrupting(after))
+    assert stuck(exact, tmp_path, "cut", resume=True)[after:] == [
+        {**row, "seconds": ANY, "sequences_per_second": ANY} for row in whole[after:]
+    ]
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def command(arguments, **environment):

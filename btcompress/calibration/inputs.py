@@ -138,7 +138,7 @@ def _unprojected(
     return torch.sigmoid(o) * torch.tanh(cells)
 
 
-def bias_of(tensors: dict[str, Tensor], suffix: str) -> Tensor | None:
+def bias_of(tensors: Mapping[str, Tensor], suffix: str) -> Tensor | None:
     """Both biases of a direction at once; None without biases."""
     biases = [tensors[name] for name in (f"bias_ih{suffix}", f"bias_hh{suffix}") if name in tensors]
     return torch.stack(biases).sum(0) if biases else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from btcompress.calibration.errors import activation_errors, errors_fields
-from btcompress.calibration.progress import Job, Tell
+from btcompress.calibration.progress import Job, silent
 from btcompress.calibration.refit import fit_job
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry
 from btcompress.finetune.data import Data
@@ -31,7 +31,7 @@ def linear_jobs(
         samples: of the inputs.
     """
 
-    def measured(fitted: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+    def measured(fitted: CompressedCheckpoint) -> CompressedCheckpoint:
         versions = {"_before": compressed, "": fitted}
         weights = {entry.key: samples.weights}
         errors = activation_errors(list(versions.values()), dense, entry, held, weights)
@@ -45,4 +45,4 @@ def linear_jobs(
         return fitted.with_step(step)
 
     yield fit_job(compressed, entry.key, dense, samples)
-    yield Job(f"measuring {entry.name or 'the linear layer'}", float(len(held)), measured)
+    yield Job(f"measuring {entry.name or 'the linear layer'}", float(len(held)), silent(measured))

@@ -15,7 +15,7 @@ import torch
 from btcompress.calibration.errors import activation_errors, errors_fields
 from btcompress.calibration.inputs import dtype_of
 from btcompress.calibration.layers import Layer, dense_layers, layers_of
-from btcompress.calibration.progress import Job, Tell
+from btcompress.calibration.progress import Job, Tell, silent
 from btcompress.calibration.refit import fit_job
 from btcompress.calibration.stacks import GivenStates, Room, Stack, Taught
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
@@ -53,7 +53,7 @@ class LSTMCalibration:
     dense: Checkpoint
     samples: Mapping[str, Samples]
     config: TrainConfig
-    _device: torch.device = torch.device("cpu")
+    _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _teachers: list[Stack] = field(default_factory=list)
     _below: Stack | None = None
     _room: Room = field(default_factory=Room)
@@ -71,9 +71,9 @@ class LSTMCalibration:
         name, layers = self.entry.name or "the LSTM", layers_of(self.entry)
         measuring = 4 * work_of_run(self.entry, self.held)
         fits = {key: fit_job(compressed, key, self.dense, each) for key, each in self.samples.items()}
-        yield Job(f"measuring {name} as fitted to the weights", measuring, self._measure_start)
+        yield Job(f"measuring {name} as fitted to the weights", measuring, silent(self._measure_start))
         yield from fits.values()
-        yield Job(f"measuring {name} as fitted to its inputs", measuring, self._take_the_better)
+        yield Job(f"measuring {name} as fitted to its inputs", measuring, silent(self._take_the_better))
         if train and len(layers) > 1:
             short = replace(self.config, epochs=max(self.config.epochs // 2, 1))
             for layer in layers:
@@ -83,13 +83,13 @@ class LSTMCalibration:
             what = f"all layers of {name}" if len(layers) > 1 else name
             work = self._work_of_training(self.entry, self.config)
             yield Job(f"calibrating {what}", work, self._training(self.config, None))
-        yield Job(f"measuring {name}", measuring, self._finish)
+        yield Job(f"measuring {name}", measuring, silent(self._finish))
 
     def _work_of_training(self, entry: LSTMEntry, config: TrainConfig) -> float:
         train, held = (work_of_run(entry, data) for data in (self.train, self.held))
         return config.epochs * (_TRAINING * train + held)
 
-    def _measure_start(self, compressed: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+    def _measure_start(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
         networks = dense_layers(self.entry, self.dense, dtype_of(self.entry, self.dense.tensors))
         room, below = Room(), None
         for layer, network in zip(layers_of(self.entry), networks, strict=True):
@@ -100,7 +100,7 @@ class LSTMCalibration:
         self._measured["agreement_before"] = self._agreement_of(compressed)
         return compressed
 
-    def _take_the_better(self, compressed: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+    def _take_the_better(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
         """The fit to the inputs or that to the weights: smaller errors in every matrix are no promise."""
         error = self._measured["hidden_state_error_refitted"] = self._error_of(compressed)
         self._versions["_refitted"] = compressed
@@ -132,7 +132,7 @@ class LSTMCalibration:
 
         return do
 
-    def _finish(self, compressed: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+    def _finish(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
         """With a step that says what was measured."""
         student = self._student(compressed, None)
         weights = {key: samples.weights for key, samples in self.samples.items()}

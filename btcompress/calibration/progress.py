@@ -31,6 +31,11 @@ class Job(Generic[Value]):
     do: Callable[[Value, Tell], Value]
 
 
+def silent(do: Callable[[Value], Value]) -> Callable[[Value, Tell], Value]:
+    """What a job does that tells nothing in between."""
+    return lambda value, _: do(value)
+
+
 def do_jobs(jobs: Sequence[Job[Value]], value: Value, on_progress: OnProgress | None) -> Value:
     """Do jobs in their order.
 

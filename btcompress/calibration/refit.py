@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from btcompress.calibration.progress import Job, Tell
+from btcompress.calibration.progress import Job, silent
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
 from btcompress.checkpoint.compressed import part_names
 from btcompress.fit import Samples, fit_to_inputs
@@ -51,7 +51,7 @@ def fit_job(
     if not shape.part.is_low_rank:
         work *= _SWEEPS
 
-    def do(current: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+    def do(current: CompressedCheckpoint) -> CompressedCheckpoint:
         return refit(current, dense, {key: samples})
 
-    return Job(f"fitting {key} to its inputs", work, do)
+    return Job(f"fitting {key} to its inputs", work, silent(do))

@@ -31,9 +31,7 @@ class SampleInputs:
         if not self.data:
             raise BTCompressError("sample inputs need a file, or the factory of a Dataset, but the name is empty.")
         if not self.scale or not math.isfinite(self.scale):
-            raise BTCompressError(
-                f"the scale of {self.data} must be a number other than 0, but {self.scale} was given."
-            )
+            raise BTCompressError(f"the scale of {self.data} is {self.scale}, but it must be a number other than 0.")
 
 
 @dataclass(frozen=True, slots=True)

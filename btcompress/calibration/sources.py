@@ -15,6 +15,7 @@ from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.data import Data, open_data, recorded_layers, split
 from btcompress.finetune.heads import deciding_head
 from btcompress.finetune.networks import check_inputs
+from btcompress.finetune.recorded import is_same_layer
 
 _MOST_SHOWN = 8
 
@@ -94,7 +95,9 @@ def _layers_for(
             )
         yield named[0]
     elif recorded:
-        known = [entry for entry in entries if entry.name in recorded]
+        known = [entry for entry in entries if entry.name in recorded] or [
+            entry for entry in entries if any(is_same_layer(name, entry.name) for name in recorded)
+        ]
         if not known:
             raise BTCompressError(
                 f"{inputs.data} holds inputs of {', '.join(recorded[:_MOST_SHOWN])}, but none of them is a layer of "
@@ -105,7 +108,7 @@ def _layers_for(
         asked = [entry for entry in lstms if _is_asked(entry, keys)]
         if len(lstms) != 1 and len(asked) != 1:
             raise BTCompressError(
-                f"it is not clear which LSTM {inputs.data} is for: those in the checkpoint are {_listed(lstms)}. "
+                f"it is not clear which LSTM {inputs.data} is for: they are {_listed(asked or lstms)}. "
                 "Name one with --lstm."
             )
         yield asked[0] if len(asked) == 1 else lstms[0]
@@ -143,9 +146,8 @@ def _listed(entries: Sequence[Entry]) -> str:
         n_inputs = entry.input_size if isinstance(entry, LSTMEntry) else entry.in_features
         return f"{entry.name or '(top)'} ({n_inputs} inputs)"
 
-    return (
-        ", ".join(map(shown, entries[:_MOST_SHOWN])) + (" and others" if len(entries) > _MOST_SHOWN else "") or "none"
-    )
+    more = " and others" if len(entries) > _MOST_SHOWN else ""
+    return ", ".join(map(shown, entries[:_MOST_SHOWN])) + more or "none"
 
 
 def _name(entry: Entry) -> str:

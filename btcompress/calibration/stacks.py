@@ -120,7 +120,7 @@ class Taught:
         teacher: the dense LSTM, or its layers up to this one.
         device: to compute on.
         dtype: to compute in.
-        layer: the layer; None for the whole LSTM.
+        part: the layer; None for the whole LSTM.
         below: what gives the layer its inputs, the layers below it; None for the first and for the whole.
     """
 
@@ -128,13 +128,18 @@ class Taught:
     teacher: Stack
     device: torch.device
     dtype: torch.dtype
-    layer: Layer | None = None
+    part: Layer | None = None
     below: Stack | None = None
 
     @property
     def name(self) -> str:
         """The source's."""
         return self.source.name
+
+    @property
+    def layer(self) -> str | None:
+        """The source's."""
+        return self.source.layer
 
     def __len__(self) -> int:
         return len(self.source)
@@ -145,11 +150,11 @@ class Taught:
         if batch.lengths is not None:
             batch = replace(batch, x=batch.x[:, : int(batch.lengths.max())])
         wanted = self.teacher.states(batch)
-        if self.layer is None:
+        if self.part is None:
             return TaughtBatch(batch.x, None, batch.lengths, batch.names, batch.state, wanted)
-        own = self.layer.positions
+        own = self.part.positions
         x = batch.x if self.below is None else self.below.states(batch)[0]
-        state, wanted = self.layer.state(batch.state), (wanted[0], wanted[1][own], wanted[2][own])
+        state, wanted = self.part.state(batch.state), (wanted[0], wanted[1][own], wanted[2][own])
         return TaughtBatch(x, None, batch.lengths, batch.names, state, wanted)
 
 

@@ -106,7 +106,12 @@ def finetune(
     ] = 0.05,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=EFFORT)] = 1.0,
     patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs without a better metric; 0: never.", rich_help_panel=EFFORT)
+        int,
+        typer.Option(
+            help="After so many epochs without a better metric let the learning rate fall to 0 over as many more, and "
+            "stop; 0: never.",
+            rich_help_panel=EFFORT,
+        ),
     ] = 10,
     accumulate: Annotated[
         int, typer.Option(help="Parts into which each batch is split to save memory.", rich_help_panel=EFFORT)

@@ -160,8 +160,8 @@ class _Update(Protocol):
 
 def _update_training(update: _Update, what: str, epoch: Epoch) -> None:
     state = (
-        f"epoch {epoch.epoch} of {epoch.epochs}, loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, lr {epoch.learning_rate:.1e}, "
-        f"{epoch.sequences_per_second:,.0f} sequences/s"
+        f"epoch {epoch.epoch} of {epoch.epochs}, loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, "
+        f"lr {epoch.learning_rate:.1e}, {epoch.sequences_per_second:,.0f} sequences/s"
     )
     left = epoch.seconds * (epoch.epochs - epoch.epoch)
     update(what, epoch.epoch / epoch.epochs, state, left)

@@ -27,7 +27,8 @@ class TrainConfig:
         weight_decay: of AdamW.
         warmup: share of all steps over which the learning rate rises; it then falls to 0 along a cosine.
         clip: largest norm of the gradient; longer ones are shortened to it.
-        patience: epochs without a better metric after which training stops; 0 to never stop early.
+        patience: epochs without a better metric after which the learning rate falls to 0, along a cosine over as many
+            more, and training ends; 0 to never end early.
         accumulate: parts into which a batch is split, one after the other, where memory is short.
         precision: mixed precision of the student's arithmetic.
         freeze: patterns of names of tensors that stay as they are.
@@ -74,13 +75,6 @@ class TrainConfig:
     def peak(self) -> float:
         """The learning rate at its peak; where none is given, that for a network not known."""
         return LEARNING_RATES["own model"] if self.learning_rate is None else self.learning_rate
-
-    def share_of_peak(self, step: int, n_steps: int) -> float:
-        """Learning rate of a step, counted from 0, as a share of its peak: linear warm-up, then cosine to 0."""
-        n_warm = round(self.warmup * n_steps)
-        if step < n_warm:
-            return (step + 1) / (n_warm + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - n_warm) / max(n_steps - n_warm, 1)))
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:

@@ -4,196 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from btcompress import memory
 from btcompress.errors import BTCompressError
-from btcompress.files import Snapshot
 from btcompress.finetune.arrayfiles import names_in, read_arrays
+from btcompress.finetune.arrays import Arrays, check_lengths
+from btcompress.finetune.batches import Batch, Data
 from btcompress.finetune.items import NAMES, STATES, alike, parts_of, some, states_of
 from btcompress.finetune.recorded import MARK, array_name, choose_layer, layers_in
 from btcompress.finetune.references import is_reference, resolve
 from btcompress.seeds import check_seed
 
-#: Kinds of dtypes that are real numbers.
-_REAL = "fiub"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Some sequences.
-
-    Attributes:
-        x: inputs, shape ``(B, T, I)``; for a user's model any shape that begins with ``B``.
-        y: labels or targets, beginning with ``B``; None without labels.
-        lengths: steps of each sequence, shape ``(B,)``, on the CPU; None where all have ``T``.
-        names: of the sequences, if the same name always means the same sequence; None for what a user's code makes.
-        state: initial ``h`` and ``c`` of every layer and direction, shapes ``(directions * L, B, H)``; None for zeros.
-    """
-
-    x: Tensor
-    y: Tensor | None = None
-    lengths: Tensor | None = None
-    names: tuple[tuple[str, int], ...] | None = None
-    state: tuple[Tensor, Tensor] | None = None
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The same on a device, floating-point numbers in this dtype; lengths stay, as packing wants them.
-
-        Raises:
-            BTCompressError: a number is beyond the range of the dtype.
-        """
-
-        def moved(value: Tensor) -> Tensor:
-            if not value.is_floating_point():
-                return value.to(device)
-            narrower = dtype.itemsize < value.element_size() and value.numel() > 0
-            if narrower and (largest := float(value.abs().max())) > torch.finfo(dtype).max:
-                raise BTCompressError(
-                    f"the sequences hold {largest:g}, which is beyond the range of "
-                    f"{str(dtype).removeprefix('torch.')}, in which the network computes. Scale them (--scale)."
-                )
-            return value.to(device, dtype)
-
-        state = None if self.state is None else (moved(self.state[0]), moved(self.state[1]))
-        return replace(self, x=moved(self.x), y=None if self.y is None else moved(self.y), state=state)
-
-
-class Data(Protocol):
-    """What training takes its batches from."""
-
-    @property
-    def name(self) -> str:
-        """What to call it in messages and records."""
-
-    @property
-    def layer(self) -> str | None:
-        """The layer that these were recorded as inputs of; None where nobody knows."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Tensor) -> Batch:
-        """The sequences at these positions.
-
-        Raises:
-            BTCompressError: an input is not finite.
-        """
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Arrays:
-    """Sequences in arrays, of which only the rows asked for are read and converted.
-
-    Attributes:
-        name: the file.
-        x: shape ``(N, T, I)``, or ``(steps in all, I)`` for sequences one after another; any real dtype.
-        y: labels or targets, beginning with ``N``, or None.
-        lengths: steps of each sequence, shape ``(N,)``, 1 to ``T``, or adding up to the steps in all; or None.
-        scale: what to multiply inputs by.
-        snapshot: of the file, which must stay as it is; None for arrays that lie in none.
-        h0: initial ``h``, shape ``(N, directions * L, H)`` or of the projected size, or None for zeros.
-        c0: initial ``c``, shape ``(N, directions * L, H)``, or None for zeros.
-        layer: the layer that these were recorded as inputs of; its name stands before those of the arrays.
-        starts: first step of each sequence in ``x``, where they lie one after another.
-    """
-
-    name: str
-    x: NDArray[Any]
-    y: NDArray[Any] | None
-    lengths: NDArray[Any] | None
-    scale: float
-    snapshot: Snapshot | None = None
-    h0: NDArray[Any] | None = None
-    c0: NDArray[Any] | None = None
-    layer: str | None = None
-    starts: NDArray[np.int64] | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        one_after_another = self.x.ndim == 2 and self.lengths is not None
-        if not (self.x.ndim == 3 or one_after_another) or 0 in self.x.shape or self.x.dtype.kind not in _REAL:
-            raise BTCompressError(
-                f"{self._called('x')} has shape {self.x.shape} and dtype {self.x.dtype}, but numbers of shape "
-                "(N, T, I) are needed: N sequences of T steps of I inputs, none of them 0; or (steps in all, I), with "
-                "the steps of each sequence in lengths."
-            )
-        if one_after_another and self.lengths is not None:
-            object.__setattr__(self, "starts", _starts(self._called("lengths"), self.lengths, len(self.x)))
-        elif self.lengths is not None:
-            _check_entries(self._called("lengths"), self.lengths, self)
-            _check_lengths(self._called("lengths"), self.lengths, self.x.shape[1])
-        if self.y is not None:
-            _check_entries(self._called("y"), self.y, self)
-            _check_labels(self._called("y"), self.y, per_step=not one_after_another)
-        self._check_states()
-
-    def _check_states(self) -> None:
-        if (self.h0 is None) != (self.c0 is None):
-            given, missing = STATES if self.c0 is None else STATES[::-1]
-            raise BTCompressError(f"{self._called(given)} is there without {missing}. Give both, or neither.")
-        for name, value in zip(STATES, (self.h0, self.c0), strict=True):
-            if value is None:
-                continue
-            _check_entries(self._called(name), value, self)
-            if value.ndim != 3 or 0 in value.shape or value.dtype.kind not in _REAL:
-                raise BTCompressError(
-                    f"{self._called(name)} has shape {value.shape} and dtype {value.dtype}, but numbers of shape "
-                    "(N, directions * layers, H) are needed: a state of each layer and direction for each sequence."
-                )
-
-    def __len__(self) -> int:
-        return len(self.x if self.starts is None else self.starts)
-
-    def _called(self, part: str) -> str:
-        """File and name of an array, for messages."""
-        return f"{self.name}: {array_name(self.layer or '', part)}"
-
-    def batch(self, rows: Tensor) -> Batch:
-        """The sequences at these positions, inputs scaled; see :class:`Data`."""
-        if self.snapshot is not None:
-            self.snapshot.check()
-        index = rows.numpy()
-        lengths = None if self.lengths is None else self.lengths[index].astype(np.int64)
-        return Batch(
-            self._finite("x", self._inputs(index, lengths).mul_(self.scale), index),
-            None if self.y is None else _labels(self.y[index]),
-            None if lengths is None else torch.from_numpy(lengths),
-            tuple((self.name, row) for row in rows.tolist()),
-            None
-            if self.h0 is None or self.c0 is None
-            else (self._state("h0", self.h0, index), self._state("c0", self.c0, index)),
-        )
-
-    def _inputs(self, index: NDArray[Any], lengths: NDArray[np.int64] | None) -> Tensor:
-        """Some sequences, padded to the longest of them where they lie one after another."""
-        if self.starts is None or lengths is None:
-            return _wide(self.x[index])
-        padded = np.zeros((len(index), lengths.max(), self.x.shape[1]), self.x.dtype)
-        for row, (start, length) in enumerate(zip(self.starts[index], lengths, strict=True)):
-            padded[row, :length] = self.x[start : start + length]
-        return _wide(padded)
-
-    def _state(self, name: str, states: NDArray[Any], index: NDArray[Any]) -> Tensor:
-        """Initial states of some sequences, shape ``(directions * L, B, H)``."""
-        return self._finite(name, _wide(states[index]), index).transpose(0, 1).contiguous()
-
-    def _finite(self, part: str, values: Tensor, index: NDArray[Any]) -> Tensor:
-        """The values, if they are all finite."""
-        finite = torch.isfinite(values)
-        if not finite.all():
-            bad = index[~finite.flatten(1).all(1).numpy()][0]
-            raise BTCompressError(
-                f"{self.name}: sequence {bad} of {array_name(self.layer or '', part)} holds NaN or infinity, or "
-                "numbers too large to scale. Repair or remove it."
-            )
-        return values
+__all__ = ["Arrays", "Batch", "Data", "Rows", "UserData", "open_data", "recorded_layers", "split"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -353,64 +182,6 @@ def _from_factory(name: str, value: object, scale: float) -> Data:
     return UserData(name, dataset, collate)  # type: ignore[arg-type]
 
 
-def _wide(values: NDArray[Any]) -> Tensor:
-    """In float64 what has more digits than float32, the rest in float32."""
-    precise = values.dtype.kind == "f" and values.dtype.itemsize >= np.dtype(np.float64).itemsize
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and that is looked for
-        return torch.from_numpy(values.astype(np.float64 if precise else np.float32))
-
-
-def _labels(rows: NDArray[Any]) -> Tensor:
-    with np.errstate(over="ignore"):
-        return torch.from_numpy(rows.astype(np.float64 if rows.dtype.kind == "f" else np.int64))
-
-
-def _check_entries(what: str, values: NDArray[Any], data: Arrays) -> None:
-    if values.shape[:1] != (len(data),):
-        raise BTCompressError(
-            f"{what} has shape {values.shape} and x has shape {data.x.shape}. Give one entry of it for each of the "
-            f"{len(data)} sequences."
-        )
-
-
-def _check_labels(what: str, y: NDArray[Any], *, per_step: bool) -> None:
-    if 0 in y.shape or y.dtype.kind not in _REAL:
-        raise BTCompressError(
-            f"{what} has shape {y.shape} and dtype {y.dtype}, but numbers are needed for each sequence."
-        )
-    most = np.iinfo(np.int64).max
-    if y.dtype == np.uint64 and y.max() > most:
-        raise BTCompressError(f"{what} has a class of {y.max()}, but {most} is the largest that there can be.")
-    if not per_step and y.ndim > (2 if y.dtype.kind == "f" else 1):
-        raise BTCompressError(
-            f"{what} has shape {y.shape}, but where sequences lie one after another in x, labels are for whole "
-            "sequences. Pad x to shape (N, T, I) for labels of each step."
-        )
-
-
-def _check_lengths(what: str, lengths: NDArray[Any], steps: int) -> None:
-    needed = f"one whole number from 1 to {steps}, the steps of x, is needed for each sequence."
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
-        raise BTCompressError(f"{what} has shape {lengths.shape} and dtype {lengths.dtype}, but {needed}")
-    if lengths.min() < 1 or lengths.max() > steps:
-        raise BTCompressError(f"{what} has entries from {lengths.min()} to {lengths.max()}, but {needed}")
-
-
-def _starts(what: str, lengths: NDArray[Any], steps: int) -> NDArray[np.int64]:
-    """The first step of each sequence of those that lie one after another."""
-    if not lengths.size:
-        raise BTCompressError(f"{what} has shape {lengths.shape}, but the steps of at least one sequence are needed.")
-    _check_lengths(what, lengths, steps)
-    memory.require(3 * len(lengths) * 8, f"The places of the {len(lengths)} sequences of {what}", "Give fewer.")
-    ends = np.cumsum(lengths, dtype=np.int64)
-    if ends[-1] != steps:
-        raise BTCompressError(
-            f"{what} adds up to {ends[-1]}, but x has {steps} steps. Give the steps of all sequences one after another "
-            "in x, and how many each of them has in lengths."
-        )
-    return ends - lengths.astype(np.int64)
-
-
 def _check_batch(name: str, rows: list[int], batch: Batch) -> None:
     """Refuse a batch of a user's whose parts do not fit together."""
     which, x = f"{name}: items {some(rows)}", batch.x
@@ -424,7 +195,7 @@ def _check_batch(name: str, rows: list[int], batch: Batch) -> None:
             )
     if batch.lengths is not None:
         lengths = batch.lengths.double() if batch.lengths.is_floating_point() else batch.lengths
-        _check_lengths(
+        check_lengths(
             f"{which}: lengths", lengths.cpu().numpy(), x.shape[1] if x.dim() == 3 else max(x.shape[1:], default=1)
         )
     if not torch.isfinite(x).all():

@@ -12,7 +12,7 @@ class Epoch:
 
     Attributes:
         epoch: its number, from 1.
-        epochs: how many there are at most.
+        epochs: how many there are at most, as things stood at its start.
         loss: mean over the epoch.
         metric: on the sequences held back, after it.
         learning_rate: at its end.

@@ -1,4 +1,4 @@
-"""The training loop: an epoch is a function of the state at its start, the seed and its number alone.
+"""The training loop: an epoch is a function of the state at its start, the epochs before it and the seed alone.
 
 That is what makes a resumed training end in the bytes of an uninterrupted one: no generator lives across
 epochs, so none has to be kept.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from btcompress.finetune.blocks import worst_cancellation
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.epoch import Epoch, OnEpoch
+from btcompress.finetune.schedule import Schedule
 from btcompress.finetune.state import Outline, Scaler, StateFile, TrainingState
 from btcompress.finetune.tasks import Task
 
@@ -71,7 +72,8 @@ class Trainer:
         self.dtype = trained[0].dtype
         self.trained = trained
         optimizer = torch.optim.AdamW(trained, lr=config.peak, weight_decay=config.weight_decay, fused=True)
-        self.schedule = self._schedule_of(optimizer)
+        self.schedule = Schedule(config, self._n_steps)
+        self.rates = self._rates_of(optimizer)
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
         if task.teacher is not None:
             task.teacher.to(self.accelerator.device)
@@ -104,15 +106,15 @@ class Trainer:
             if self._better(epoch.metric, best.metric):
                 best = Best(epoch.metric, epoch.epoch, self._tensors())
             self.rows.append(epoch)
+            self.schedule = self._schedule_after(self.rows, before)
             self._save(file, before, best)
             if on_epoch is not None and self.accelerator.is_main_process:
                 on_epoch(epoch)
         return before, best
 
     def is_over(self, rows: Sequence[Epoch], before: float) -> bool:
-        """Whether no epoch follows these: all are done, or none got better for too long."""
-        patience = self.config.patience or math.inf
-        return len(rows) >= self.config.epochs or len(rows) - self._best_of(rows, before)[1] >= patience
+        """Whether no epoch follows these: all are done, or none got better for too long and the last ones are done."""
+        return len(rows) >= self._schedule_after(rows, before).last_epoch
 
     @property
     def outline(self) -> Outline:
@@ -157,10 +159,14 @@ class Trainer:
         """Steps in an epoch."""
         return math.ceil(len(self.train) / self.config.batch_size)
 
-    def _schedule_of(self, optimizer: torch.optim.Optimizer, done: int = 0) -> LambdaLR:
+    def _schedule_after(self, rows: Sequence[Epoch], before: float) -> Schedule:
+        """The schedule as it is after these epochs."""
+        best = (epoch for _, epoch in self._best_so_far(rows, before))
+        return Schedule.of(self.config, self._n_steps, best)
+
+    def _rates_of(self, optimizer: torch.optim.Optimizer, done: int = 0) -> LambdaLR:
         """The learning rate of each step, from where so many are done."""
-        n_steps = self.config.epochs * self._n_steps
-        return LambdaLR(optimizer, lambda step: self.config.share_of_peak(step, n_steps), last_epoch=done - 1)
+        return LambdaLR(optimizer, lambda step: self.schedule.share(step), last_epoch=done - 1)
 
     def _epoch(self, number: int) -> Epoch:
         began = time.monotonic()
@@ -178,10 +184,10 @@ class Trainer:
         seconds = max(time.monotonic() - began, time.get_clock_info("monotonic").resolution)
         return Epoch(
             number,
-            self.config.epochs,
+            self.schedule.last_epoch,
             total / weight,
             metric,
-            float(self.schedule.get_last_lr()[0]),
+            float(self.rates.get_last_lr()[0]),
             worst_cancellation(self.network),
             seconds,
             len(self.train) / seconds,
@@ -210,7 +216,7 @@ class Trainer:
         self.accelerator.clip_grad_norm_(self.trained, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.schedule.step()
+        self.rates.step()
         return sums
 
     def _own(self, rows: Tensor) -> tuple[Tensor, float]:
@@ -236,11 +242,15 @@ class Trainer:
 
     def _best_of(self, rows: Sequence[Epoch], before: float) -> tuple[float, int]:
         """The best metric of these epochs and the epoch after which it was reached, 0 for the start."""
+        return [(before, 0), *self._best_so_far(rows, before)][-1]
+
+    def _best_so_far(self, rows: Sequence[Epoch], before: float) -> Iterator[tuple[float, int]]:
+        """The same after each of these epochs."""
         best = (before, 0)
         for row in rows:
             if self._better(row.metric, best[0]):
                 best = (row.metric, row.epoch)
-        return best
+            yield best
 
     def _save(self, file: StateFile | None, before: float, best: Best) -> None:
         if file is not None and self.accelerator.is_main_process:
@@ -258,7 +268,8 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
         self.rows = list(saved.rows)
-        self.schedule = self._schedule_of(self.optimizer.optimizer, len(self.rows) * self._n_steps)
+        self.schedule = self._schedule_after(self.rows, saved.before)
+        self.rates = self._rates_of(self.optimizer.optimizer, len(self.rows) * self._n_steps)
         if saved.scaler is not None and self.accelerator.scaler is not None:
             learned = {"scale": saved.scaler.scale, "_growth_tracker": saved.scaler.growth}
             self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), **learned})

@@ -113,7 +113,7 @@ class Outline:
     def fits(self, rows: Sequence[Epoch], tensors: Mapping[str, Tensor]) -> bool:
         """Whether rows and tensors are such as this training would have kept."""
         counted = len(rows) <= self.epochs and all(
-            (row.epoch, row.epochs) == (number, self.epochs) for number, row in enumerate(rows, 1)
+            number == row.epoch <= row.epochs <= self.epochs for number, row in enumerate(rows, 1)
         )
         network = {f"{part}.{name}": value for part in ("network", "best") for name, value in self.network.items()}
         moments: dict[str, Tensor] = {}

@@ -125,7 +125,7 @@ def meet(
     if wish.max_activation_error is not None and unmeasured:
         raise BTCompressError(
             f"an activation error was wished for, but there are no sample inputs of {', '.join(unmeasured)}. Give "
-            "sequences for their LSTM (--calibration), or choose only W and U of an LSTM that has them."
+            "those of their layers (--calibration), or choose only matrices that have them."
         )
     curves: list[Curve] = []
     for index, target in enumerate(targets):

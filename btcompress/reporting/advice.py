@@ -123,8 +123,8 @@ def _model_advice(found: Findings) -> Iterator[str]:
         worst, names = max(row.weight_error for row in unknown), listed([row.name for row in unknown], _MOST_NAMED)
         yield (
             f"Nobody knows what the weight errors of {names} (up to {worst:.3f}) do to the model: they count what no "
-            "input ever meets. Record what the model gets (btcompress.recording) and factorize with --calibration FILE, "
-            "or measure this result: report --against MODEL --inputs FILE."
+            "input ever meets. Record what it gets (btcompress.recording) and factorize with --calibration FILE, or "
+            "measure this result: report --against MODEL --inputs FILE."
         )
 
 
@@ -154,8 +154,8 @@ def _effect_advice(effect: _Effect) -> Iterator[str]:
     elif effect.hidden_state_error is not None and effect.hidden_state_error >= _SAFE_ERROR:
         left = next(words for most, words in _MEASURED if effect.hidden_state_error <= most)
         yield (
-            f"The hidden states{whose} are off by {effect.hidden_state_error:.3f} of their size on {effect.where}. {left} "
-            "(docs/choosing.md). Measure yours before you use it; higher ranks, more sequences to calibrate on, or "
+            f"The hidden states{whose} are off by {effect.hidden_state_error:.3f} of their size on {effect.where}. "
+            f"{left} (docs/choosing.md). Measure yours before you use it; higher ranks, more sequences to calibrate on, or "
             "fine-tuning lower the error."
         )
 

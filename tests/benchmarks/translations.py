@@ -8,28 +8,8 @@ from pathlib import Path
 import numpy as np
 
 #: The languages of LanguageIdentifier 1.1.1 by the names of Django's folders; Norwegian is ``nb`` there.
-LANGUAGES = [
-    "ca",
-    "cs",
-    "da",
-    "de",
-    "en",
-    "es",
-    "et",
-    "fi",
-    "fr",
-    "hr",
-    "hu",
-    "it",
-    "lt",
-    "nl",
-    "nb",
-    "pl",
-    "pt",
-    "ro",
-    "sv",
-    "tr",
-]
+LANGUAGES = ("ca", "cs", "da", "de", "en", "es", "et", "fi", "fr", "hr")
+LANGUAGES += ("hu", "it", "lt", "nl", "nb", "pl", "pt", "ro", "sv", "tr")
 _ENTRY = re.compile(r'^msgid ((?:"[^\n]*"\n)+)msgstr ((?:"[^\n]*"\n)+)', re.MULTILINE)
 _SHORTEST, _LONGEST = 20, 133
 

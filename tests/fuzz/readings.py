@@ -401,15 +401,16 @@ def magnitude(about, tensors, key):
 # Sequences
 
 
-def arrays(data, suffix):
-    """The arrays of a data file by name, by NumPy, which checks sums and sizes, or by the reading above."""
+def arrays(data, suffix, layer):
+    """The arrays of a layer in a data file, by NumPy, which checks sums and sizes, or by the reading above."""
     if suffix == ".npy":
         return {"x": np.load(io.BytesIO(data), allow_pickle=False)}
+    names = {part: part if layer is None else f"{layer}/{part}" for part in ("x", "y", "lengths", "h0", "c0")}
     if suffix == ".npz":
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {name: file[name] for name in ("x", "y", "lengths") if name in file.files}
+            return {part: file[name] for part, name in names.items() if name in file.files}
     tensors, _ = safetensors(data)
-    return {name: _array(*tensors[name]) for name in ("x", "y", "lengths") if name in tensors}
+    return {part: _array(*tensors[name]) for part, name in names.items() if name in tensors}
 
 
 def _array(dtype, shape, content):

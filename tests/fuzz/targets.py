@@ -239,18 +239,32 @@ def sequences(name, data, folder):
     rows = sorted({*range(min(len(source), 3)), len(source) - 1})
     batch = source.batch(torch.tensor(rows))
     with reading():
-        arrays = readings.arrays(data, path.suffix)
-        x = arrays["x"]
-        wide = x[rows].astype(np.float64 if x.dtype == np.float64 else np.float32) * 0.5
-    same(len(source), len(x), "the number of sequences")
-    _same_array(batch.x, wide.astype(np.float64 if x.dtype == np.float64 else np.float32), "x")
-    for name, part in (("y", batch.y), ("lengths", batch.lengths)):
+        arrays = readings.arrays(data, path.suffix, source.layer)
+        x, n_sequences = arrays["x"], len(arrays["x"])
+        wide = np.float64 if x.dtype == np.float64 else np.float32
+        if x.ndim == 2:
+            n_sequences, ends = len(arrays["lengths"]), np.cumsum(arrays["lengths"])
+            pieces = np.split(x, ends)
+            same(len(pieces[-1]), 0, "the number of steps beyond the lengths")
+            padded = np.zeros((len(rows), max(len(pieces[row]) for row in rows), x.shape[1]), wide)
+            for place, row in enumerate(rows):
+                padded[place, : len(pieces[row])] = pieces[row].astype(wide) * 0.5
+        else:
+            padded = x[rows].astype(wide) * 0.5
+    same(len(source), n_sequences, "the number of sequences")
+    _same_array(batch.x, padded.astype(wide), "x")
+    states = (None, None) if batch.state is None else (state.transpose(0, 1) for state in batch.state)
+    for name, part in zip(("y", "lengths", "h0", "c0"), (batch.y, batch.lengths, *states), strict=True):
         array = arrays.get(name)
         same(part is None, array is None, f"the absence of {name}")
         if array is not None:
-            if array.dtype.kind not in "fiub" or len(array) != len(x):
-                raise WrongAnswerError(f"{name} is no array of one number for each sequence")
-            _same_array(part, array[rows].astype(np.float64 if array.dtype.kind == "f" else np.int64), name)
+            if array.dtype.kind not in "fiub" or len(array) != n_sequences:
+                raise WrongAnswerError(f"{name} is no array of one entry for each sequence")
+            if name in ("h0", "c0"):
+                kind = np.float64 if array.dtype == np.float64 else np.float32
+            else:
+                kind = np.float64 if array.dtype.kind == "f" else np.int64
+            _same_array(part, array[rows].astype(kind), name)
 
 
 def _same_array(found, expected, what):
