@@ -448,7 +448,7 @@ def test_states_kept_of_a_teacher_are_those_it_gives(lengths):
             super().__init__()
             self.lstm, self.calls = nn.LSTM(4, 3, num_layers=2, bidirectional=True, batch_first=True).double(), 0
 
-        def forward(self, x, counts):
+        def forward(self, x, counts, state):
             self.calls += 1
             packed = pack_padded_sequence(x, counts, True, enforce_sorted=False) if counts is not None else x
             hidden, (h, c) = self.lstm(packed)
