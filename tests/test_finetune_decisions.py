@@ -18,7 +18,7 @@ from btcompress.fit import FitOptions
 from btcompress.results import Agreement
 from tuning import Classifier, draw
 
-CPU = {"batch_size": 4, "device": torch.device("cpu"), "dtype": torch.float32}
+CPU = 4, torch.device("cpu"), torch.float32
 
 
 def compressed_of(model, **arguments):
@@ -200,8 +200,8 @@ STEPS, OTHERS = one_hot([0, 1, 2], [3, 3, 3]), one_hot([0, 1, 1], [3, 0, 0])
     ],
 )
 def test_outputs_of_a_network_decide_by_their_shape(ours, theirs, expected):
-    assert agreement_of(Giving(ours), Giving(theirs), Given(), **CPU) == expected
+    assert agreement_of(Giving(ours), Giving(theirs), Given(), *CPU) == expected
 
 
 def test_without_lengths_all_steps_are_compared():
-    assert agreement_of(Giving(STEPS), Giving(OTHERS), Given(lengths=False), **CPU) == Agreement(0.5, None, 6, 0)
+    assert agreement_of(Giving(STEPS), Giving(OTHERS), Given(lengths=False), *CPU) == Agreement(0.5, None, 6, 0)

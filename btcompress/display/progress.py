@@ -80,7 +80,7 @@ def pricing_progress() -> Iterator[OnPricing]:
 
 @contextmanager
 def job_progress() -> Iterator[Callable[[object], None]]:
-    """Progress over whatever a job does one after the other: a bar or lines for each, and a line for a recipe's step."""
+    """Progress over what a job does one after the other: a bar or lines for each, and a line for a recipe's step."""
     from btcompress.finetune import Epoch
     from btcompress.results import CalibrationProgress, FitProgress, PricingProgress, StepProgress
 

@@ -14,6 +14,8 @@ Way = Literal["hidden states", "labels", "own model"]
 
 #: Peak learning rates where none is given: the best of those measured, and torch's own for a network not known.
 LEARNING_RATES: dict[Way, float] = {"hidden states": 1e-2, "labels": 1e-2, "own model": 1e-3}
+#: The same for what was trained before, which the higher ones undo at first and do not always win back.
+LEARNING_RATES_ONCE_TRAINED: dict[Way, float] = {"hidden states": 1e-3, "labels": 3e-3, "own model": 3e-4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training sequences at most.
         batch_size: sequences in one step, of all processes and accumulated parts together.
-        learning_rate: of AdamW at its peak; None for what suits the way of training.
+        learning_rate: of AdamW at its peak; None for what suits the way of training and where the file stands.
         weight_decay: of AdamW.
         warmup: share of all steps over which the learning rate rises; it then falls to 0 along a cosine.
         clip: largest norm of the gradient; longer ones are shortened to it.
@@ -67,9 +69,15 @@ class TrainConfig:
         for name in ("warmup", "distill"):
             _check(name, getattr(self, name), 0, 1)
 
-    def of_way(self, way: Way) -> TrainConfig:
-        """The same with the learning rate of a way of training, where none is given."""
-        return self if self.learning_rate is not None else replace(self, learning_rate=LEARNING_RATES[way])
+    def of_way(self, way: Way, *, trained: bool = False) -> TrainConfig:
+        """The same with the learning rate of a way of training, where none is given.
+
+        Args:
+            way: what is learned from.
+            trained: whether the start was calibrated or fine-tuned before.
+        """
+        rates = LEARNING_RATES_ONCE_TRAINED if trained else LEARNING_RATES
+        return self if self.learning_rate is not None else replace(self, learning_rate=rates[way])
 
     @property
     def peak(self) -> float:

@@ -19,7 +19,7 @@ from btcompress.finetune.networks import (
     teacher_of,
     training_dtype,
 )
-from btcompress.finetune.outputs import n_steps_of, steps_that_count, tensors_in
+from btcompress.finetune.outputs import steps_axis, steps_that_count, tensors_in
 from btcompress.results import Agreement
 from btcompress.shapes import MatrixShape
 
@@ -75,7 +75,6 @@ def agreement_of(
     network: nn.Module,
     teacher: nn.Module,
     data: Data,
-    *,
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -95,7 +94,7 @@ def agreement_of(
         dtype: that they compute in.
 
     Returns:
-        The agreement; None where no output holds scores.
+        The agreement; None where no output holds scores, or the labels of the sequences are values, not classes.
 
     Raises:
         BTCompressError: an input is not finite.
@@ -105,6 +104,8 @@ def agreement_of(
     steps, ends = _Tally(), _Tally()
     for rows in torch.arange(len(data)).split(batch_size):
         batch = data.batch(rows).to(device, dtype)
+        if batch.y is not None and batch.y.is_floating_point():
+            return None
         ours, theirs = (_scores(module(batch.x, batch.lengths, batch.state), batch) for module in (network, teacher))
         if ours is None or theirs is None or ours.shape != theirs.shape:
             return None
@@ -168,17 +169,16 @@ class _Deciding:
 
 def _scores(outputs: object, batch: Batch) -> Tensor | None:
     """The first scores in a network's outputs, shape ``(B, C)`` or ``(B, T, C)``; None where there are none."""
-    n_sequences, n_steps = len(batch.x), n_steps_of(batch)
     for scores in tensors_in(outputs):
-        if not scores.numel() or scores.shape[:1] != (n_sequences,) or scores.dim() > 3:
+        if not scores.numel() or scores.shape[:1] != batch.x.shape[:1] or scores.dim() > 3:
             continue
-        if scores.dim() == 3:
-            in_middle = scores.shape[1] != n_steps == scores.shape[2]
-            scores = scores.transpose(1, 2) if in_middle else scores
-            if batch.lengths is None or scores.shape[1] == n_steps:
-                return scores
-        elif scores.dim() == 2:
-            return scores[..., None] if scores.shape[1] == n_steps else scores
-        elif scores.dim() == 1:
+        if scores.dim() == 1:
             return scores[:, None]
+        axis = steps_axis(scores, batch)
+        if scores.dim() == 2:
+            # As many numbers as there are steps may still be classes, which labels would say.
+            of_classes = axis is None or (batch.y is not None and batch.y.dim() == 1)
+            return scores if of_classes else scores[..., None]
+        if axis is not None or batch.lengths is None:
+            return scores.transpose(1, 2) if axis == 2 else scores
     return None

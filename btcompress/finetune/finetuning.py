@@ -29,6 +29,7 @@ from btcompress.finetune.blocks import balance, worst_cancellation
 from btcompress.finetune.config import TrainConfig, Way
 from btcompress.finetune.curves import Curves, check_curves
 from btcompress.finetune.data import Batch, Data, open_data, split
+from btcompress.finetune.decisions import agreement_of, agreement_on
 from btcompress.finetune.epoch import Epoch, OnEpoch
 from btcompress.finetune.loop import Trainer
 from btcompress.finetune.networks import (
@@ -50,7 +51,7 @@ from btcompress.finetune.readback import check_same_outputs
 from btcompress.finetune.references import resolve
 from btcompress.finetune.request import FineTuneRequest, contents_digest, identity
 from btcompress.finetune.state import StateFile
-from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, label_kind
+from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, TeacherOutputs, label_kind
 from btcompress.finetune.user import build_student, build_teacher
 
 
@@ -83,8 +84,9 @@ def finetune(
 ) -> FineTuned:
     """Train a compressed checkpoint on and write the result, whole or not at all.
 
-    A user's ``model`` is trained as it is; else labels mean an LSTM with a linear head; else the LSTM learns
-    to give the hidden states of the teacher's. Seeds the global generators of ``random``, NumPy and torch.
+    A user's ``model`` is trained as it is, to give the teacher's outputs where there are neither labels nor a loss;
+    else labels mean an LSTM with a linear head; else the LSTM learns to give the hidden states of the teacher's. Seeds
+    the global generators of ``random``, NumPy and torch.
 
     Args:
         request: what, on what, and where to.
@@ -117,7 +119,8 @@ def _finetune(
     dense = None if request.teacher is None else read(request.teacher, request.container, strict=request.strict)
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
     _check_targets(request, file, () if dense is None else dense.files, force=force, resume=resume)
-    config = config.of_way(way)
+    lstm = {"lstm": choose_lstm(compressed, request.layer).name} if way == "hidden states" else {}
+    config = config.of_way(way, trained=_is_trained(compressed, lstm.get("lstm")))
     freeze(network, config.freeze)
     balance(network)
 
@@ -133,18 +136,21 @@ def _finetune(
             )
     else:
         saved, file = None, replace(file, replaces=_digest_of(request.output))
+    agreement = partial(_agreement, request, way, dense=dense, trainer=trainer)
     told = {
         "step": "finetune",
         "way": way,
+        **lstm,
         "metric": task.metric,
         "higher_is_better": task.higher_is_better,
         "dense": _dense_metric(trainer),
         "n_train": len(train),
         "n_held": len(held),
         "config": asdict(config),
+        "agreement_before": agreement(compressed),
     }
     # What is measured at the end is a finite number each, as these are.
-    unknown = {"before": 0.0, "after": 0.0, "epochs": 0, "best_epoch": 0, "cancellation": 0.0}
+    unknown = {"before": 0.0, "after": 0.0, "epochs": 0, "best_epoch": 0, "cancellation": 0.0, "agreement_after": None}
     check_storable(compressed.with_step({**told, **unknown}))
     # A state beside the network, its gradients and what the optimizer keeps.
     memory.require(
@@ -162,6 +168,7 @@ def _finetune(
         "epochs": len(trainer.rows),
         "best_epoch": best.epoch,
         "cancellation": worst_cancellation(network),
+        "agreement_after": agreement(replace(compressed, tensors={**compressed.tensors, **tensors})),
     }
     result = compressed.with_step(step, tensors)
     is_main = trainer.accelerator.is_main_process
@@ -233,7 +240,8 @@ def _network_and_task(
     if request.loss is not None and request.model is None:
         raise BTCompressError("--loss is for a network of your own. Name it with --model.")
     if request.model is not None:
-        return "own model", *_own_model(request, request.model, config, compressed, dense, first)
+        some = train.batch(torch.arange(min(len(train), config.batch_size)))
+        return "own model", *_own_model(request, request.model, config, compressed, dense, some)
     entry = choose_lstm(compressed, request.layer)
     check_inputs(train, first, entry)
     if request.layer is None and first.y is not None:
@@ -257,16 +265,21 @@ def _own_model(
     config: TrainConfig,
     compressed: CompressedCheckpoint,
     dense: Checkpoint | None,
-    first: Batch,
+    some: Batch,
 ) -> tuple[Network, Task[Any]]:
     factory = resolve("--model", reference, request.folder)
     student = build_student(reference, factory, compressed)
     teacher = None if dense is None else build_teacher(reference, factory, dense, student)
     if request.loss is not None:
         return student, OwnLoss(resolve("--loss", request.loss, request.folder), teacher)
-    if first.y is None:
-        raise BTCompressError(f"{request.data} has no labels y, and no --loss is given. Give one of them.")
-    return student, Labels(label_kind(first.y), teacher, config.temperature, config.distill)
+    if some.y is not None:
+        return student, Labels(label_kind(some.y), teacher, config.temperature, config.distill)
+    if teacher is None:
+        raise BTCompressError(
+            f"{request.data} has no labels y, and no --loss is given. Give one of them, or the dense checkpoint with "
+            "--teacher, to learn to give its outputs."
+        )
+    return student, TeacherOutputs(teacher, some.to(torch.device("cpu"), next(student.parameters()).dtype))
 
 
 def _labelled(
@@ -309,6 +322,16 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_mod
         )
 
 
+def _is_trained(compressed: CompressedCheckpoint, lstm: str | None) -> bool:
+    """Whether something was calibrated or fine-tuned since the file was factorized: this LSTM, where one is named."""
+    for step in reversed(compressed.history):
+        if step["step"] == "factorize":
+            break
+        if lstm is None or step.get("lstm", lstm) == lstm:
+            return True
+    return False
+
+
 def _finite(metric: float) -> float:
     """A metric as the record can hold it: the largest number for one that is none."""
     return metric if math.isfinite(metric) else sys.float_info.max
@@ -316,6 +339,31 @@ def _finite(metric: float) -> float:
 
 def _dense_metric(trainer: Trainer) -> float | None:
     """The teacher's metric; 0 by definition where the teacher is the measure."""
-    if isinstance(trainer.task, HiddenStates):
+    if isinstance(trainer.task, HiddenStates | TeacherOutputs):
         return 0.0
     return None if trainer.task.teacher is None else trainer.measure(trainer.task.teacher)
+
+
+def _agreement(
+    request: FineTuneRequest, way: Way, now: CompressedCheckpoint, *, dense: Checkpoint | None, trainer: Trainer
+) -> dict[str, Any] | None:
+    """How often decisions agree with the dense model's on the sequences held back, as the record has it.
+
+    Args:
+        request: what is trained.
+        way: how.
+        now: the tensors that the network of the trainer has.
+        dense: the teacher's checkpoint.
+        trainer: holds networks and sequences.
+
+    Returns:
+        None where there is no teacher, or nothing that is known to decide.
+    """
+    held, batch_size = trainer.held, trainer.config.batch_size
+    if dense is None or trainer.task.teacher is None:
+        return None
+    if way == "hidden states":
+        found = agreement_on(now, dense, choose_lstm(now, request.layer), held, batch_size)
+    else:
+        found = agreement_of(trainer.network, trainer.task.teacher, held, batch_size, trainer.device, trainer.dtype)
+    return None if found is None else asdict(found)

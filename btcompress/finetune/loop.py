@@ -117,6 +117,11 @@ class Trainer:
         return len(rows) >= self._schedule_after(rows, before).last_epoch
 
     @property
+    def device(self) -> torch.device:
+        """Where network and teacher are."""
+        return self.accelerator.device
+
+    @property
     def outline(self) -> Outline:
         """What a state of this training looks like."""
         return Outline(self.network.state_dict(), self.trained, self.config.epochs, self._n_steps)

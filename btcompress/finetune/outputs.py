@@ -29,6 +29,16 @@ def n_steps_of(batch: Batch) -> int | None:
     return batch.x.shape[1] if has_steps or batch.lengths is not None else None
 
 
+def steps_axis(output: Tensor, batch: Batch) -> int | None:
+    """Which axis of an output is that of the inputs' steps: ``(B, T, ...)``, or ``(B, C, T)``; None where none is."""
+    n_steps = n_steps_of(batch)
+    if n_steps is None or output.dim() < 2 or len(output) != len(batch.x):
+        return None
+    if output.shape[1] == n_steps:
+        return 1
+    return 2 if output.dim() == 3 and output.shape[2] == n_steps else None
+
+
 def steps_that_count(batch: Batch, n_steps: int) -> Tensor:
     """Which steps of a batch are no padding, boolean, shape ``(B, n_steps)``, on the CPU."""
     if batch.lengths is None:

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, so
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.data import Batch
 from btcompress.finetune.networks import States
+from btcompress.finetune.outputs import steps_axis, steps_that_count, tensors_in
 
 Kind = Literal["classes", "values"]
 Sums = tuple[Tensor, Tensor]
@@ -166,8 +167,82 @@ def _rows(values: Tensor, y: Tensor, batch: Batch, kind: Kind) -> Tensor:
         return values
     if batch.lengths is None:
         return values.flatten(0, 1)
-    steps = torch.arange(values.shape[1], device=values.device)
-    return values[steps < batch.lengths.to(values.device)[:, None]]
+    return values[steps_that_count(batch, values.shape[1]).to(values.device)]
+
+
+class TeacherOutputs:
+    """Give the teacher's outputs, whatever they are made of: relative error of all floating-point tensors in them.
+
+    Loss ``sum_k ||o_k - o_k'||^2 / s_k`` over ``sum_k ||o_k||^2 / s_k`` with ``o_k`` the teacher's tensors and ``s_k``
+    the mean square of each on some sequences, so that large ones do not outweigh the others; metric its root. Steps
+    beyond a sequence's length count for nothing in tensors that have the steps of the inputs, and neither do entries
+    that are infinite in the teacher's, as masked scores are.
+
+    Args:
+        teacher: the dense network.
+        some: sequences on which the size of the outputs is measured.
+
+    Raises:
+        BTCompressError: the teacher gives no floating-point tensors, or only zeros.
+    """
+
+    metric = "output error"
+    higher_is_better = False
+
+    def __init__(self, teacher: nn.Module, some: Batch) -> None:
+        self.teacher: nn.Module | None = teacher.requires_grad_(False).eval()
+        self._sizes = [_mean_square(wanted) for wanted, _ in self._wanted(some)]
+        if not any(self._sizes):
+            raise BTCompressError(
+                "without labels y and without a --loss, a network learns to give the dense one's outputs, but that "
+                f"gives {'only zeros' if self._sizes else 'no floating-point tensors'}. Give labels, or a --loss."
+            )
+
+    def loss(self, outputs: object, batch: Batch) -> Sums:
+        """See :class:`Task`."""
+        wanted = self._wanted(batch)
+        ours = list(tensors_in(outputs))
+        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (ours, [each for each, _ in wanted])]
+        if shapes[0] != shapes[1] or len(wanted) != len(self._sizes):
+            raise ShapeError(
+                f"the network gives tensors of shapes {shapes[0]} where the dense one gives {shapes[1]}. Both must "
+                "give the same, and as many for each batch."
+            )
+        sums = [
+            torch.stack([_squares((own - each).masked_fill(~counts, 0)), _squares(each.masked_fill(~counts, 0))]) / size
+            for own, (each, counts), size in zip(ours, wanted, self._sizes, strict=True)
+            if size
+        ]
+        total, weight = torch.stack(sums).sum(0).unbind()
+        return total, weight.detach()
+
+    def measure(self, outputs: object, batch: Batch) -> Sums:
+        """See :class:`Task`."""
+        return self.loss(outputs, batch)
+
+    def finish(self, total: float, weight: float) -> float:
+        """See :class:`Task`."""
+        return math.sqrt(total / weight)
+
+    @torch.no_grad()
+    def _wanted(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """The teacher's tensors, and which of their entries count."""
+        given = cast(nn.Module, self.teacher)(batch.x, batch.lengths, batch.state)
+        return [(tensor, _entries_that_count(tensor, batch)) for tensor in tensors_in(given)]
+
+
+def _entries_that_count(output: Tensor, batch: Batch) -> Tensor:
+    """Which entries of a network's output are finite and of no padding, boolean, in its shape."""
+    finite, axis = torch.isfinite(output), steps_axis(output, batch)
+    if axis is None:
+        return finite
+    steps = steps_that_count(batch, output.shape[axis]).to(output.device)
+    return finite & steps.reshape(len(steps), *[1] * (axis - 1), -1, *[1] * (output.dim() - axis - 1))
+
+
+def _mean_square(output: Tensor) -> float:
+    finite = output[torch.isfinite(output)]
+    return float(finite.double().square().mean()) if len(finite) else 0.0
 
 
 class OwnLoss:
