@@ -260,9 +260,12 @@ class Recipe:
 
     model: Path
     output: Path
-    steps: tuple[Step, ...]
+    steps: Sequence[Step]
 
     def __post_init__(self) -> None:
+        for name in ("model", "output"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
+        object.__setattr__(self, "steps", tuple(self.steps))
         if not self.steps:
             raise BTCompressError("the recipe has no steps. Give at least one: factorize, finetune or dense.")
         last = self.steps[-1].kind
