@@ -31,14 +31,16 @@ import torch
 
 import btcompress.calibration
 import btcompress.checkpoint.writer
+import btcompress.compression
 import btcompress.demo.story
 import btcompress.display
-import btcompress.factorization
 import btcompress.finetune
 import btcompress.plan
 import btcompress.reporting
 from btcompress.cli import main
 from btcompress.demo.sizes import DemoSize
+from btcompress.finetune import TrainConfig
+from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe, save_recipe
 
 OLD = b"what lay there before"
 #: What a killed command may leave beside its targets: locks, and files half written.
@@ -56,8 +58,9 @@ class Command:
         run: the arguments, or a function to call.
         targets: files it writes, of which each is the old one or the new one, byte for byte.
         others: files it writes besides, whose contents differ from run to run.
-        kept: files that only a killed run leaves, to go on from with --resume.
+        kept: files that only a killed run leaves, to go on from.
         old: whether the targets exist before.
+        go_on: options with which it goes on from these.
     """
 
     run: tuple[str, ...] | Callable[[list[str]], None]
@@ -65,6 +68,7 @@ class Command:
     others: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     old: bool = False
+    go_on: tuple[str, ...] = ("--resume",)
 
 
 FACTORIZE = ("factorize", "model.pt", "-n", "1", "-r", "2", "--max-sweeps", "2", "-o", "out.safetensors", "--json")
@@ -73,6 +77,12 @@ PLAN = ("plan", "model.pt", "--target-ratio", "4", "--save-plan", "plan.yaml", "
 FINETUNE = ("finetune", "model.bt.safetensors", "--data", "data.npz", "--teacher", "model.pt", "-o", "out.safetensors")
 FINETUNE += ("--epochs", "3", "--batch-size", "8", "--cpu", "--json")
 DEMO_TARGETS = ("train.npz", "dense.pt", "dense.bt.safetensors", "tuned.bt.safetensors", "clips.png", "curves.png")
+RUN_TARGETS = (
+    "out.1-factorize.safetensors",
+    "out.2-finetune.safetensors",
+    "out.3-dense.safetensors",
+    "out.safetensors",
+)
 TUNED = {"others": ("out.metrics.jsonl",), "kept": ("out.safetensors.state",)}
 
 
@@ -88,6 +98,13 @@ COMMANDS = {
     "plan --save-plan": Command(PLAN, ("plan.yaml",)),
     "finetune": Command(FINETUNE, ("out.safetensors",), **TUNED),
     "finetune --force": Command((*FINETUNE, "--force"), ("out.safetensors",), **TUNED, old=True),
+    "run": Command(
+        ("run", "recipe.yaml", "--json"),
+        RUN_TARGETS,
+        ("out.2-finetune.metrics.jsonl",),
+        ("out.safetensors.run", "out.2-finetune.safetensors.state"),
+        go_on=(),
+    ),
     "demo": Command(
         _demo,
         tuple(f"demo/{name}" for name in DEMO_TARGETS),
@@ -188,7 +205,7 @@ class _Trials:
         """Run the command as a user would after a kill: it ends as without one, and nothing is left."""
         more: list[str] = []
         if any((folder / name).exists() for name in self.command.kept):
-            more = ["--resume"]
+            more = list(self.command.go_on)
         elif any((folder / name).exists() for name in (*self.command.targets, *self.command.others)):
             more = ["--force"]
         code = _waited(self._start(folder, more))
@@ -299,6 +316,11 @@ def _make_inputs() -> None:
     model = torch.nn.LSTM(16, 4)
     torch.save(model.state_dict(), "model.pt")
     np.savez("data.npz", x=np.random.default_rng(0).normal(size=(24, 3, 16)).astype(np.float32))
+    tune = FineTuneStep(
+        {"data": "data.npz", "teacher": Path("model.pt")}, TrainConfig(epochs=2, batch_size=8, cpu=True)
+    )
+    quick = FactorizeStep(tucker_rank=2, max_sweeps=2)
+    save_recipe(Recipe("model.pt", "out.safetensors", (quick, tune, DenseStep(), quick)), Path("recipe.yaml"))
     compressed = btcompress.factorize(Path("model.pt"), tucker_rank=2)
     btcompress.checkpoint.writer.write(compressed, "model.bt.safetensors")
 
