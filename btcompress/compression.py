@@ -123,13 +123,11 @@ class Prepared:
     Attributes:
         opened: what there is to factorize.
         plan: the form that each matrix is to get.
-        priced: the same with prices, where a wish or a plan in memory chose it.
         samples: what matrices meet on the sample inputs; None without these.
     """
 
     opened: Opened
     plan: Plan
-    priced: PricedPlan | None
     samples: Mapping[str, Samples] | None
 
 
@@ -169,42 +167,44 @@ def prepare(
         samples: what matrices meet, where it is known already; else it is gathered on the step's sample inputs.
         on_progress: as there.
     """
+    chosen = _chosen(weights, step, samples, on_progress)
+    if step.wish is None:
+        return chosen
+    priced = _priced(chosen, step.wish, step, on_progress)
+    return replace(chosen, plan=priced.plan)
+
+
+def _chosen(
+    weights: Weights | Checkpoint | Opened,
+    step: FactorizeStep,
+    samples: Mapping[str, Samples] | None,
+    on_progress: OnProgress | None,
+) -> Prepared:
+    """Which matrices are taken, and what they meet; their shapes where no wish chooses these."""
     opened = Opened.of(weights, step)
-    if isinstance(step.plan, PricedPlan):
-        plan = opened.left(step.plan.plan)
-        return Prepared(opened, plan, step.plan, _gathered(opened, step, plan, on_progress))
     plan = opened.left(_planned(opened.dense, step))
     if samples is None:
         samples = _gathered(opened, step, plan, on_progress)
-    if step.wish is None:
-        return Prepared(opened, plan, None, samples)
-    priced = _priced(opened, plan, step.wish, step, samples, on_progress)
-    return Prepared(opened, priced.plan, priced, samples)
+    return Prepared(opened, plan, samples)
 
 
 def _planned(dense: Checkpoint, step: FactorizeStep) -> Plan:
-    """Which matrices are taken, and their shapes where no wish chooses these."""
-    if isinstance(step.plan, Path):
+    if isinstance(step.plan, PricedPlan):
+        return step.plan.plan
+    if step.plan is not None:
         every = planning.make_plan(dense, step.shapes, matrices=KINDS, allow_growth=True)
         return planning.read_plan(step.plan, dense, every, allow_growth=step.allow_growth)
     growth = step.allow_growth or step.wish is not None
     return planning.make_plan(dense, step.shapes, step.layers, matrices=step.matrices, allow_growth=growth)
 
 
-def _priced(
-    opened: Opened,
-    plan: Plan,
-    wish: Wish,
-    step: FactorizeStep,
-    samples: Mapping[str, Samples] | None,
-    on_progress: OnProgress | None,
-) -> PricedPlan:
+def _priced(chosen: Prepared, wish: Wish, step: FactorizeStep, on_progress: OnProgress | None) -> PricedPlan:
     return planning.meet(
-        opened.dense,
-        plan,
+        chosen.opened.dense,
+        chosen.plan,
         wish,
         step.shapes,
-        samples=samples,
+        samples=chosen.samples,
         order_units=step.order_units,
         seed=step.seed,
         device=step.device,
@@ -216,7 +216,7 @@ def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | No
     """Fit the forms chosen, and calibrate where there are sample inputs; see :func:`compress`."""
     opened = prepared.opened
     # A plan that was priced, or written, says itself which sides have an order.
-    search = step.order_units and prepared.priced is None and step.plan is None
+    search = step.order_units and step.wish is None and step.plan is None
     compressed = factorize_as_planned(
         opened.dense, prepared.plan, step.fit_options, on_progress, order_units=search, record=step.record
     )
@@ -298,11 +298,7 @@ def priced_plan(
     """
     wish = check_wish(step)
     with _on_device(step):
-        opened = Opened.of(weights, step)
-        plan = opened.left(_planned(opened.dense, step))
-        if samples is None:
-            samples = _gathered(opened, step, plan, on_progress)
-        return _priced(opened, plan, wish, step, samples, on_progress)
+        return _priced(_chosen(weights, step, samples, on_progress), wish, step, on_progress)
 
 
 def check_wish(step: FactorizeStep) -> Wish:
