@@ -42,7 +42,7 @@ ALL = Recipe(
 
 def test_a_recipe_is_the_same_once_written_and_read(tmp_path):
     save_recipe(ALL, tmp_path / "recipe.yaml")
-    again = read_recipe(tmp_path / "recipe.yaml")
+    again = read_recipe(tmp_path / "recipe.yaml", allow_code=True)
     assert again == ALL
     save_recipe(again, tmp_path / "again.yaml")
     assert (tmp_path / "again.yaml").read_bytes() == (tmp_path / "recipe.yaml").read_bytes()
@@ -129,6 +129,27 @@ def test_what_is_no_recipe_is_refused_in_words(text, words, tmp_path):
     with pytest.raises(BTCompressError) as refused:
         read_recipe(tmp_path / "recipe.yaml")
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "factorize: {calibration: evil:made}",
+        "finetune: {data: evil:made}",
+        "finetune: {data: x.npz, val: evil:made}",
+        "finetune: {data: x.npz, model: evil:made, path: .}",
+        "finetune: {data: x.npz, model: m, loss: evil:made}",
+    ],
+)
+def test_a_recipe_runs_no_code_without_the_users_word(step, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("evil.py").write_text("open('ran', 'w').close()\ndef made():\n    raise SystemExit\n")
+    Path("r.yaml").write_text(f"version: 1\nmodel: m.pt\noutput: o.safetensors\nsteps:\n- {step}\n")
+    _, err = run("run", "r.yaml", code=2)
+    assert "names code that running it would run: evil:made" in " ".join(err.split())
+    assert not Path("ran").exists()
+    assert read_recipe(Path("r.yaml"), allow_code=True).steps[0].code[-1] == "evil:made"
 
 
 def test_a_job_is_checked_when_it_is_made():

@@ -291,7 +291,9 @@ def given_inputs(option: str, texts: list[str] | None, scale: str, lstm: str | N
 
     if not texts:
         if lstm is not None or scale != "1":
-            raise BTCompressError(f"--scale and --lstm say how to take sequences, but there are none. Give {option}.")
+            raise BTCompressError(
+                f"--scale and --lstm say how to take sequences, but there are none. Give {option} FILE."
+            )
         return ()
     inputs = tuple(sample_inputs(text, scale_of(scale)) for text in texts)
     if lstm is None:

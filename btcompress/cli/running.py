@@ -16,6 +16,13 @@ def run(
         Path,
         typer.Argument(metavar="RECIPE", help="YAML that --save-recipe wrote, or you did.", show_default=False),
     ],
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Let it run code: the modules that it names for data, networks and losses of your own.",
+        ),
+    ] = False,
     force: Force = False,
     json: JSON = False,
 ) -> None:
@@ -23,7 +30,7 @@ def run(
     from btcompress import display, reporting, running
     from btcompress.recipe import read_recipe
 
-    job = read_recipe(recipe)
+    job = read_recipe(recipe, allow_code=allow_code)
     with display.job_progress() as on_progress:
         compressed = running.run(job, force=force, on_progress=on_progress)
     told = reporting.report(compressed, bytes_after=job.output.stat().st_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,11 @@ _REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\
 def is_reference(text: str) -> bool:
     """Whether this is written as ``package.module:name``."""
     return _REFERENCE.fullmatch(text) is not None
+
+
+def references(texts: Iterable[str]) -> tuple[str, ...]:
+    """Those of what was given that name code, and no file that is there."""
+    return tuple(text for text in texts if is_reference(text) and not os.path.lexists(text))
 
 
 def sources(text: str, folder: Path | None = None) -> tuple[Path, ...]:

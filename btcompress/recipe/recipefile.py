@@ -58,11 +58,15 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         temporary.write_text(_HEADER + text, encoding="utf-8")
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, *, allow_code: bool = False) -> Recipe:
     """Read a recipe file; nothing in it is trusted, and no file that it names is opened.
 
+    Args:
+        path: the file.
+        allow_code: it may name modules, which are imported and run when the recipe is.
+
     Raises:
-        BTCompressError: it cannot be read, or is no recipe.
+        BTCompressError: it cannot be read, is no recipe, or names code that it may not.
     """
     value = load(path, _ADVICE)
     # In Python true and 1.0 are 1 as well.
@@ -81,6 +85,12 @@ def read_recipe(path: Path) -> Recipe:
             raise BTCompressError(f"{path}: {name} must be the path of a file, but {reprlib.repr(given)} was given.")
         paths[name] = Path(given)
     made = tuple(_step(each, f"{path}: step {number}") for number, each in enumerate(steps, 1))
+    code = [name for step in made for name in step.code]
+    if code and not allow_code:
+        raise BTCompressError(
+            f"{path} names code that running it would run: {', '.join(code)}. Read that first, and if you trust it, "
+            "say --allow-code (allow_code=True)."
+        )
     return Recipe(**paths, steps=made)
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 from btcompress.calibration import CalibrationRequest, SampleInputs
 from btcompress.errors import BTCompressError
 from btcompress.finetune import FineTuneRequest, TrainConfig
-from btcompress.finetune.references import sources
+from btcompress.finetune.references import references, sources
 from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
@@ -165,6 +165,11 @@ class FactorizeStep:
         )
 
     @property
+    def code(self) -> tuple[str, ...]:
+        """Code of the user's that it would run, as ``package.module:name``."""
+        return references([each.data for each in self.calibration])
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Files that are read beside the checkpoint, and never written over: those that user code comes from too."""
         plan = (self.plan,) if isinstance(self.plan, Path) else ()
@@ -220,6 +225,11 @@ class FineTuneStep:
         return FineTuneRequest(compressed=compressed, output=output, **self.inputs)
 
     @property
+    def code(self) -> tuple[str, ...]:
+        """Code of the user's that it would run, as ``package.module:name``."""
+        return references([self.inputs[name] for name in ("data", "held", "model", "loss") if self.inputs.get(name)])
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Files that are read beside the result file, and never written over."""
         return self.request(Path(), Path()).inputs[1:]
@@ -235,6 +245,7 @@ class DenseStep:
 
     kind: ClassVar[str] = "dense"
 
+    code: tuple[str, ...] = field(default=(), init=False)
     files: tuple[Path, ...] = field(default=(), init=False)
 
     def to_dict(self) -> dict[str, Any]:
