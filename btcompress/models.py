@@ -13,6 +13,7 @@ from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurren
 from btcompress.errors import CheckpointError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
 from btcompress.shapes import MatrixShape
+from btcompress.text import listed
 
 Compressed = str | PathLike[str] | CompressedCheckpoint
 Module = TypeVar("Module", bound=nn.Module)
@@ -215,7 +216,7 @@ def _check_names(
         raise CheckpointError(
             "the file and the model do not hold the same tensors: "
             + "; ".join(
-                f"only in the {side}: {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}"
+                f"only in the {side}: {listed(names, 5)}"
                 for side, names in (("model", missing), ("file", unexpected))
                 if names
             )

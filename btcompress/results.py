@@ -98,8 +98,8 @@ class MatrixReport:
         weight_error: ``||W - W'||_F / ||W||_F``, measured on the tensors as stored.
         svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
         svd_error: weight error of that truncated SVD.
-        activation_error: ``||(W - W') X||_F / ||W X||_F`` on the inputs given, or, where the last thing done was to
-            calibrate, on the sequences held back then; None where it was not measured.
+        activation_error: ``||(W - W') X||_F / ||W X||_F`` on the inputs given, or, where nothing was done since it
+            was calibrated but to calibrate others, on the sequences held back then; None where it was not measured.
         weighted_activation_error: likewise, each output weighted with what it counts for the hidden states.
         yardsticks: other forms of equal size, where they were asked for.
         row_order: whether its rows are in an order of their own, or of the units.
@@ -155,14 +155,16 @@ class ModelReport:
     Attributes:
         params_before: entries of all tensors in.
         params_after: entries of all tensors out.
-        bytes_before: size of the input file or files.
-        bytes_after: size of the result; both in bytes.
+        bytes_before: of all tensors in, tied ones counted once.
+        bytes_after: size of the result.
+        file_bytes_before: size of the input file or files, which may hold more than its tensors; 0 where not known.
     """
 
     params_before: int
     params_after: int
     bytes_before: int
     bytes_after: int
+    file_bytes_before: int = 0
 
     @property
     def ratio(self) -> float:
@@ -281,6 +283,23 @@ class CalibrationReport:
 
 
 @dataclass(frozen=True, slots=True)
+class InputsReport:
+    """What an LSTM gives on inputs, beside the dense one.
+
+    Attributes:
+        lstm: its name.
+        n_sequences: of inputs.
+        hidden_state_error: ``||h - h'|| / ||h||`` of the tensors as they are.
+        agreement: of decisions with the dense model's; None where no head is known.
+    """
+
+    lstm: str
+    n_sequences: int
+    hidden_state_error: float
+    agreement: Agreement | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UntouchedReport:
     """Tensors that were not factorized, compared bit for bit with the dense checkpoint.
 
@@ -308,6 +327,7 @@ class CompressionReport:
         finetuned: one entry for each time that the result was trained on, oldest first.
         calibrated: one entry for each time that an LSTM was calibrated, oldest first.
         untouched: the other tensors beside those of the dense checkpoint; None where it was not given.
+        on_inputs: one entry for each LSTM that inputs were given for.
     """
 
     matrices: tuple[MatrixReport, ...]
@@ -318,6 +338,7 @@ class CompressionReport:
     finetuned: tuple[FineTuneReport, ...] = ()
     calibrated: tuple[CalibrationReport, ...] = ()
     untouched: UntouchedReport | None = None
+    on_inputs: tuple[InputsReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -330,4 +351,5 @@ class CompressionReport:
             "finetuned": [asdict(training) for training in self.finetuned],
             "calibrated": [asdict(calibration) for calibration in self.calibrated],
             "untouched": None if self.untouched is None else asdict(self.untouched),
+            "on_inputs": [asdict(each) for each in self.on_inputs],
         }

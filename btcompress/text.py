@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 #: Surrogates that stand for no byte of a file name.
 _LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -42,6 +42,14 @@ def shortened(text: str, limit: int) -> str:
     kept = max(limit - len(_left_out(len(text))), 2)
     end = kept // 2
     return f"{text[: kept - end]}{_left_out(len(text) - kept)}{text[-end:]}"
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The names between commas, of more than ``most`` the first ones and how many more there are."""
+    if not names:
+        return "none"
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def _left_out(count: int) -> str:

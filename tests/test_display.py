@@ -12,7 +12,18 @@ from btcompress import checkpoint, display, models
 from btcompress.demo import story
 from btcompress.display import progress
 from btcompress.errors import BTCompressError
-from btcompress.results import LeftDense
+from btcompress.finetune import Epoch
+from btcompress.results import (
+    Agreement,
+    CalibrationProgress,
+    CalibrationReport,
+    FineTuneReport,
+    FitProgress,
+    InputsReport,
+    LeftDense,
+    PricingProgress,
+    Sweep,
+)
 
 #: Everything that moves a cursor, sets a title, turns a line around or ends it, and what rich would take as markup.
 HOSTILE = "a\x1b[31m\x1b]0;title\x07\x9b2J\r\b\n\u2028\u202e\u200f\U000e0041\t[bold]:warning:[/none]"
@@ -147,6 +158,43 @@ def test_numbers_are_whole_on_terminals_of_any_width(columns, report, terminal, 
     assert not any("…" in word for word in words)
 
 
+AGREEMENT = Agreement(0.991, 0.975, 5_320, 160)
+
+
+def test_calibrations_tell_both_fits_the_epochs_of_each_kind_and_the_decisions(report, capsys):
+    row = CalibrationReport(
+        "rnn", 0.0755, 0.0312, 10, 640, 160, 1.5, 0.0524, 15, replace(AGREEMENT, steps=0.9), AGREEMENT
+    )
+    old = CalibrationReport("", 0.5, 0.25, 10, 640, 160, 1.5)
+    display.show_report(replace(report, calibrated=(row, old)))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    first = lines.index("hidden-state error of rnn 0.0755 0.0524 0.0312 15 by layer + 10 160")
+    assert lines[first - 2 : first] == [
+        "fitted to fitted to",
+        "on sequences held back the weights the inputs calibrated epochs sequences",
+    ]
+    assert lines[first + 1 : first + 3] == [
+        "decides as the dense one, of 5,320 steps 90.0 % 99.1 %",
+        "decides as the dense one, of 160 sequence ends 97.5 % 97.5 %",
+    ]
+    assert lines[first + 3] == "hidden-state error 0.5000 not measured 0.2500 10 160"
+
+
+def test_trainings_and_inputs_given_tell_the_decisions(report, capsys):
+    steps = Agreement(0.991, None, 5_320, 0)
+    training = FineTuneReport("accuracy", True, 0.75, 0.5, 0.7, 4, 3, 90, 10, 1.5, None, steps)
+    given = InputsReport("decoder", 25, 0.0234, steps)
+    display.show_report(replace(report, finetuned=(training,), on_inputs=(given, InputsReport("", 3, 0.5))))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "decides as the dense one, of 5,320 steps not measured 99.1 %" in lines
+    first = lines.index("on the inputs given sequences")
+    assert lines[first + 1 : first + 4] == [
+        "hidden-state error of decoder 0.0234 25",
+        "decides as the dense one, of 5,320 steps 99.1 %",
+        "hidden-state error 0.5000 3",
+    ]
+
+
 def test_names_without_end_are_folded_in_the_middle(report, terminal, capsys):
     name = "Q" + "x" * 10_000 + "Z"
     for columns in (20, 200):
@@ -159,17 +207,96 @@ def test_names_without_end_are_folded_in_the_middle(report, terminal, capsys):
         assert out.count("x") < 200
 
 
+class Clock:
+    """Takes the place of the clock of progress."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 100.0
+        monkeypatch.setattr(progress, "_now", lambda: self.seconds)
+
+
+def epoch(number, epochs=20, seconds=10.0):
+    return Epoch(number, epochs, 0.5, 0.25, 1e-3, 1.0, seconds, 100.0)
+
+
+#: For each kind of progress: how it begins, and what it is told when a share is done.
+PROGRESS = {
+    "fits": (display.fit_progress, lambda share: FitProgress("lstm.weight", 0, 1, Sweep(round(100 * share), 100, 0.5))),
+    "pricing": (display.pricing_progress, lambda share: PricingProgress("lstm.weight", 0, 1, share)),
+    "calibration": (display.calibration_progress, lambda share: CalibrationProgress("layer 0", 0, 1, share)),
+    "fine-tuning": (display.finetune_progress, lambda share: epoch(round(100 * share), 100, 1.0)),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRESS)
+def test_long_work_tells_a_log_now_and_then_what_is_done_and_how_long_the_rest_takes(kind, monkeypatch, capsys):
+    begin, told = PROGRESS[kind]
+    clock, lines = Clock(monkeypatch), {}
+    with begin() as on_progress:
+        for second in range(1, 101):
+            clock.seconds += 1
+            on_progress(told(second / 100))
+            if text := capsys.readouterr().err:
+                lines[second] = text
+    assert list(lines) == [5, 35, 65, 95]
+    assert "35% done" in lines[35]
+    assert "about 65 s left\n" in lines[35]
+    assert all(line.count("\n") == 1 and visible(line) and "\x1b" not in line for line in lines.values())
+
+
+@pytest.mark.parametrize("kind", PROGRESS)
+def test_short_work_tells_a_log_nothing(kind, monkeypatch, capsys):
+    begin, told = PROGRESS[kind]
+    clock = Clock(monkeypatch)
+    with begin() as on_progress:
+        for tenth in range(1, 50):
+            clock.seconds += 0.1
+            on_progress(told(tenth / 50))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_log_is_told_of_another_stage_at_once_but_not_of_many_in_a_moment(monkeypatch, capsys):
+    clock, seen = Clock(monkeypatch), []
+    with display.calibration_progress() as on_progress:
+        for second in range(1, 61):
+            clock.seconds += 1
+            stage = 0 if second < 20 else 1 if second < 40 else second
+            on_progress(CalibrationProgress(f"stage {stage}", stage, 60, 0.5, 3 * 3600.0, "loss 0.5"))
+            if text := capsys.readouterr().err:
+                seen.append((second, text))
+    assert [second for second, _ in seen] == [5, 20, 40, 45, 50, 55, 60]
+    assert seen[1][1] == "stage 1 (2 of 60): 2% done, loss 0.5, about 3 h left\n"
+
+
+@pytest.mark.parametrize("kind", PROGRESS)
+def test_bars_show_the_time_left(kind, terminal, monkeypatch, capsys):
+    terminal(120)
+    begin, told = PROGRESS[kind]
+    clock = Clock(monkeypatch)
+    with begin() as on_progress:
+        clock.seconds += 10
+        on_progress(told(0.1))
+        on_progress(told(0.1))
+    assert "about 90 s left" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("columns", [1, 20, 80])
 def test_progress_shows_any_name_on_any_terminal(columns, terminal, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
     terminal(columns)
-    with progress._patient_bar(patience=0.0) as update:
-        update(HOSTILE + "x" * 10_000, 1, 2, HOSTILE)
+    clock = Clock(monkeypatch)
+    long = HOSTILE + "x" * 10_000
+    with display.fit_progress() as on_progress:
+        clock.seconds += 2.0
+        on_progress(FitProgress(long, 0, 2, Sweep(1, 2, 0.5)))
+    with display.calibration_progress() as on_calibrating:
+        clock.seconds += 2.0
+        on_calibrating(CalibrationProgress(long, 0, 2, 0.5, 60.0, HOSTILE))
     with display.working(HOSTILE):
         pass
     drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\r", "", capsys.readouterr().err)
     assert visible(drawn)
-    assert len(drawn) < 2000
+    assert columns < 80 or "fitting" in drawn
+    assert len(drawn) < 4000
 
 
 def test_json_has_no_text_that_is_not_unicode(capsys):

@@ -61,6 +61,80 @@ def test_parameters_go_to_the_matrix_whose_outputs_count(louder, generator):
     assert forms[louder].n_params > budget / 2
 
 
+def two_lstms(generator):
+    """Checkpoint of an LSTM ``a`` of large weights and an LSTM ``b``, and samples for ``a`` alone."""
+    dense = lstm(generator)
+    other = lstm(generator, inputs=24)
+    samples = samples_for(dense, generator)
+    both = {f"a.{key}": tensor for key, tensor in dense.tensors.items()}
+    both |= {f"b.{key}": tensor for key, tensor in other.tensors.items()}
+    return from_state_dict(both), {f"a.{key}": sample for key, sample in samples.items()}
+
+
+def forms_of(dense, wish, samples, layers=()):
+    """The plan, low rank alone priced, and each matrix's form with the reason why it stays dense."""
+    request = ShapeRequest(order=2)
+    chosen = make_plan(dense, request, layers, matrices=("input", "recurrent"), allow_growth=True)
+    plan = meet(dense, chosen, wish, request, samples=samples)
+    return plan, {form.name: (form.point, form.reason) for form in plan.forms}
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1.5, 2, 3.7, 8]), st.sampled_from([1e-3, 1.0, 1e3]))
+def test_matrices_without_samples_get_the_forms_that_they_would_get_alone(seed, ratio, loudness):
+    generator = torch.Generator().manual_seed(seed)
+    dense, samples = two_lstms(generator)
+    samples = {key: replace(sample, weights=loudness * sample.weights) for key, sample in samples.items()}
+    plan, forms = forms_of(dense, Wish(target_ratio=ratio), samples)
+    alone = {}
+    for name in "ab":
+        alone |= forms_of(dense, Wish(target_ratio=ratio), samples, [f"{name}.*"])[1]
+    assert forms == alone
+    assert plan.params_after * ratio <= plan.params_before
+
+
+@pytest.mark.parametrize(("wish", "whole"), [(Wish(max_params=900), 900), (Wish(target_ratio=2, of="model"), None)])
+def test_budgets_of_each_kind_are_in_proportion_and_told(wish, whole, generator):
+    dense, samples = two_lstms(generator)
+    plan, _ = forms_of(dense, wish, samples)
+    whole = whole or wish.budget(plan.params_before, dense.source.n_params)
+    shares = {}
+    for name in "ab":
+        own = [form for form in plan.forms if form.name.startswith(name)]
+        shares[name] = whole * sum(form.curve.dense_params for form in own) // plan.params_before
+        assert sum(form.n_params for form in own) <= shares[name]
+    (told,) = plan.plan.notices
+    assert "no sample inputs of b.weight_ih_l0, b.weight_hh_l0: priced by their weight errors" in told
+    assert f"a budget of their own of {shares['b']:,} of 1,728 parameters" in told
+    assert f"Those with sample inputs have {shares['a']:,} of 1,440." in told
+
+
+def test_where_the_smallest_forms_take_more_than_their_share_the_others_have_the_rest(generator):
+    tiny = lstm(generator, inputs=2, hidden=2)
+    large = lstm(generator, inputs=60, hidden=30)
+    tensors = {f"{name}.{key}": t for name, one in (("t", tiny), ("x", large)) for key, t in one.tensors.items()}
+    dense = from_state_dict(tensors)
+    samples = {f"x.{key}": sample for key, sample in samples_for(large, generator).items()}
+    _, (first, second) = (forms_of(dense, Wish(max_error=0.999), None, [f"{name}.*"])[0].forms for name in "tx")
+    least = sum(form.curve.points[0].n_params for form in (first, second))
+    plan, _ = forms_of(dense, Wish(target_ratio=20), samples)
+    small, big = ([form for form in plan.forms if form.name.startswith(name)] for name in "tx")
+    assert [form.point for form in small] == [form.curve.points[0] for form in small]
+    assert plan.params_after * 20 <= plan.params_before
+    assert sum(form.n_params for form in small) > sum(form.curve.dense_params for form in small) / 20
+    assert least < sum(form.n_params for form in big)
+    with pytest.raises(BTCompressError, match="What is in reach is"):
+        forms_of(dense, Wish(target_ratio=1000), samples)
+
+
+def test_one_kind_of_matrices_has_one_budget_and_no_notice(generator):
+    dense, samples = two_lstms(generator)
+    for given_samples in (None, {**samples, **{f"b.{key[2:]}": s for key, s in samples.items() if "hh" in key}}):
+        layers = () if given_samples is None else ["a.*", "b.weight_hh_l0"]
+        plan, _ = forms_of(dense, Wish(target_ratio=3), given_samples, layers)
+        assert plan.plan.notices == ()
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([3, 6, 12]))
 def test_no_matrix_is_ever_worse_than_low_rank_of_equal_size_fitted_to_the_inputs(seed, ratio):

@@ -266,13 +266,32 @@ def test_wishes_out_of_reach_say_what_is_in_reach_and_that_is():
 
 def test_matrices_stay_dense_for_a_reason():
     roomy = btcompress.plan_for(lstm(), max_params=10**6)
-    assert [left.reason for left in roomy.plan.left_dense] == ["the budget has room for it as it is"] * 2
+    assert [left.reason for left in roomy.plan.left_dense] == ["the budget has room for all matrices as they are"] * 2
     strict = btcompress.plan_for(lstm(), max_error=0.001)
     assert all("closest reaches" in left.reason for left in strict.plan.left_dense)
     with pytest.raises(CheckpointError, match="no matrix is worth"):
         btcompress.factorize(lstm(), plan=strict)
     tiny = nn.LSTM(1, 1)
     assert "no form has fewer" in btcompress.plan_for(tiny, max_error=0.5).plan.left_dense[0].reason
+
+
+def test_a_matrix_stays_dense_where_even_its_most_accurate_form_loses_more_than_the_others_gain_by_it():
+    """Told of one that a flat spectrum makes dear, beside one that nearly nothing is lost of; and true."""
+    model = nn.LSTM(18, 8, num_layers=2, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight_ih_l0.copy_(torch.linalg.qr(torch.randn(32, 18, dtype=torch.float64))[0])
+        model.weight_ih_l1.copy_(torch.outer(torch.arange(1.0, 33), torch.arange(1.0, 9)) + 0.01 * torch.randn(32, 8))
+    plan = btcompress.plan_for(model, max_params=700)
+    (left,) = plan.plan.left_dense
+    assert left.name == "weight_ih_l0"
+    dense, other = plan.forms
+    closest = dense.curve.points[-1]
+    words = f"({closest.n_params:,} of 576 parameters, weight error {closest.error:.3g}) would lose more"
+    assert words in left.reason
+    assert plan.params_before > 700
+    saved = dense.n_params - closest.n_params
+    gained = other.point.error**2 - other.curve.within(other.n_params + saved).error ** 2
+    assert 0 <= gained < closest.error**2
 
 
 def test_planning_asks_for_matrices_finite_numbers_and_modes_that_fit():

@@ -114,10 +114,72 @@ def test_advice_that_is_the_same_for_several_matrices_is_given_once():
     assert all(row.name in lines[0] for row in report.matrices)
 
 
-def test_middling_error_asks_for_a_measurement():
-    report = btcompress.report(btcompress.factorize(nn.LSTM(64, 16), tucker_rank=16))
-    assert 0.5 <= report.matrices[0].weight_error < 0.9
-    assert any("Half or more is lost of weight_ih_l0" in line for line in report.advice)
+@pytest.mark.parametrize("rank", [16, 30])
+def test_without_inputs_nobody_knows_what_weight_errors_of_any_size_do_and_it_is_said_how_to_find_out(rank):
+    report = btcompress.report(btcompress.factorize(nn.LSTM(64, 16), tucker_rank=rank, allow_growth=True))
+    (row,) = report.matrices
+    assert 0.01 < row.weight_error < 0.9
+    assert (row.weight_error < 0.3) is (rank == 30)
+    (line,) = [line for line in report.advice if "Nobody knows" in line]
+    assert f"the weight errors of weight_ih_l0 (up to {row.weight_error:.3f})" in line
+    for way_out in ("btcompress.recording", "--calibration FILE", "report --against MODEL --inputs FILE"):
+        assert way_out in line
+
+
+def test_bytes_are_those_of_the_tensors_taken_and_a_larger_file_is_told(tmp_path):
+    lstm = nn.LSTM(64, 32)
+    lstm(torch.randn(3, 1, 64))[0].sum().backward()
+    optimizer = torch.optim.Adam(lstm.parameters())
+    optimizer.step()
+    torch.save({"model": lstm.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "both.pt")
+    torch.save(lstm.state_dict(), tmp_path / "alone.pt")
+    both, alone = (btcompress.report(btcompress.factorize(tmp_path / name)) for name in ("both.pt", "alone.pt"))
+    size = 4 * sum(tensor.numel() for tensor in lstm.parameters())
+    for report in (both, alone):
+        assert report.model.bytes_before == size
+        assert report.model.bytes_before / report.model.bytes_after == pytest.approx(report.model.ratio)
+    assert both.model.file_bytes_before == (tmp_path / "both.pt").stat().st_size > 3 * size
+    (told,) = [notice for notice in both.notices if "was left out" in notice and "both.pt has" in notice]
+    assert f"the tensors taken from it {size / 1000:.1f} kB" in told
+    assert not any("alone.pt has" in notice for notice in alone.notices)
+
+
+def test_bytes_count_each_dtype_by_its_size_and_tied_tensors_once(tmp_path):
+    lstm, table = nn.LSTM(64, 32), torch.randn(500, 32, dtype=torch.float64)
+    tensors = {**{f"lstm.{key}": tensor.half() for key, tensor in lstm.state_dict().items()}}
+    tensors |= {"embedding.weight": table, "head.weight": table, "head.bias": torch.zeros(500, dtype=torch.float64)}
+    size = 2 * sum(tensor.numel() for tensor in lstm.parameters()) + 8 * (500 * 32 + 500)
+    torch.save(tensors, tmp_path / "model.pt")
+    for matrices in (("input",), ("input", "recurrent")):
+        report = btcompress.report(btcompress.factorize(tmp_path / "model.pt", matrices=matrices))
+        assert report.model.bytes_before == size
+    shared = btcompress.factorize(nn.ModuleDict({"a": lstm, "b": lstm}))
+    assert len(shared.matrices) == 2
+    assert btcompress.report(shared).model.bytes_before == 4 * sum(tensor.numel() for tensor in lstm.parameters())
+
+
+def test_errors_that_print_alike_are_not_compared():
+    lstm = nn.LSTM(64, 32)
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(torch.outer(torch.randn(128), torch.randn(64)))
+    compressed = btcompress.factorize(lstm)
+    (name,) = compressed.matrices
+
+    def advice_at(weight_error, svd_error):
+        matrix = replace(compressed.matrices[name], weight_error=weight_error, svd_error=svd_error, svd_rank=1)
+        return [
+            line
+            for line in btcompress.report(replace(compressed, matrices={name: matrix})).advice
+            if "fits better than block terms" in line
+        ]
+
+    assert advice_at(3e-7, 1e-8) == []
+    assert advice_at(0.2004, 0.1996) == []
+    assert "(0.199 at rank 1 against 0.201)" in advice_at(0.2006, 0.1994)[0]
+    on_inputs = Measure(lambda forms: {name: (4e-4, 2e-6, 4e-6, 4e-6)})
+    dense = from_state_dict(lstm.state_dict())
+    report = btcompress.report(compressed, against=dense, yardsticks=True, on_inputs=on_inputs)
+    assert not any("on the inputs given for" in line for line in report.advice)
 
 
 def tensor_train_lstm():
@@ -159,8 +221,8 @@ def test_blocks_that_greedy_deflation_beats_are_said_unless_they_were_trained():
 class Measure:
     """Stands for what :func:`btcompress.calibration.on_inputs` makes; fits low rank by halving it."""
 
-    def __init__(self, measure, fits=False):
-        self.measure, self.fits, self.measured = measure, fits, []
+    def __init__(self, measure, fits=False, reports=()):
+        self.measure, self.fits, self.measured, self.reports = measure, fits, [], lambda: reports
 
     def __call__(self, forms):
         self.measured.append({key: len(parts) for key, parts in forms.items()})

@@ -14,11 +14,15 @@ from btcompress.calibration.inputs import Entry, dtype_of, matrices_of, meets
 from btcompress.calibration.request import SampleInputs
 from btcompress.calibration.sampling import samples_of
 from btcompress.calibration.sources import Source, sources_of
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.finetune.data import Data
+from btcompress.finetune.decisions import agreement_on
+from btcompress.finetune.networks import student_of, teacher_of
+from btcompress.finetune.tasks import HiddenStates
 from btcompress.fit import OutputErrors, Samples, fit_to_inputs
 from btcompress.fit.samples import product_by
+from btcompress.results import InputsReport
 
 #: Several forms of each matrix by its key, each of them block terms whose rows are stacked.
 Forms = Mapping[str, Sequence[tuple[BlockTerm, ...]]]
@@ -35,13 +39,15 @@ class _Measured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputMeasure:
-    """Measures forms on sample inputs, for :func:`btcompress.report`.
+    """Measures forms of matrices, and what LSTMs give, on sample inputs, for :func:`btcompress.report`.
 
     Attributes:
+        compressed: holds the layers with block terms.
         dense: holds the matrices.
         layers: of the layers that there are inputs of.
     """
 
+    compressed: CompressedCheckpoint
     dense: Checkpoint
     layers: tuple[_Measured, ...]
 
@@ -61,6 +67,50 @@ class InputMeasure:
             if key in layer.samples:
                 return fit_to_inputs(self.dense.tensors[key], parts, layer.samples[key]).parts
         return None
+
+    def reports(self) -> tuple[InputsReport, ...]:
+        """What each LSTM gives on its inputs, beside the dense one, from the initial states that they have.
+
+        Raises:
+            BTCompressError: the dense LSTM gives only zeros, or numbers that are not finite.
+        """
+        return tuple(
+            self._report(source.entry, source.data)
+            for source in (layer.source for layer in self.layers)
+            if isinstance(source.entry, LSTMEntry)
+        )
+
+    def _report(self, entry: LSTMEntry, data: Data) -> InputsReport:
+        error = hidden_state_error(self.compressed, self.dense, entry, data)
+        return InputsReport(entry.name, len(data), error, agreement_on(self.compressed, self.dense, entry, data))
+
+
+@torch.no_grad()
+def hidden_state_error(
+    compressed: CompressedCheckpoint, dense: Checkpoint, entry: LSTMEntry, data: Data, batch_size: int = 32
+) -> float:
+    """``||h - h'|| / ||h||`` of the hidden states that an LSTM gives on sequences, dense and with block terms.
+
+    Runs on the CPU, from the initial states that the data give.
+
+    Raises:
+        CheckpointError: the dense checkpoint lacks a tensor of the LSTM, or holds it in another shape.
+        BTCompressError: an input is not finite, or the error is not a number.
+    """
+    dtype = dtype_of(entry, compressed.outline())
+    student, task = student_of(compressed, entry).eval(), HiddenStates(teacher_of(dense, entry, dtype))
+    missed = size = 0.0
+    for rows in torch.arange(len(data)).split(batch_size):
+        batch = data.batch(rows).to(torch.device("cpu"), dtype)
+        parts = task.measure(student(batch.x, batch.lengths, batch.state), batch)
+        missed, size = missed + float(parts[0]), size + float(parts[1])
+    error = task.finish(missed, size) if size else math.nan
+    if not math.isfinite(error):
+        raise BTCompressError(
+            f"the hidden-state error on {data.name} is not a number ({error}). Look for inputs that are all zero, or "
+            "out of scale (--scale)."
+        )
+    return error
 
 
 def activation_errors(
@@ -116,7 +166,7 @@ def errors_fields(versions: Mapping[str, Mapping[str, OutputErrors]]) -> dict[st
 
 
 def on_inputs(compressed: CompressedCheckpoint, dense: Checkpoint, inputs: Sequence[SampleInputs]) -> InputMeasure:
-    """A measure of activation errors for :func:`btcompress.report`, on sample inputs.
+    """A measure of activation errors and hidden states for :func:`btcompress.report`, on sample inputs.
 
     Args:
         compressed: holds the layers with block terms.
@@ -142,7 +192,7 @@ def on_inputs(compressed: CompressedCheckpoint, dense: Checkpoint, inputs: Seque
         dtype, data = dtype_of(source.entry, compressed.outline()), source.data
         samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=compressed.matrices)
         layers.append(_Measured(source, samples, dtype))
-    return InputMeasure(dense, tuple(layers))
+    return InputMeasure(compressed, dense, tuple(layers))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint.reader import Checkpoint
 from btcompress.checkpoint.source import Source
-from btcompress.checkpoint.tensors import count_params
+from btcompress.checkpoint.tensors import count_bytes, count_params
 from btcompress.errors import CheckpointError
 from btcompress.memory import require
 from btcompress.shapes import MatrixShape
@@ -123,6 +123,16 @@ class CompressedCheckpoint:
     def n_params(self) -> int:
         """Entries of all tensors, tied ones counted once."""
         return count_params(self.tensors)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all tensors of the dense checkpoint, tied ones counted once."""
+        kept = {key: self.tensors[key] for key in self.keys if key not in self.matrices}
+        sizes = [(matrix.shape.dense_params, matrix.dtype.itemsize) for matrix in self.matrices.values()]
+        # A factorized matrix was tied to another tensor where more entries are found than there were.
+        tied = max(count_params(kept) + sum(n for n, _ in sizes) - self.source.n_params, 0)
+        widest = max((size for _, size in sizes), default=0)
+        return count_bytes(kept) + sum(n * size for n, size in sizes) - tied * widest
 
     def parts(self, key: str) -> tuple[BlockTerm, ...]:
         """The block terms of a factorized matrix, stacked by rows: one, or one for each gate i, f, g, o."""

@@ -16,10 +16,10 @@ from btcompress.checkpoint.modules import is_module, module_tensors
 from btcompress.checkpoint.pickles import Foreign, OddKey
 from btcompress.checkpoint.tensors import Unheld, plain_tensor
 from btcompress.errors import CheckpointError
+from btcompress.text import listed
 
 _MAX_DEPTH = 32
 _MAX_NODES = 1 << 16
-_MAX_NAMED = 10
 _MOST_BITS = 4096
 
 #: Keys may repeat until they are joined and checked, so this is no mapping yet.
@@ -63,7 +63,7 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
     found.collect(root, "")
     if not found.state_dicts:
         left = [*found.optimizers, *found.loose, *found.foreign]
-        raise CheckpointError(f"{label} holds no state dict, only {_named(left)}. {_ADVICE}")
+        raise CheckpointError(f"{label} holds no state dict, only {listed(left)}. {_ADVICE}")
     chosen = found.chosen(container)
     tensors: dict[str, Tensor] = {}
     for path, state_dict in chosen.items():
@@ -72,7 +72,7 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
             if name in tensors:
                 raise CheckpointError(f"{label} holds two tensors named {name}. Rename one in your own code.")
             tensors[name] = plain_tensor(name, tensor)
-    whole = [f"Read from a module that was pickled whole: {_named(tree.modules)}."] if tree.modules else []
+    whole = [f"Read from a module that was pickled whole: {listed(tree.modules)}."] if tree.modules else []
     return Flattened(tensors, (*whole, *found.notices(list(chosen))))
 
 
@@ -254,24 +254,19 @@ class _Found:
     def notices(self, kept: list[str]) -> Iterator[str]:
         """What a user should know about what was left out or renamed."""
         if len(kept) > 1:
-            yield f"{len(kept)} state dicts are kept, their names before their keys: {_named(kept)}."
+            yield f"{len(kept)} state dicts are kept, their names before their keys: {listed(kept)}."
         if self.optimizers:
-            yield f"Left out, optimizer states: {_named(self.optimizers)}."
+            yield f"Left out, optimizer states: {listed(self.optimizers)}."
         if self.loose:
-            yield f"Left out, tensors beside the state dicts: {_named(self.loose)}."
+            yield f"Left out, tensors beside the state dicts: {listed(self.loose)}."
         if self.foreign:
-            yield f"Left out, objects whose classes were not loaded: {_named(self.foreign)}."
+            yield f"Left out, objects whose classes were not loaded: {listed(self.foreign)}."
         if self.plain:
-            yield f"Left out, no tensors: {_named(self.plain)}."
+            yield f"Left out, no tensors: {listed(self.plain)}."
 
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def _named(names: list[str]) -> str:
-    shown = ", ".join(names[:_MAX_NAMED])
-    return shown if len(names) <= _MAX_NAMED else f"{shown} and {len(names) - _MAX_NAMED} more"
 
 
 def _name(key: object) -> str:

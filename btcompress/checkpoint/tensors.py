@@ -135,6 +135,12 @@ def count_params(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() for name, tensor in tensors.items() if name not in aliases)
 
 
+def count_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all tensors, tied ones counted once."""
+    aliases = find_aliases(tensors)
+    return sum(tensor.nbytes for name, tensor in tensors.items() if name not in aliases)
+
+
 def same_bits(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors have the same dtype, shape and bits, of which NaN has some as well."""
     if first.dtype != second.dtype or first.shape != second.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from btcompress.cli.options import JSON, Container, Scale, Strict, scale_of
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
+    from btcompress.calibration import SampleInputs
     from btcompress.results import CompressionReport
 
 
@@ -25,10 +27,11 @@ def report(
         typer.Option("--yardsticks", help="With --against: compare with other forms of equal size."),
     ] = False,
     inputs: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE|MODULE:FACTORY",
-            help="With --against: sequences of an LSTM's inputs, as finetune takes them, to measure activation errors.",
+            metavar="[LAYER=]FILE",
+            help="With --against: sample inputs, as --calibration takes them, to measure what the errors do on them. "
+            "Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -47,19 +50,19 @@ def report(
     from btcompress import display, models, reporting
     from btcompress.checkpoint import read
 
-    if against is None and (yardsticks or inputs is not None):
+    if against is None and (yardsticks or inputs):
         option = "--yardsticks compares" if yardsticks else "--inputs measures"
         raise BTCompressError(f"{option} with the dense matrices. Give the dense checkpoint with --against MODEL.")
-    if inputs is None and (lstm is not None or scale != "1"):
+    if not inputs and (lstm is not None or scale != "1"):
         raise BTCompressError("--scale and --lstm say how to take inputs, but there are none. Give --inputs FILE.")
     with display.working(f"measuring {compressed}"):
         opened = models.load(compressed)
         dense = None if against is None else read(against, container, strict=strict)
         measure = None
-        if dense is not None and inputs is not None:
-            from btcompress.calibration import SampleInputs, on_inputs
+        if dense is not None and inputs:
+            from btcompress.calibration import on_inputs
 
-            measure = on_inputs(opened, dense, (SampleInputs(inputs, lstm, scale_of(scale)),))
+            measure = on_inputs(opened, dense, [_sample_inputs(each, scale_of(scale), lstm) for each in inputs])
         result = reporting.report(
             opened,
             against=dense,
@@ -68,6 +71,16 @@ def report(
             on_inputs=measure,
         )
     show_result(result, json=json)
+
+
+def _sample_inputs(text: str, scale: float, lstm: str | None) -> SampleInputs:
+    """What ``[LAYER=]FILE`` says; a file whose own name has that form is one."""
+    from btcompress.calibration import SampleInputs
+
+    layer, is_named, data = text.partition("=")
+    if not is_named or os.path.lexists(text):
+        return SampleInputs(text, lstm, scale)
+    return SampleInputs(data, layer, scale)
 
 
 def show_result(result: CompressionReport, *written: Path, json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Progress on stderr, shown once the work takes longer than a second."""
+"""Progress on stderr: a bar once the work takes longer than a second, and plain lines where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Timer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
-from btcompress.display.console import make_error_console, name_text
+from btcompress.display.console import line_text, make_error_console, name_text
 
 if TYPE_CHECKING:
     from btcompress.demo import DemoProgress
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 
 #: Seconds that work may take before a bar is shown.
 _PATIENCE = 1.0
+#: Seconds before the first plain line, at least before one on another stage, and before one on the same.
+_FIRST_LINE, _NEXT_STAGE, _NEXT_LINE = 5.0, 5.0, 30.0
+#: Seconds and share of the work from which on what is left is told: less says little.
+_LEAST_SECONDS, _LEAST_SHARE = 1.0, 0.01
+
+#: Columns of what is being done, at least, and of the bar.
+_WHAT_WIDTH, _BAR_WIDTH = 11, 20
+
+_now = time.monotonic
 
 
 @contextmanager
@@ -44,93 +55,151 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def fit_progress() -> Iterator[OnProgress]:
-    """A bar on stderr over all fits of a factorization."""
-    with _patient_bar() as update:
+    """Progress over all fits of a factorization."""
+    with _shown() as update:
 
         def on_progress(state: FitProgress) -> None:
             done = state.index + state.sweep.index / state.sweep.limit
-            what = f"{state.name} ({state.index + 1} of {state.count})"
-            update(what, done, state.count, f"error {state.sweep.error:.4f}")
+            which = f"{name_text(state.name)} ({state.index + 1} of {state.count})"
+            update("fitting", done / state.count, f"{which}, error {state.sweep.error:.4f}")
 
         yield on_progress
 
 
 @contextmanager
 def pricing_progress() -> Iterator[OnPricing]:
-    """A bar on stderr over all matrices of a plan."""
-    with _patient_bar() as update:
+    """Progress over all matrices of a plan."""
+    with _shown() as update:
 
         def on_progress(state: PricingProgress) -> None:
-            update(
-                f"pricing {state.name} ({state.index + 1} of {state.count})", state.index + state.share, state.count, ""
-            )
+            which = f"{name_text(state.name)} ({state.index + 1} of {state.count})"
+            update("pricing", (state.index + state.share) / state.count, which)
 
         yield on_progress
 
 
 @contextmanager
 def demo_progress() -> Iterator[Callable[[DemoProgress], None]]:
-    """A bar on stderr over each stage of the demonstration."""
-    with _patient_bar(patience=0.0) as update:
+    """Progress over each stage of the demonstration."""
+    with _shown(patience=0.0) as update:
 
         def on_progress(state: DemoProgress) -> None:
             if state.epoch is None:
-                update(state.what, 0, 1, "")
+                update(state.what, 0.0, "")
             else:
-                update(state.what, state.epoch.epoch, state.epoch.epochs, _training_state(state.epoch))
+                _update_training(update, state.what, state.epoch)
 
         yield on_progress
 
 
 @contextmanager
 def finetune_progress() -> Iterator[Callable[[Epoch], None]]:
-    """A bar on stderr over the epochs of a fine-tuning."""
-    with _patient_bar() as update:
-        yield lambda epoch: update("fine-tuning", epoch.epoch, epoch.epochs, _training_state(epoch))
+    """Progress over the epochs of a fine-tuning."""
+    with _shown() as update:
+        yield lambda epoch: _update_training(update, "fine-tuning", epoch)
 
 
 @contextmanager
 def calibration_progress() -> Iterator[Callable[[CalibrationProgress], None]]:
-    """A bar on stderr over the stages of a calibration."""
-    with _patient_bar() as update:
+    """Progress over the stages of a calibration, and of the sampling before it."""
+    with _shown() as update:
 
         def on_progress(state: CalibrationProgress) -> None:
-            left = "" if state.seconds_left is None else f"about {state.seconds_left:.0f} s left"
-            update(state.what, state.index + state.share, state.count, ", ".join(filter(None, (state.state, left))))
+            stage = f"{state.what} ({state.index + 1} of {state.count})"
+            update(stage, (state.index + state.share) / state.count, state.state, state.seconds_left)
 
         yield on_progress
 
 
-def _training_state(epoch: Epoch) -> str:
-    left = round(epoch.seconds * (epoch.epochs - epoch.epoch))
-    return (
-        f"loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, lr {epoch.learning_rate:.1e}, "
-        f"{epoch.sequences_per_second:,.0f} sequences/s, at most {left} s left"
+class _Update(Protocol):
+    def __call__(self, stage: str, share: float, state: str, seconds_left: float | None = None) -> None:
+        """Say where the work stands.
+
+        Args:
+            stage: what is being done; of another one a log tells at once.
+            share: how much of all is done, 0 to 1.
+            state: more to show.
+            seconds_left: until all is done; estimated from the share where left out.
+        """
+
+
+def _update_training(update: _Update, what: str, epoch: Epoch) -> None:
+    state = (
+        f"epoch {epoch.epoch} of {epoch.epochs}, loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, "
+        f"lr {epoch.learning_rate:.1e}, {epoch.sequences_per_second:,.0f} sequences/s"
     )
+    left = epoch.seconds * (epoch.epochs - epoch.epoch)
+    update(what, epoch.epoch / epoch.epochs, state, left)
 
 
 @contextmanager
-def _patient_bar(patience: float = _PATIENCE) -> Iterator[Callable[[str, float, float, str], None]]:
-    """A bar on stderr, shown once the work takes longer than ``patience``: what, done, of how much, where it stands."""
-    what_column, state_column = (
-        TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}")
-    )
-    columns = (what_column, BarColumn(), state_column, TimeElapsedColumn())
-    console = make_error_console()
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    began = time.monotonic()
-    tasks: list[TaskID] = []
+def _shown(patience: float = _PATIENCE) -> Iterator[_Update]:
+    """A bar on stderr once the work takes longer than ``patience``; lines now and then where it is no terminal."""
+    console, began = make_error_console(), _now()
+    shown = _Bar(console, patience) if console.is_terminal else _Lines(console)
 
-    def update(what: str, done: float, total: float, state: str) -> None:
-        if not tasks:
-            if time.monotonic() - began < patience:
-                return
-            progress.start()
-            tasks.append(progress.add_task("", total=total, state=""))
-        progress.update(tasks[0], completed=done, total=total, state=state, description=name_text(what))
+    def update(stage: str, share: float, state: str, seconds_left: float | None = None) -> None:
+        seconds = _now() - began
+        if seconds_left is None and seconds >= _LEAST_SECONDS and share >= _LEAST_SHARE:
+            seconds_left = seconds / share * (1 - share)
+        shown.show(seconds, stage, share, [part for part in (state, _left_text(seconds_left, share)) if part])
 
     try:
         yield update
     finally:
-        if tasks:
-            progress.stop()
+        shown.stop()
+
+
+class _Bar:
+    """A bar that is gone once the work is done."""
+
+    def __init__(self, console: Console, patience: float) -> None:
+        what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=_WHAT_WIDTH))
+        state = TextColumn("{task.fields[state]}", markup=False)
+        self._progress = Progress(
+            what, BarColumn(_BAR_WIDTH), state, TimeElapsedColumn(), console=console, transient=True
+        )
+        self._patience = patience
+        self._tasks: list[TaskID] = []
+
+    def show(self, seconds: float, stage: str, share: float, state: list[str]) -> None:
+        """Move the bar, once so many seconds of work are enough to show one."""
+        if not self._tasks:
+            if seconds < self._patience:
+                return
+            self._progress.start()
+            self._tasks.append(self._progress.add_task("", total=1.0, state=""))
+        self._progress.update(self._tasks[0], completed=share, state=", ".join(state), description=name_text(stage))
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._tasks:
+            self._progress.stop()
+
+
+class _Lines:
+    """Plain lines for a log: none for short work, one where the stage changes, and else one every so often."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._due, self._due_for_other, self._last = _FIRST_LINE, _FIRST_LINE, ""
+
+    def show(self, seconds: float, stage: str, share: float, state: list[str]) -> None:
+        """Print a line if one is due after so many seconds of work."""
+        if seconds < (self._due if stage == self._last else self._due_for_other):
+            return
+        self._due, self._due_for_other, self._last = seconds + _NEXT_LINE, seconds + _NEXT_STAGE, stage
+        text = ", ".join([f"{name_text(stage)}: {share:.0%} done", *state])
+        self._console.print(Text(line_text(text)), soft_wrap=True)
+
+    def stop(self) -> None:
+        """Nothing: lines stay."""
+
+
+def _left_text(seconds: float | None, share: float) -> str:
+    if seconds is None or share >= 1:
+        return ""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit} left"
+    return f"about {seconds:.0f} s left"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,20 +10,21 @@ from rich.console import Console
 from btcompress.display.console import make_console
 from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
 from btcompress.memory import size_text
+from btcompress.text import listed
 
 if TYPE_CHECKING:
     from btcompress.results import (
+        Agreement,
         CalibrationReport,
         CompressionReport,
         FineTuneReport,
+        InputsReport,
         MatrixReport,
         ModelReport,
         UntouchedReport,
         YardstickReport,
     )
 
-#: Names of tensors listed.
-_MOST_NAMED = 8
 #: Metrics from here on are written with an exponent.
 _LONG = 1e6
 
@@ -36,6 +37,8 @@ def show_report(report: CompressionReport) -> None:
     if any(row.yardsticks for row in report.matrices):
         show_table(console, _yardstick_table(report.matrices))
     _show_model(console, report.model)
+    if report.on_inputs:
+        show_table(console, _inputs_table(report.on_inputs))
     if report.calibrated:
         show_table(console, _calibration_table(report.calibrated))
     if report.finetuned:
@@ -119,10 +122,16 @@ def _untouched_text(untouched: UntouchedReport) -> str:
     same = f"{untouched.same} of {untouched.same + n_changed} tensors are the dense checkpoint's, bit for bit"
     if not n_changed:
         return f"{same}."
-    shown = ", ".join(untouched.changed[:_MOST_NAMED]) + f" and {n_changed - _MOST_NAMED} more" * (
-        n_changed > _MOST_NAMED
-    )
-    return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {shown}."
+    return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {listed(untouched.changed)}."
+
+
+def _inputs_table(reports: Sequence[InputsReport]) -> NumberTable:
+    table = NumberTable(["on the inputs given", "", "sequences"])
+    for row in reports:
+        table.add_row(_error_of(row.lstm), f"{row.hidden_state_error:.4f}", f"{row.n_sequences:,}")
+        for words, (share,) in _agreements([row.agreement]):
+            table.add_row(words, share, "")
+    return table
 
 
 def _training_table(trainings: Sequence[FineTuneReport]) -> NumberTable:
@@ -136,6 +145,8 @@ def _training_table(trainings: Sequence[FineTuneReport]) -> NumberTable:
             f"{row.epochs}",
             f"{row.n_held:,}",
         )
+        for words, shares in _agreements([row.agreement_before, row.agreement_after]):
+            table.add_row(words, "", *shares, "", "")
     return table
 
 
@@ -144,13 +155,32 @@ def _metric_text(value: float) -> str:
 
 
 def _calibration_table(calibrations: Sequence[CalibrationReport]) -> NumberTable:
-    table = NumberTable(["on sequences held back", "as fitted", "calibrated", "epochs", "sequences"])
+    headers = ["fitted to\nthe weights", "fitted to\nthe inputs", "calibrated", "epochs", "sequences"]
+    table = NumberTable(["on sequences held back", *headers])
     for row in calibrations:
+        refitted = row.hidden_state_error_refitted
         table.add_row(
-            f"hidden-state error{f' of {row.lstm}' if row.lstm else ''}",
+            _error_of(row.lstm),
             f"{row.hidden_state_error_before:.4f}",
+            "not measured" if refitted is None else f"{refitted:.4f}",
             f"{row.hidden_state_error_after:.4f}",
-            f"{row.epochs}",
+            f"{row.layer_epochs} by layer + {row.epochs}" if row.layer_epochs else f"{row.epochs}",
             f"{row.n_held:,}",
         )
+        for words, (before, after) in _agreements([row.agreement_before, row.agreement_after]):
+            table.add_row(words, before, "", after, "", "")
     return table
+
+
+def _error_of(lstm: str) -> str:
+    return f"hidden-state error{f' of {lstm}' if lstm else ''}"
+
+
+def _agreements(agreements: Sequence[Agreement | None]) -> Iterator[tuple[str, list[str]]]:
+    """A row of decisions on steps and one of those at the ends, as far as any of the columns has them."""
+    for name, count, what in (("steps", "n_steps", "steps"), ("ends", "n_ends", "sequence ends")):
+        shares = [None if each is None else getattr(each, name) for each in agreements]
+        if any(share is not None for share in shares):
+            n = max(getattr(each, count) for each in agreements if each is not None)
+            cells = ["not measured" if share is None else f"{100 * share:.1f} %" for share in shares]
+            yield f"  decides as the dense one, of {n:,} {what}", cells

@@ -19,6 +19,7 @@ from btcompress.finetune.items import STATES
 from btcompress.finetune.recorded import is_same_layer
 from btcompress.nn import BTLSTM, BTLinear
 from btcompress.shapes import MatrixShape
+from btcompress.text import listed
 
 #: ``(B, T, D H)`` hidden states of the last layer, and the final ``h`` and ``c`` of every layer.
 States = tuple[Tensor, Tensor, Tensor]
@@ -342,17 +343,13 @@ def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
     others = [key for key in rest if len(heads) != 1 or key not in (f"{heads[0]}.weight", f"{heads[0]}.bias")]
     if len(heads) == 1 and not others:
         return heads[0]
-    what = f"the linear layers that take the {n_in} outputs of {entry.name or 'the LSTM'} are {_listed(heads)}"
+    what = f"the linear layers that take the {n_in} outputs of {entry.name or 'the LSTM'} are {listed(heads)}"
     raise BTCompressError(
         f"with labels and no --model, a file must hold one LSTM and one linear head, but {what}"
-        + (f", and there is more beside them: {_listed(others)}" if len(heads) == 1 else "")
+        + (f", and there is more beside them: {listed(others)}" if len(heads) == 1 else "")
         + ". Build your network with --model package.module:factory."
     )
 
 
 def _takes(key: str, shape: tuple[int, ...], n_in: int) -> bool:
     return key.endswith(".weight") and len(shape) == 2 and shape[1] == n_in
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (" and others" if len(names) > 8 else "") if names else "none"

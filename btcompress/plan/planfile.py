@@ -20,7 +20,7 @@ from btcompress.plan.plainyaml import load
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
 from btcompress.shapes import GATE_NAMES, MAX_ORDER, MAX_SIZE, Core, Gates, MatrixShape
-from btcompress.text import printable, valid_unicode
+from btcompress.text import listed, printable, valid_unicode
 
 _VERSION = 1
 _HEADER = """\
@@ -84,10 +84,9 @@ def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth:
     notices: list[str] = []
     for name, entry in _mapping(value.get("matrices"), f"{path}: matrices").items():
         if name not in known:
-            there = ", ".join([*known][:_MOST_SHOWN]) + (" and others" if len(known) > _MOST_SHOWN else "")
             raise BTCompressError(
                 f"{path}: {_shown(name)} is no matrix of {checkpoint.source.name} that can be factorized. It has "
-                f"{there or 'none'}."
+                f"{listed([*known], _MOST_SHOWN)}."
             )
         where = f"{path}: {name}"
         fields = _entry_fields(entry, where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from btcompress.plan.choice import Fallback, Plan, PlannedMatrix
 from btcompress.plan.wish import Wish
 from btcompress.pricing import Curve, Point, price, price_in_orders, price_on_inputs
 from btcompress.results import LeftDense, PricingProgress
+from btcompress.text import listed
 
 OnPricing = Callable[[PricingProgress], None]
 
@@ -92,8 +93,9 @@ def meet(
     """Choose forms for the matrices of a plan so that a wish is met at the least loss.
 
     With a budget of parameters, the sum over the matrices of the squared weight error is least, or of what their
-    outputs on sample inputs add to the squared hidden-state error; without one, each matrix gets the smallest form
-    within the error wished for.
+    outputs on sample inputs add to the squared hidden-state error. These two cannot be compared, so where there are
+    matrices of both kinds, each kind has a budget of its own, in proportion to its entries. Without a budget, each
+    matrix gets the smallest form within the error wished for.
 
     Args:
         checkpoint: what the plan was made for.
@@ -134,14 +136,15 @@ def meet(
 
         sample = samples.get(target.name) if wish.max_error is None else None
         curves.append(_priced(checkpoint, target, request, sample, seed, device, on_step, order_units=order_units))
-    budget = wish.budget(sum(curve.dense_params for curve in curves), checkpoint.source.n_params)
-    points = [_acceptable(curve, wish) for curve in curves]
-    if budget is None:
-        picked = [each[0] if each else None for each in points]
-    else:
-        picked = _spend(points, curves, budget, wish, checkpoint.source.n_params)
+    groups = _groups(curves, wish, checkpoint.source.n_params)
+    picked = [each[0] if each else None for each in (_acceptable(curve, wish) for curve in curves)]
+    for group in groups:
+        for n, point in zip(group.members, _spend(group, curves, wish), strict=True):
+            picked[n] = point
+    short = {n for group in groups if group.budget < group.dense_params(curves) for n in group.members}
     forms = tuple(
-        _form(target, curve, point, wish) for target, curve, point in zip(targets, curves, picked, strict=True)
+        _form(target, curve, point, _why_dense(curve, wish, short=n in short) if point is None else "")
+        for n, (target, curve, point) in enumerate(zip(targets, curves, picked, strict=True))
     )
     planned = tuple(
         PlannedMatrix(form.name, form.point.shape, _fallback(form, wish)) for form in forms if form.point is not None
@@ -153,7 +156,10 @@ def meet(
         for each in targets
         if order_units
     )
-    notices = tuple(f"{name}: none of its forms has an order, as {why}." for name, why in obstacles if why)
+    notices = (
+        *_told_of_budgets(groups, curves, [target.name for target in targets]),
+        *(f"{name}: none of its forms has an order, as {why}." for name, why in obstacles if why),
+    )
     plan = replace(chosen, matrices=planned, left_dense=(*chosen.left_dense, *left_dense), notices=notices)
     return PricedPlan(plan, wish, forms, checkpoint.source.n_params)
 
@@ -217,23 +223,77 @@ def _acceptable(curve: Curve, wish: Wish) -> list[Point]:
     return [point for point in curve.points if limit is None or error_of(point) <= limit]
 
 
-def _spend(
-    points: Sequence[Sequence[Point]], curves: Sequence[Curve], budget: int, wish: Wish, params_of_model: int
-) -> list[Point | None]:
-    """One form for each matrix, or None to leave it dense, with the least sum of squared losses in the budget."""
-    choices = [[*each, None] for each in points]
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Matrices whose errors can be compared, and what they may have together.
+
+    Attributes:
+        members: their positions among all.
+        budget: most parameters of them.
+        on_inputs: whether they are priced on sample inputs.
+    """
+
+    members: tuple[int, ...]
+    budget: int
+    on_inputs: bool
+
+    def dense_params(self, curves: Sequence[Curve]) -> int:
+        """Their entries."""
+        return sum(curves[n].dense_params for n in self.members)
+
+
+def _groups(curves: Sequence[Curve], wish: Wish, params_of_model: int) -> list[_Group]:
+    """A budget for those priced on inputs and one for the others; no group where there is no limit.
+
+    Raises:
+        BTCompressError: the smallest forms have more parameters than there may be.
+    """
+    kinds = [kind for kind in (True, False) if any(curve.on_inputs is kind for curve in curves)]
+    members = [tuple(n for n, curve in enumerate(curves) if curve.on_inputs is kind) for kind in kinds]
+    dense = [sum(curves[n].dense_params for n in own) for own in members]
+    budget, shares = wish.budget(sum(dense), params_of_model), wish.budgets(dense, params_of_model)
+    if budget is None or shares is None:
+        return []
+    least = [sum(_smallest(curves[n], wish) for n in own) for own in members]
+    if sum(least) > budget:
+        raise BTCompressError(_out_of_reach(wish, budget, sum(least), curves, params_of_model))
+    for n, needed in enumerate(least):
+        if needed > shares[n]:  # of two groups, then, the other has room
+            shares[n], shares[1 - n] = needed, budget - needed
+    return [_Group(*each) for each in zip(members, shares, kinds, strict=True)]
+
+
+def _smallest(curve: Curve, wish: Wish) -> int:
+    return min((point.n_params for point in _acceptable(curve, wish)), default=curve.dense_params)
+
+
+def _spend(group: _Group, curves: Sequence[Curve], wish: Wish) -> list[Point | None]:
+    """One form for each matrix of a group, or None to leave it dense: the least sum of squared losses in the budget."""
+    own = [curves[n] for n in group.members]
+    choices = [[*_acceptable(curve, wish), None] for curve in own]
     options = [
         [
             (curve.dense_params, 0.0) if point is None else (point.n_params, (curve.stake * point.error) ** 2)
             for point in each
         ]
-        for each, curve in zip(choices, curves, strict=True)
+        for each, curve in zip(choices, own, strict=True)
     ]
-    chosen = allocate(options, budget)
+    chosen = allocate(options, group.budget)
     if chosen is None:
-        least = sum(min(n_params for n_params, _ in each) for each in options)
-        raise BTCompressError(_out_of_reach(wish, budget, least, curves, params_of_model))
+        raise ValueError("the smallest forms are larger than the budget")
     return [each[n] for each, n in zip(choices, chosen, strict=True)]
+
+
+def _told_of_budgets(groups: Sequence[_Group], curves: Sequence[Curve], names: Sequence[str]) -> Iterator[str]:
+    """What to know where errors of two kinds met."""
+    if len(groups) < 2:
+        return
+    with_inputs, without = groups
+    yield (
+        f"There are no sample inputs of {listed([names[n] for n in without.members])}: priced by their weight errors, "
+        f"with a budget of their own of {without.budget:,} of {without.dense_params(curves):,} parameters. Those with "
+        f"sample inputs have {with_inputs.budget:,} of {with_inputs.dense_params(curves):,}."
+    )
 
 
 def _out_of_reach(wish: Wish, budget: int, least: int, curves: Sequence[Curve], params_of_model: int) -> str:
@@ -251,14 +311,14 @@ def _out_of_reach(wish: Wish, budget: int, least: int, curves: Sequence[Curve], 
     )
 
 
-def _form(target: PlannedMatrix, curve: Curve, point: Point | None, wish: Wish) -> ChosenForm:
+def _form(target: PlannedMatrix, curve: Curve, point: Point | None, reason: str) -> ChosenForm:
     size = (target.shape.out_size, target.shape.in_size)
     low_rank = curve.low_rank_within(curve.dense_params if point is None else point.n_params)
-    reason = "" if point is not None else _why_dense(curve, wish)
     return ChosenForm(target.name, size, point, low_rank, reason, curve)
 
 
-def _why_dense(curve: Curve, wish: Wish) -> str:
+def _why_dense(curve: Curve, wish: Wish, *, short: bool) -> str:
+    """Why a matrix stays dense; ``short`` says that not all of its budget's matrices can."""
     if not curve.points:
         return f"no form has fewer parameters than its {curve.dense_params:,}"
     what, limit, error_of = _limited(wish)
@@ -268,7 +328,14 @@ def _why_dense(curve: Curve, wish: Wish) -> str:
             f"no smaller form keeps its {what} error within {limit:g}; the closest reaches {error_of(closest):.3g} "
             f"with {closest.n_params:,} of {curve.dense_params:,} parameters"
         )
-    return "the budget has room for it as it is"
+    if not short:
+        return "the budget has room for all matrices as they are"
+    closest = curve.points[-1]
+    error = f"{'weighted activation' if curve.on_inputs else 'weight'} error {closest.error:.3g}"
+    return (
+        f"even its most accurate form ({closest.n_params:,} of {curve.dense_params:,} parameters, {error}) would lose "
+        "more than the other matrices gain by what it saves"
+    )
 
 
 def _fallback(form: ChosenForm, wish: Wish) -> Fallback | None:

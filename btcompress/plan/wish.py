@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,6 +74,20 @@ class Wish:
             # A hair more, so that a ratio which is met exactly is not missed by rounding.
             return math.floor((params_of_matrices + others) / self.target_ratio * (1 + 1e-12)) - others
         return None
+
+    def budgets(self, params_of_groups: Sequence[int], params_of_model: int) -> list[int] | None:
+        """The same for each of several groups of the matrices, so much as it has of their entries; None for no limit.
+
+        Args:
+            params_of_groups: entries of the matrices of each group.
+            params_of_model: entries of all tensors.
+        """
+        if self.target_ratio is not None and self.of == "matrices":
+            # Each group has the ratio by itself, as if there were no other.
+            return [self.budget(own, params_of_model) or 0 for own in params_of_groups]
+        whole = sum(params_of_groups)
+        budget = self.budget(whole, params_of_model)
+        return None if budget is None else [budget * own // whole for own in params_of_groups]
 
     def __str__(self) -> str:
         whose = "the matrices" if self.of == "matrices" else "the model"

@@ -1,24 +1,28 @@
-"""What a compression gained and lost, in numbers and in plain words."""
+"""Sum up what a compression gained and lost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any, Protocol
 
 import msgspec
 
 from btcompress.blockterm import BlockTerm, params_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, same_bits
+from btcompress.checkpoint.source import Source
+from btcompress.checkpoint.tensors import count_bytes
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import OutputErrors, obstacle_of_dtype, weight_error
 from btcompress.fit.measures import largest
+from btcompress.memory import size_text
+from btcompress.reporting.advice import Findings, advice_on
 from btcompress.results import (
     CalibrationReport,
     CompressionReport,
     FineTuneReport,
+    InputsReport,
     LeftDense,
     MatrixReport,
     ModelReport,
@@ -39,24 +43,12 @@ class OnInputs(Protocol):
     def fitted(self, key: str, parts: tuple[BlockTerm, ...], /) -> tuple[BlockTerm, ...] | None:
         """A form of a matrix fitted to the inputs; None for a matrix that has none."""
 
+    def reports(self) -> tuple[InputsReport, ...]:
+        """What each LSTM gives on its inputs, beside the dense one."""
 
-#: What each form of equal size is called in advice.
-_FORM_WORDS = {
-    "low_rank": "A low-rank matrix of equal size",
-    "low_rank_on_inputs": "A low-rank matrix of equal size, fitted to these very inputs,",
-    "tensor_train": "A tensor train of equal size",
-    "greedy": "Greedy deflation, the same blocks fitted one after another,",
-}
 
-#: Weight errors from here on leave next to nothing of a matrix, and from the second on half of it.
-_NOTHING_KEPT = 0.9
-_HALF_LOST = 0.5
-#: Errors that differ by a smaller share are as good as equal: a low-rank matrix is rounded when it is stored.
-_NO_DIFFERENCE = 1e-3
-#: From here on blocks cancel one another rather than share the work.
-_CANCELLING = 10.0
-#: Below this share of the model's parameters, the matrices chosen cap what can be gained.
-_SMALL_SHARE = 0.5
+#: A file that is larger than its tensors by this share, and by so many bytes, holds more than them and their names.
+_MORE_IN_FILE, _MORE_BYTES = 0.1, 2**16
 
 
 def report(
@@ -75,7 +67,8 @@ def report(
             other tensors with its own; without it errors are those recorded at factorization.
         bytes_after: size of the result's file; the size of its tensors when left out.
         yardsticks: compare each matrix with other forms of equal size; takes seconds for a large one.
-        on_inputs: measures activation errors on inputs, as :func:`btcompress.calibration.on_inputs` makes it.
+        on_inputs: measures on inputs, as :func:`btcompress.calibration.on_inputs` makes it: activation errors, and
+            what each LSTM gives.
 
     Raises:
         BTCompressError: yardsticks or activation errors are asked for without ``against``.
@@ -96,60 +89,70 @@ def report(
         rows = _compared(compressed, rows, against, on_inputs, yardsticks=yardsticks)
         notices += _skipped(rows)
     left_dense = tuple(LeftDense(**left) for step in compressed.history for left in step.get("left_dense", ()))
-    size = sum(tensor.nbytes for tensor in compressed.tensors.values())
-    model = ModelReport(
-        compressed.source.n_params,
-        compressed.n_params,
-        compressed.source.n_bytes,
-        size if bytes_after is None else bytes_after,
-    )
-    finetuned = tuple(_training(step) for step in compressed.history if step.get("step") == "finetune")
-    calibrated = tuple(_calibration(step) for step in compressed.history if step.get("step") == "calibrate")
+    model = _model(compressed, bytes_after)
+    notices += _size_notice(compressed.source, model.bytes_before)
+    finetuned, calibrated, standing = _reports_of(compressed.history)
+    measured = () if on_inputs is None else on_inputs.reports()
     trained = any(step.get("step") != "factorize" for step in compressed.history)
     untouched = None if against is None else _untouched(compressed, against, trained=trained)
     low_rank = {name for name, each in matrices.items() if each.shape.n_parts == 1 and each.shape.part.is_low_rank}
-    about_fit = _training_advice(finetuned[-1:], calibrated[-1:]) if trained else _fit_advice(rows, low_rank)
-    advice = (
-        *_untouched_advice(untouched, against),
-        *about_fit,
-        *_other_forms_advice(rows, low_rank, trained=trained),
-        *_size_advice(rows, model),
+    compared = None if untouched is None or against is None else (untouched, against)
+    findings = Findings(rows, low_rank, model, finetuned, standing, measured, trained, compared)
+    return CompressionReport(
+        rows,
+        model,
+        left_dense,
+        tuple(notices),
+        tuple(advice_on(findings)),
+        finetuned,
+        calibrated,
+        untouched,
+        measured,
     )
-    return CompressionReport(rows, model, left_dense, tuple(notices), advice, finetuned, calibrated, untouched)
 
 
-def _training(step: dict[str, Any]) -> FineTuneReport:
-    return msgspec.convert(step, FineTuneReport)
+def _reports_of(
+    history: Sequence[dict[str, Any]],
+) -> tuple[tuple[FineTuneReport, ...], tuple[CalibrationReport, ...], tuple[CalibrationReport, ...]]:
+    """Every training; every calibration; and of these the last of each LSTM that no training followed."""
+    finetuned: list[FineTuneReport] = []
+    calibrated: list[CalibrationReport] = []
+    standing: dict[str, CalibrationReport] = {}
+    for step in history:
+        if step.get("step") == "finetune":
+            finetuned.append(msgspec.convert(step, FineTuneReport))
+            standing.clear()
+        elif step.get("step") == "calibrate":
+            calibrated.append(msgspec.convert(step, CalibrationReport))
+            standing[calibrated[-1].lstm] = calibrated[-1]
+    return tuple(finetuned), tuple(calibrated), tuple(standing.values())
 
 
-def _calibration(step: dict[str, Any]) -> CalibrationReport:
-    return msgspec.convert(step, CalibrationReport)
+def _measured_since(history: Sequence[dict[str, Any]], field: str) -> dict[str, float]:
+    """Errors of the last steps that measured them: each of these changed other matrices, and another step any."""
+    found: dict[str, float] = {}
+    for step in history:
+        found = {**found, **step[field]} if field in step else {}
+    return found
 
 
-def _training_advice(tuned: tuple[FineTuneReport, ...], calibrated: tuple[CalibrationReport, ...]) -> Iterator[str]:
-    for training in tuned:
-        if not training.best_epoch:
-            yield "Fine-tuning made nothing better, so the tensors are those it began with. Try another --lr."
-    for calibration in () if tuned else calibrated:
-        if calibration.hidden_state_error_after >= _HALF_LOST:
-            yield (
-                f"The hidden states are off by {calibration.hidden_state_error_after:.3f} of their size after "
-                "calibrating. Raise the ranks, give more sequences, or fine-tune on labels."
-            )
-    for latest in tuned or calibrated:
-        if latest.cancellation > _CANCELLING:
-            yield (
-                f"Blocks cancel one another: their squared norms add up to {latest.cancellation:,.0f} times that of "
-                "their sum, which costs digits and slows training. Lower the CP rank, or train with a lower --lr."
-            )
+def _model(compressed: CompressedCheckpoint, bytes_after: int | None) -> ModelReport:
+    source = compressed.source
+    size = count_bytes(compressed.tensors) if bytes_after is None else bytes_after
+    return ModelReport(source.n_params, compressed.n_params, compressed.dense_bytes, size, source.n_bytes)
+
+
+def _size_notice(source: Source, n_bytes: int) -> Iterator[str]:
+    more = source.n_bytes - n_bytes
+    if more > max(_MORE_BYTES, _MORE_IN_FILE * n_bytes):
+        yield (
+            f"{source.name} has {size_text(source.n_bytes)}, but the tensors taken from it {size_text(n_bytes)}, which "
+            "are what the result is compared with. The rest, such as an optimizer's state, was left out."
+        )
 
 
 def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) -> MatrixReport:
     shape = matrix.shape
-    errors = {
-        kind: next((step[kind][name] for step in _latest_measured(compressed) if name in step.get(kind, ())), None)
-        for kind in ("activation_errors", "weighted_activation_errors")
-    }
     return MatrixReport(
         name=name,
         shape=(shape.out_size, shape.in_size),
@@ -164,16 +167,11 @@ def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) 
         weight_error=matrix.weight_error,
         svd_rank=matrix.svd_rank,
         svd_error=matrix.svd_error,
-        activation_error=errors["activation_errors"],
-        weighted_activation_error=errors["weighted_activation_errors"],
+        activation_error=_measured_since(compressed.history, "activation_errors").get(name),
+        weighted_activation_error=_measured_since(compressed.history, "weighted_activation_errors").get(name),
         row_order=shape.part.row_order,
         column_order=shape.part.column_order,
     )
-
-
-def _latest_measured(compressed: CompressedCheckpoint) -> Iterator[dict[str, Any]]:
-    """The steps that measured activation errors, the newest first, as far as nothing was done since."""
-    return takewhile(lambda step: step.get("step") in ("calibrate", "refit"), reversed(compressed.history))
 
 
 def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpoint) -> CompressedMatrix:
@@ -270,96 +268,3 @@ def _untouched(compressed: CompressedCheckpoint, against: Checkpoint, *, trained
         if name not in against.tensors or not same_bits(compressed.tensors[name], against.tensors[name])
     ]
     return UntouchedReport(len(names) - len(changed), tuple(changed), trained)
-
-
-def _untouched_advice(untouched: UntouchedReport | None, against: Checkpoint | None) -> Iterator[str]:
-    if untouched is not None and against is not None and untouched.changed and not untouched.trained:
-        yield (
-            f"Not factorized, and yet other than in {against.source.name}: {', '.join(untouched.changed)}. Nothing was "
-            "trained since that could have changed them. Do not use the result with this checkpoint."
-        )
-
-
-def _fit_advice(rows: tuple[MatrixReport, ...], low_rank: Collection[str]) -> Iterator[str]:
-    """From the weight errors, which say nothing any more once the tensors are trained.
-
-    Matrices that are plain low rank already, ``low_rank``, are told of no better one: theirs is only rounded.
-    """
-    emptied = [row for row in rows if row.weight_error >= _NOTHING_KEPT]
-    halved = [row for row in rows if _HALF_LOST <= row.weight_error < _NOTHING_KEPT]
-    blocks = [row for row in rows if row.name not in low_rank]
-    outdone = [row for row in blocks if row.svd_rank and row.svd_error < (1 - _NO_DIFFERENCE) * row.weight_error]
-    if emptied:
-        yield (
-            f"Next to nothing is kept of {_with_errors(emptied)}. Raise the CP rank or the Tucker rank, calibrate on "
-            "sample inputs, or expect to retrain the model before it is of use."
-        )
-    if halved:
-        yield (
-            f"Half or more is lost of {_with_errors(halved)}. Measure the model before you use it; higher ranks "
-            "keep more."
-        )
-    if outdone:
-        pairs = (
-            f"{row.name} ({row.svd_error:.3f} at rank {row.svd_rank} against {row.weight_error:.3f})" for row in outdone
-        )
-        yield (
-            f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Where "
-            "inputs are flattened data, mode sizes along the data's own axes may change that."
-        )
-
-
-def _size_advice(rows: tuple[MatrixReport, ...], model: ModelReport) -> Iterator[str]:
-    grown = [row for row in rows if row.params_after >= row.params_before]
-    if grown:
-        sizes = (f"{row.name} (from {row.params_before:,} to {row.params_after:,} parameters)" for row in grown)
-        yield f"What grew: {', '.join(sizes)}. Lower the ranks."
-    chosen = sum(row.params_before for row in rows)
-    if chosen < _SMALL_SHARE * model.params_before:
-        best = model.params_before / (model.params_before - chosen)
-        yield (
-            f"The factorized matrices are {chosen / model.params_before:.0%} of the model's parameters: however small "
-            f"they get, the model ratio cannot pass {best:.2f}."
-        )
-
-
-def _other_forms_advice(rows: tuple[MatrixReport, ...], low_rank: Collection[str], *, trained: bool) -> Iterator[str]:
-    """Where another form fits better: the weights of what was not trained since, and the outputs on the inputs.
-
-    Matrices that are plain low rank already, ``low_rank``, are told of no better one: another fit is no other form.
-    """
-    for form, words in _FORM_WORDS.items():
-        own = low_rank if form.startswith("low_rank") else ()
-        pairs = [(row, other) for row in rows if row.name not in own for other in row.yardsticks if other.form == form]
-        # Low rank has its advice without being asked for; training gives up weights for what they do.
-        if form == "tensor_train" or (form == "greedy" and not trained):
-            fitting = [
-                f"{row.name} ({_error_at(other.weight_error, other)} against {row.weight_error:.3f})"
-                for row, other in pairs
-                if _is_better(other.weight_error, row.weight_error)
-            ]
-            if fitting:
-                more = " Factorize anew with more --restarts." if form == "greedy" else ""
-                yield f"{words} fits better than block terms for {', '.join(fitting)}.{more}"
-        closer = [
-            f"{row.name} ({_error_at(other.weighted_activation_error, other)} against "
-            f"{row.weighted_activation_error:.3f})"
-            for row, other in pairs
-            if _is_better(other.weighted_activation_error, row.weighted_activation_error)
-        ]
-        if closer:
-            yield f"{words} is closer than block terms on the inputs given for {', '.join(closer)}."
-
-
-def _is_better(error: float | None, than: float | None) -> bool:
-    return error is not None and than is not None and error < (1 - _NO_DIFFERENCE) * than
-
-
-def _error_at(error: float | None, other: YardstickReport) -> str:
-    """An error, with the rank where the form has one of its own, or all ranks where they differ."""
-    ranks = ",".join(map(str, other.ranks if len(set(other.ranks)) > 1 else other.ranks[:1]))
-    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} at rank {ranks}"
-
-
-def _with_errors(rows: list[MatrixReport]) -> str:
-    return ", ".join(f"{row.name} (weight error {row.weight_error:.3f})" for row in rows)

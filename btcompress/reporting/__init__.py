@@ -1,0 +1,5 @@
+"""What a compression gained and lost, in numbers and in plain words."""
+
+from btcompress.reporting.summary import OnInputs, report
+
+__all__ = ["OnInputs", "report"]
