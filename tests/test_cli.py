@@ -47,6 +47,7 @@ def test_json_is_one_object_that_counts_the_file(model, tmp_path, run):
     assert value["matrices"][0]["tucker_ranks"] == [3, 3]
     assert value["model"]["bytes_after"] == target.stat().st_size
     assert value["model"]["bytes_before"] == sum(tensor.nbytes for tensor in torch.load(model).values())
+    assert value["model"]["file_bytes_before"] == model.stat().st_size
     assert value["model"]["params_after"] == sum(tensor.numel() for tensor in load_file(target).values())
     assert json.loads(run("report", target, "--json")[0]) == value
 

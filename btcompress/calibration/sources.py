@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from btcompress.calibration.inputs import Entry, matrices_of, rows_of
+from btcompress.calibration.lengths import by_length
 from btcompress.calibration.request import CalibrationRequest, SampleInputs
 from btcompress.checkpoint import LinearEntry, LSTMEntry, find_linear, find_recurrent
 from btcompress.errors import BTCompressError, ShapeError
@@ -45,8 +46,9 @@ class Source:
         return (*matrices_of(self.entry), *(() if self.head is None else (self.head.key,)))
 
     def split(self, request: CalibrationRequest, seed: int) -> tuple[Data, Data]:
-        """The sequences to fit and train on, and those held back."""
-        return split(self.data, request.held_fraction, seed)
+        """The sequences to fit and train on, and those held back, each by length."""
+        train, held = split(self.data, request.held_fraction, seed)
+        return by_length(train), by_length(held)
 
 
 def sources_of(

@@ -31,6 +31,8 @@ from btcompress.finetune.tasks import Task
 
 #: Epochs draw from seeds this far apart, so that no two trainings of neighbouring seeds share one.
 _SEED_STRIDE = 1_000_003
+#: Batches that sequences are drawn for together where neighbours share one.
+_NEIGHBOURHOOD = 8
 
 
 @dataclass(slots=True)
@@ -61,11 +63,22 @@ class Trainer:
         held: sequences to measure on.
         config: how to train.
         loose: parameters may take no part in the result, as in a user's network.
+        neighbours: whether sequences that are near one another in ``train`` share batches more often than others,
+            which saves steps where it is sorted by length.
     """
 
     def __init__(
-        self, network: nn.Module, task: Task[Any], train: Data, held: Data, config: TrainConfig, *, loose: bool = False
+        self,
+        network: nn.Module,
+        task: Task[Any],
+        train: Data,
+        held: Data,
+        config: TrainConfig,
+        *,
+        loose: bool = False,
+        neighbours: bool = False,
     ) -> None:
+        self.neighbours = neighbours
         self.network, self.task, self.train, self.held, self.config = network, task, train, held, config
         self.accelerator = _accelerator(config, loose=loose)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -177,10 +190,9 @@ class Trainer:
         began = time.monotonic()
         seed = (self.config.seed + _SEED_STRIDE * number) % 2**64
         set_seed(seed % 2**32, device_specific=True)
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         self.model.train()
         sums = torch.zeros(2, dtype=torch.float64)
-        for rows in order.split(self.config.batch_size):
+        for rows in self._batches(torch.Generator().manual_seed(seed)):
             sums += self._step(rows, number)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.trained):
             raise _diverged(number, "a tensor")
@@ -197,6 +209,14 @@ class Trainer:
             seconds,
             len(self.train) / seconds,
         )
+
+    def _batches(self, generator: torch.Generator) -> list[Tensor]:
+        """The sequences of each step of an epoch, in random order."""
+        order, size = torch.randperm(len(self.train), generator=generator), self.config.batch_size
+        if not self.neighbours:
+            return list(order.split(size))
+        batches = [rows for some in order.split(_NEIGHBOURHOOD * size) for rows in some.sort().values.split(size)]
+        return [batches[n] for n in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _step(self, rows: Tensor, number: int) -> Tensor:
         """One step on a batch; the sums of its loss and its weight over all processes."""
