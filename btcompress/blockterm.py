@@ -106,6 +106,19 @@ class BlockTerm:
         row_order = self._row_order()
         return rows if row_order is None else rows.index_select(0, row_order.argsort())
 
+    def low_rank_factors(self) -> tuple[Tensor, Tensor]:
+        """``(out_size, R)`` and ``(R, in_size)``, of which the matrix is the product; differentiable.
+
+        Raises:
+            ShapeError: it is no plain low-rank matrix.
+        """
+        if not self.shape.is_low_rank:
+            raise ShapeError(f"{self.shape} is no plain low-rank matrix. Form it dense.")
+        right, left = self.factors[0][0, :, 0].T, self._unpad(self.factors[1][0, 0])
+        row_order = self._row_order()
+        left = left if row_order is None else left.index_select(0, row_order.argsort())
+        return left, self._in_place(right[:, : self.shape.in_size])
+
     def dense_slabs(self) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """The dense matrix a slab of rows at a time, so that large ones are never held whole.
 

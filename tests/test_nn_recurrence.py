@@ -2,8 +2,12 @@ import itertools
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
-from btcompress.nn.recurrence import lstm_step, recur, recur_by_kernel, recur_by_steps
+from btcompress.nn import recurrence
+from btcompress.nn.recurrence import lstm_step, recur, recur_by_kernel, recur_by_loop, recur_by_steps
+from btcompress.nn.weight import BTWeight
+from btcompress.shapes import BlockTermShape, MatrixShape
 
 T, B, H, P = 5, 4, 6, 3
 
@@ -81,9 +85,118 @@ def test_packed_sequences_equal_each_sequence_alone(directions, generator):
         torch.testing.assert_close(final_c[:, one], alone_c)
 
 
-@pytest.mark.parametrize(("limit", "other"), [(0, recur_by_steps), (2**40, recur_by_kernel)])
-def test_size_decides_between_the_ways(limit, other, generator, monkeypatch):
-    monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", limit)
+def looped(z, state, weights, batch_sizes=None, **options):
+    parts, chains = z.chunk(len(weights), dim=-1), [[(weight,) for weight in own] for own in weights]
+    return recur_by_loop(parts, state, chains, batch_sizes, **options)
+
+
+@pytest.mark.parametrize(("directions", "projected", "layout"), CASES)
+def test_loop_equals_steps_in_value_and_gradient(directions, projected, layout, generator):
+    case = make_case(directions, projected, layout, generator)
+    by_loop = results_and_gradients(looped, case, generator)
+    by_steps = results_and_gradients(recur_by_steps, case, generator)
+    torch.testing.assert_close(by_loop, by_steps, rtol=1e-11, atol=1e-12)
+
+
+def limits(monkeypatch, training, prediction):
+    monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", training)
+    monkeypatch.setattr("btcompress.nn.recurrence._DENSE_PREDICTION_LIMIT", prediction)
+
+
+def ways_taken(monkeypatch):
+    """The names of the ways that are taken from here on."""
+    taken = []
+    for name in ("recur_by_kernel", "recur_by_loop", "recur_by_steps"):
+        way = getattr(recurrence, name)
+
+        def noted(*arguments, name=name, way=way, **options):
+            taken.append(name.removeprefix("recur_by_"))
+            return way(*arguments, **options)
+
+        monkeypatch.setattr(recurrence, name, noted)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("training", "prediction", "trains", "way"),
+    [
+        (0, 2**40, True, "loop"),
+        (0, 2**40, False, "kernel"),
+        (2**40, 0, True, "kernel"),
+        (2**40, 0, False, "loop"),
+    ],
+)
+def test_size_decides_between_the_ways(training, prediction, trains, way, generator, monkeypatch):
+    limits(monkeypatch, training, prediction)
+    taken = ways_taken(monkeypatch)
     (z, state, weights, batch_sizes), _ = make_case(2, None, "time first", generator)
-    outputs, _ = recur(z, state, weights, batch_sizes)
-    assert torch.equal(outputs, other(z, state, weights, batch_sizes)[0])
+    with torch.set_grad_enabled(trains):
+        outputs, _ = recur(z, state, weights, batch_sizes)
+    assert taken == [way]
+    torch.testing.assert_close(outputs, recur_by_steps(z, state, weights, batch_sizes)[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "way"),
+    [
+        (BlockTermShape.low_rank(4 * H, H, 2, n_gates=4), "loop"),
+        (BlockTermShape((3, 2), (8, 3), (2, 2), n_gates=4), "steps"),
+    ],
+)
+def test_factors_go_by_the_loop_if_of_low_rank_and_else_step_by_step(part, way, generator, monkeypatch):
+    taken = ways_taken(monkeypatch)
+    (z, state, _, _), _ = make_case(1, None, "time first", generator)
+    weight = BTWeight(MatrixShape(part), dtype=torch.float64)
+    weight.reset_parameters(0.1, generator)
+    factors = tuple(weight.parameters())
+    found = [recur(z, state, [[given]])[0] for given in (weight, weight.to_dense())]
+    assert taken[0] == way
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*(torch.autograd.grad(outputs.square().sum(), factors) for outputs in found))
+
+
+def under_vmap(z, h, c, weight):
+    return torch.vmap(lambda part: recur(part, (h, c), [[weight]])[0])(torch.stack([z, -z]))[0]
+
+
+def under_functional_gradient(z, h, c, weight):
+    return torch.func.grad(lambda part: recur(part, (h, c), [[weight]])[0].square().sum())(z)
+
+
+def under_forward_gradient(z, h, c, weight):
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(z, torch.ones_like(z))
+        return forward_ad.unpack_dual(recur(dual, (h, c), [[weight]])[0]).tangent
+
+
+def under_autocast(z, h, c, weight):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return recur(z, (h, c), [[weight]])[0]
+
+
+def in_bfloat16(z, h, c, weight):
+    z, h, c, weight = (tensor.bfloat16() for tensor in (z, h, c, weight))
+    return recur(z, (h, c), [[weight]])[0]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize(
+    "inside", [under_vmap, under_functional_gradient, under_forward_gradient, under_autocast, in_bfloat16]
+)
+def test_where_the_loop_cannot_go_it_goes_step_by_step(inside, generator, monkeypatch):
+    limits(monkeypatch, 0, 0)
+    (z, (h, c), ((weight,),), _), _ = make_case(1, None, "time first", generator)
+    tensors = [tensor.detach() for tensor in (z, h, c, weight)]
+    taken = ways_taken(monkeypatch)
+    actual = inside(*tensors)
+    assert taken == ["steps"]
+    monkeypatch.setattr(recurrence, "recur", recur_by_steps)
+    monkeypatch.setitem(inside.__globals__, "recur", recur_by_steps)
+    torch.testing.assert_close(actual, inside(*tensors))
+
+
+def test_a_batch_without_sequences_does_not_go_by_the_loop(generator, monkeypatch):
+    limits(monkeypatch, 0, 0)
+    (z, (h, c), weights, _), _ = make_case(1, None, "time first", generator)
+    outputs, _ = recur(z[:, :0], (h[:, :0], c[:, :0]), weights)
+    assert outputs.shape == (T, 0, H)

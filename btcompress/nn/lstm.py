@@ -17,7 +17,15 @@ from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.nn.conversion import fill_dense, fill_factorized
 from btcompress.nn.options import ShapeOptions, lstm_shapes
-from btcompress.nn.recurrence import State, Weight, kernel_layer, only_tensors, recur, resolve_for_steps
+from btcompress.nn.recurrence import (
+    State,
+    Weight,
+    kernel_layer,
+    loop_pays,
+    only_tensors,
+    recur_directions,
+    resolve_for_steps,
+)
 from btcompress.nn.weight import BTWeight, Method, check_method, multiply, resolve
 from btcompress.shapes import MatrixShape
 
@@ -59,7 +67,8 @@ class BTLSTM(nn.Module):
         method: multiply by the factors, ``W`` for all steps at once and ``U`` and ``P`` at each step; or form the
             dense matrices, once for all steps, and call torch's kernel; or, for each matrix, whichever is cheaper
             for the input at hand. See :meth:`BTWeight.prefers_dense`; ``U`` and ``P`` are formed whatever that says
-            unless they are large and on a CPU.
+            unless they are large, or of low rank in a large layer, and on a CPU. Large layers can be differentiated
+            only once there.
         **shape: fields of :class:`btcompress.modes.ShapeRequest`. Modes are meant for the matrices that
             they multiply to.
 
@@ -196,8 +205,9 @@ class BTLSTM(nn.Module):
         n_rows = inputs.shape[:-1].numel()
         inputs, h, c = autocast(inputs, *state)
         matrices = [_cast(resolve(getattr(self, "weight_ih" + suffix), n_rows, self.method)) for suffix in suffixes]
+        loops = loop_pays(inputs, (h, c), matrices)
         recurrent = [
-            [_cast(resolve_for_steps(getattr(self, name + suffix), n_rows, self.method)) for name in names]
+            [_cast(resolve_for_steps(getattr(self, name + suffix), n_rows, self.method, loops=loops)) for name in names]
             for suffix in suffixes
         ]
         dense = only_tensors([[matrix, *own] for matrix, own in zip(matrices, recurrent, strict=True)])
@@ -211,7 +221,7 @@ class BTLSTM(nn.Module):
             multiply(inputs, matrix, self._input_bias(suffix))
             for matrix, suffix in zip(matrices, suffixes, strict=True)
         ]
-        return recur(torch.cat(z, dim=-1), (h, c), recurrent, batch_sizes, batch_first=self.batch_first)
+        return recur_directions(z, (h, c), recurrent, batch_sizes, batch_first=self.batch_first)
 
     def _input_bias(self, suffix: str) -> Tensor | None:
         """Both biases at once, to be added to the input part."""

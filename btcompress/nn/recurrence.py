@@ -1,4 +1,4 @@
-"""One LSTM layer: by torch's kernel, or from the input part ``z = W x + b`` of all its steps."""
+"""One LSTM layer: by torch's kernel, or from the input part ``z = W x + b`` of all its steps, in one of three ways."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from btcompress.nn.steps import Chain, loop_over_steps
 from btcompress.nn.weight import BTWeight, Method, multiply, resolve
 
 State = tuple[Tensor, Tensor]
@@ -17,9 +19,19 @@ State = tuple[Tensor, Tensor]
 #: A matrix, or one that is applied by its factors.
 Weight = Tensor | BTWeight
 
-#: A CPU takes :func:`recur_by_steps` where batch size times squared hidden size exceeds this: from there on the
-#: products with the identity cost more than the calls of a loop. Measured; not sharp.
-_KERNEL_LIMIT = 2**17
+#: A CPU takes torch's kernel while directions times batch size times squared hidden size stay below this: from there on
+#: the products with the identity cost more than the calls of a loop. Where gradients are asked for, or matrices are
+#: applied by their factors, and where neither is. Measured with tests/benchmarks/training_step.py; not sharp.
+_KERNEL_LIMIT = 2**16
+_DENSE_PREDICTION_LIMIT = 2**17
+
+#: The factors of a low-rank matrix take its place in a loop where they have at most this share of its entries. Measured
+#: likewise.
+_FACTORS_SHARE = 0.6
+
+#: Where every ``W`` is there as a matrix, torch's kernel has no product with an identity to do: for matrices of up to
+#: this many entries it is then the cheapest way, ``U`` formed. Measured likewise.
+_FORM_FOR_KERNEL_LIMIT = 2**19
 
 #: Matrices of up to this many entries are formed for all steps: their factors' many small products at each step cost
 #: more in calls than they save. Measured; not sharp.
@@ -91,16 +103,33 @@ def _kernel(device: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # n
         return torch.lstm(*arguments)
 
 
-def resolve_for_steps(weight: Weight, n_rows: int, method: Method) -> Weight:
+def resolve_for_steps(weight: Weight, n_rows: int, method: Method, *, loops: bool = False) -> Weight:
     """What to multiply by at each step, ``n_rows`` rows in all: the dense matrix, formed once, or the factors.
 
-    ``auto`` goes by their cost where the matrix is large and on a CPU; else it is formed, so that torch's kernel can
-    run the steps.
+    ``auto`` takes the factors of a low-rank matrix in a loop over the steps if they are small enough. Else it goes by
+    their cost where the matrix is large and on a CPU, and forms what is not, so that torch's kernel can run the steps.
+
+    Args:
+        weight: ``U`` or ``P``.
+        n_rows: of all steps.
+        method: how to multiply.
+        loops: whether the steps go by :func:`recur_by_loop` if no matrix stands in the way.
     """
     if method == "auto" and isinstance(weight, BTWeight):
+        if loops and weight.is_low_rank and weight.shape.n_params <= _FACTORS_SHARE * weight.shape.dense_params:
+            return weight
         large = weight.shape.dense_params > _FORM_LIMIT and weight.device.type == "cpu"
         return resolve(weight, n_rows, "auto" if large else "dense")
     return resolve(weight, n_rows, method)
+
+
+def loop_pays(inputs: Tensor, state: State, matrices: Sequence[Weight]) -> bool:
+    """Whether factors are worth to be kept for the steps, given the ``W`` of each direction as they apply."""
+    directions, batch, hidden = state[1].shape
+    if not _can_loop([inputs, *state]) or directions * batch * hidden**2 < _KERNEL_LIMIT:
+        return False
+    by_kernel = all(isinstance(matrix, Tensor) for matrix in matrices)
+    return not by_kernel or 4 * hidden**2 > _FORM_FOR_KERNEL_LIMIT
 
 
 def only_tensors(weights: Sequence[Sequence[Weight]]) -> list[list[Tensor]] | None:
@@ -117,7 +146,7 @@ def recur(
     *,
     batch_first: bool = False,
 ) -> tuple[Tensor, State]:
-    """One layer from the input part of all its steps, by the cheaper of the two ways below that can.
+    """One layer from the input part of all its steps, by the cheapest of the three ways below that can.
 
     Args:
         z: ``W x + b`` of each direction side by side, ``(T, B, directions * 4H)``; layouts as :func:`kernel_layer`.
@@ -129,12 +158,79 @@ def recur(
     Returns:
         As :func:`kernel_layer`.
     """
-    _, batch, hidden = state[1].shape
-    by_kernel = z.device.type != "cpu" or batch * hidden**2 <= _KERNEL_LIMIT
-    matrices = only_tensors(weights) if by_kernel else None
-    if matrices is None:
-        return recur_by_steps(z, state, weights, batch_sizes, batch_first=batch_first)
-    return recur_by_kernel(z, state, matrices, batch_sizes, batch_first=batch_first)
+    return recur_directions(z.chunk(len(weights), dim=-1), state, weights, batch_sizes, batch_first=batch_first)
+
+
+def recur_directions(
+    z: Sequence[Tensor],
+    state: State,
+    weights: Sequence[Sequence[Weight]],
+    batch_sizes: Tensor | None = None,
+    *,
+    batch_first: bool = False,
+) -> tuple[Tensor, State]:
+    """:func:`recur` where ``z`` of each direction is a tensor of its own, which saves a copy."""
+    matrices, chains = only_tensors(weights), _chains(weights)
+    flat = [matrix for own in chains or () for chain in own for matrix in chain]
+    can_loop = chains is not None and _can_loop([*z, *state, *flat])
+    if matrices is not None and _kernel_pays(z[0], state, flat, can_loop=can_loop):
+        return recur_by_kernel(torch.cat(list(z), dim=-1), state, matrices, batch_sizes, batch_first=batch_first)
+    if chains is not None and can_loop:
+        return recur_by_loop(z, state, chains, batch_sizes, batch_first=batch_first)
+    return recur_by_steps(torch.cat(list(z), dim=-1), state, weights, batch_sizes, batch_first=batch_first)
+
+
+def _kernel_pays(z: Tensor, state: State, matrices: Sequence[Tensor], *, can_loop: bool) -> bool:
+    """Whether torch's kernel is cheaper than a loop; a GPU's is."""
+    directions, batch, hidden = state[1].shape
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (z, *state, *matrices))
+    limit = _KERNEL_LIMIT if can_loop and trains else _DENSE_PREDICTION_LIMIT
+    return z.device.type != "cpu" or directions * batch * hidden**2 < limit
+
+
+def _chains(weights: Sequence[Sequence[Weight]]) -> list[list[Chain]] | None:
+    """Every weight as itself or its low-rank factors; None if one is neither a matrix nor of low rank."""
+    found: list[list[Chain]] = []
+    for own in weights:
+        chains = [(weight,) if isinstance(weight, Tensor) else weight.low_rank_factors() for weight in own]
+        kept: list[Chain] = [chain for chain in chains if chain is not None]
+        if len(kept) < len(chains):
+            return None
+        found.append(kept)
+    return found
+
+
+def _can_loop(tensors: Sequence[Tensor]) -> bool:
+    """Whether :func:`recur_by_loop` takes these tensors here: what sees into operations must see all of them."""
+    first = tensors[0]
+    if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.float64) or not first.numel():
+        return False
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    return (
+        not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.overrides.has_torch_function(tensors)
+        and all(tensor.dtype == first.dtype for tensor in tensors)
+        and all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)
+    )
+
+
+def recur_by_loop(
+    z: Sequence[Tensor],
+    state: State,
+    weights: Sequence[Sequence[Chain]],
+    batch_sizes: Tensor | None = None,
+    *,
+    batch_first: bool = False,
+) -> tuple[Tensor, State]:
+    """The layer by :func:`btcompress.nn.steps.loop_over_steps`: on a CPU, and differentiable once."""
+    if batch_sizes is not None:
+        return loop_over_steps(z, state, weights, batch_sizes.tolist())
+    steps_first = [part.transpose(0, 1) for part in z] if batch_first else z
+    steps, batch = steps_first[0].shape[:2]
+    outputs, final = loop_over_steps(steps_first, state, weights, [batch] * steps)
+    return outputs.transpose(0, 1) if batch_first else outputs, final
 
 
 def recur_by_kernel(

@@ -132,6 +132,15 @@ class BTWeight(nn.Module):
         """``inputs @ W.T`` by the factors; ``(..., in)`` to ``(..., out)``."""
         return torch.cat([part.matmul(inputs) for part in self.parts], dim=-1)
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether ``W`` is a plain product of two factors."""
+        return self.shape.gates == "fused" and self.shape.part.is_low_rank
+
+    def low_rank_factors(self) -> tuple[Tensor, Tensor] | None:
+        """``(out, R)`` and ``(R, in)``, of which ``W`` is the product; None if it is another one."""
+        return self.parts[0].low_rank_factors() if self.is_low_rank else None
+
     def to_dense(self) -> Tensor:
         """``W``, shape ``(out, in)``; differentiable."""
         return torch.cat([part.to_dense() for part in self.parts])
