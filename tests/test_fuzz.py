@@ -148,6 +148,18 @@ def test_a_reader_of_sequences_that_gives_something_else_is_caught(kind, sample,
     assert "y" in group(kind, sample(kind), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["npz", "data"])
+@pytest.mark.parametrize("name", ["states", "recorded"])
+def test_a_reader_that_gives_other_states_or_lengths_is_caught(kind, name, tmp_path, monkeypatch):
+    data, batch = TARGETS[kind].samples()[name], Arrays.batch
+    monkeypatch.setattr(
+        Arrays, "batch", lambda self, rows: replace(batch(self, rows), state=batch(self, rows).state[::-1])
+    )
+    assert "h0" in group(kind, data, tmp_path)
+    monkeypatch.setattr(Arrays, "batch", lambda self, rows: replace(batch(self, rows), lengths=None, state=None))
+    assert "absence" in group(kind, data, tmp_path)
+
+
 def raising(_data, _folder):
     {}["missing"]
 

@@ -1,5 +1,6 @@
 """What is recorded of a model is what it computed on: run again on the file, its LSTMs give the same hidden states."""
 
+import copy
 import random
 import warnings
 from collections import Counter
@@ -193,6 +194,20 @@ def test_what_runs_backward_never_goes_on(tmp_path):
     assert_same(hidden_again(model, tmp_path / "inputs.npz"), [first[:, 0], second[:, 0]])
 
 
+@pytest.mark.parametrize("changed", [0, 1], ids=["h", "c"])
+def test_a_state_that_was_changed_in_between_begins_a_sequence_of_its_own(changed, tmp_path):
+    model = nn.LSTM(INPUTS, HIDDEN).double()
+    x = torch.randn(3, 2, INPUTS).double()
+    with recording(model, tmp_path / "inputs.npz"):
+        first, state = model(x)
+        state[changed][0, 0, 1] += 1e-9
+        second, _ = model(x, state)
+    with np.load(tmp_path / "inputs.npz") as arrays:
+        assert arrays["lengths"].tolist() == [3, 6, 3]
+    rows = [first[:, 0], torch.cat([first, second])[:, 1], second[:, 0]]
+    assert_same(hidden_again(model, tmp_path / "inputs.npz"), rows)
+
+
 def test_two_that_go_on_from_the_same_state_do_not_share_what_came_before(tmp_path):
     model = nn.LSTM(INPUTS, HIDDEN).double()
     x = torch.randn(3, 2, 1, INPUTS).double()
@@ -337,6 +352,15 @@ def test_the_model_computes_and_learns_as_without_a_recording(tmp_path):
     assert not model._forward_pre_hooks
     for ours, theirs in zip(after, before, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_copies_of_the_model_made_meanwhile_go_their_own_way(tmp_path):
+    model, x = nn.LSTM(INPUTS, HIDDEN), torch.randn(2, 1, INPUTS)
+    with recording(model, tmp_path / "inputs.npz") as recorded:
+        other = copy.deepcopy(model)
+        assert torch.equal(model(x)[0], other(x + 0)[0])
+    assert recorded.layers[""].sequences == 1
+    assert torch.equal(other(x)[0], model(x)[0])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

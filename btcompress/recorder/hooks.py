@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,6 +26,8 @@ from btcompress.recorder.spool import Spool
 from btcompress.recorder.streams import Streams
 from btcompress.recorder.writing import write
 from btcompress.seeds import check_seed
+
+_MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Recording:
         return {name: _recorded(sample) for name, sample in self._samples.items()}
 
     def __str__(self) -> str:
-        return "\n".join(f"{name or 'the model itself'}: {recorded}" for name, recorded in self.layers.items())
+        return "\n".join(f"{name or '(top)'}: {recorded}" for name, recorded in self.layers.items())
 
 
 @contextmanager
@@ -157,7 +159,7 @@ def _chosen(model: nn.Module, patterns: Sequence[str], *, linear: bool) -> dict[
     unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     for pattern in (*wanted, *unwanted):
         if not any(fnmatchcase(name, pattern) for name in found):
-            raise BTCompressError(f"no layer matches {pattern!r}; there are {', '.join(found)}.")
+            raise BTCompressError(f"no layer matches {pattern!r}; there are {_listed(found)}.")
     chosen = {
         name: module
         for name, module in found.items()
@@ -165,7 +167,7 @@ def _chosen(model: nn.Module, patterns: Sequence[str], *, linear: bool) -> dict[
         and not any(fnmatchcase(name, pattern) for pattern in unwanted)
     }
     if not chosen:
-        raise BTCompressError(f"the patterns {', '.join(patterns)} leave no layer; there are {', '.join(found)}.")
+        raise BTCompressError(f"the patterns {', '.join(patterns)} leave no layer; there are {_listed(found)}.")
     return chosen
 
 
@@ -185,7 +187,7 @@ def _hooked(layers: Mapping[str, nn.Module], streams: Mapping[str, Streams]) -> 
     handles: list[RemovableHandle] = []
     try:
         for name, layer in layers.items():
-            hook = _hook(name or "the model itself", streams[name], lock)
+            hook = _hook(name or "(top)", layer, streams[name], lock)
             handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))
         yield
     finally:
@@ -193,11 +195,13 @@ def _hooked(layers: Mapping[str, nn.Module], streams: Mapping[str, Streams]) -> 
             handle.remove()
 
 
-def _hook(name: str, streams: Streams, lock: Lock) -> Callable[..., None]:
+def _hook(name: str, layer: nn.Module, streams: Streams, lock: Lock) -> Callable[..., None]:
     @torch.no_grad()
-    def take(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        with lock:
-            streams.take(call_of(name, layer, args, kwargs, output))
+    def take(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        # A copy of the layer has the hook too, and goes its own way; a replica of a DataParallel is the layer itself.
+        if called is layer or getattr(called, "_is_replica", False):
+            with lock:
+                streams.take(call_of(name, called, args, kwargs, output))
 
     return take
 
@@ -205,6 +209,12 @@ def _hook(name: str, streams: Streams, lock: Lock) -> Callable[..., None]:
 def _uncompiled() -> Any:  # noqa: ANN401 - torch's own context
     """Run what was compiled as it was written; nothing is compiled where dynamo was never loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _listed(names: Collection[str]) -> str:
+    """The first of some names."""
+    first = [name or "(top)" for name in names][:_MOST_SHOWN]
+    return ", ".join(first) + (f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else "")
 
 
 def _recorded(sample: Sample) -> Recorded:
@@ -215,14 +225,14 @@ def _recorded(sample: Sample) -> Recorded:
 
 def _check_called(samples: Mapping[str, Sample]) -> None:
     """Refuse a recording of nothing, and say which layers it has nothing of."""
-    silent = [name or "the model itself" for name, sample in samples.items() if not sample.n_begun]
+    silent = [name for name, sample in samples.items() if not sample.n_begun]
     why = (
         "A layer is seen where it is called as a module, not where its forward is called or its weights are used "
         "directly."
     )
     if len(silent) == len(samples):
         raise BTCompressError(
-            f"nothing was recorded: {', '.join(silent)} got no inputs. Run the model inside the block. {why}"
+            f"nothing was recorded: {_listed(silent)} got no inputs. Run the model inside the block. {why}"
         )
     if silent:
-        warnings.warn(f"not recorded, as they got no inputs: {', '.join(silent)}. {why}", stacklevel=4)
+        warnings.warn(f"not recorded, as they got no inputs: {_listed(silent)}. {why}", stacklevel=4)
