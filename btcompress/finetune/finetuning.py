@@ -325,7 +325,7 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_mod
 def _is_trained(compressed: CompressedCheckpoint, lstm: str | None) -> bool:
     """Whether something was calibrated or fine-tuned since the file was factorized: this LSTM, where one is named."""
     for step in reversed(compressed.history):
-        if step["step"] == "factorize":
+        if step.get("step") == "factorize":
             break
         if lstm is None or step.get("lstm", lstm) == lstm:
             return True
