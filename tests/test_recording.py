@@ -186,6 +186,20 @@ def test_streams_that_take_turns_change_places_and_end_are_told_apart(tmp_path):
     assert_same(hidden_again(model, tmp_path / "inputs.npz"), [torch.cat(outputs[n]) for n in range(4)])
 
 
+def test_buffers_that_the_caller_writes_over_keep_what_they_held(tmp_path):
+    model = nn.LSTM(INPUTS, HIDDEN).double()
+    x, buffer, outputs = torch.randn(6, 1, INPUTS).double(), torch.empty(2, 1, INPUTS).double(), []
+    h, c = states(model, 1)
+    with torch.no_grad(), recording(model, tmp_path / "inputs.npz"):
+        for part in x.split(2):
+            buffer.copy_(part)
+            hidden, (next_h, next_c) = model(buffer, (h, c))
+            h.copy_(next_h)
+            c.copy_(next_c)
+            outputs.append(hidden[:, 0])
+    assert_same(hidden_again(model, tmp_path / "inputs.npz"), [torch.cat(outputs)])
+
+
 def test_what_runs_backward_never_goes_on(tmp_path):
     model = nn.LSTM(INPUTS, HIDDEN, bidirectional=True).double()
     with recording(model, tmp_path / "inputs.npz"):
