@@ -186,6 +186,20 @@ def test_streams_that_take_turns_change_places_and_end_are_told_apart(tmp_path):
     assert_same(hidden_again(model, tmp_path / "inputs.npz"), [torch.cat(outputs[n]) for n in range(4)])
 
 
+def test_buffers_that_the_caller_writes_over_keep_what_they_held(tmp_path):
+    model = nn.LSTM(INPUTS, HIDDEN).double()
+    x, buffer, outputs = torch.randn(6, 1, INPUTS).double(), torch.empty(2, 1, INPUTS).double(), []
+    h, c = states(model, 1)
+    with torch.no_grad(), recording(model, tmp_path / "inputs.npz"):
+        for part in x.split(2):
+            buffer.copy_(part)
+            hidden, (next_h, next_c) = model(buffer, (h, c))
+            h.copy_(next_h)
+            c.copy_(next_c)
+            outputs.append(hidden[:, 0])
+    assert_same(hidden_again(model, tmp_path / "inputs.npz"), [torch.cat(outputs)])
+
+
 def test_what_runs_backward_never_goes_on(tmp_path):
     model = nn.LSTM(INPUTS, HIDDEN, bidirectional=True).double()
     with recording(model, tmp_path / "inputs.npz"):
@@ -597,3 +611,18 @@ def test_a_recording_of_one_layer_needs_no_name_and_never_serves_another(transla
         BTCompressError, match=r"holds inputs of encoder\.rnn, but they are to be those of decoder\.rnn"
     ):
         tune(tmp_path, other, tmp_path / "encoder.npz", dense, name="not.safetensors")
+
+
+def test_a_recording_goes_straight_into_both_commands(run, tmp_path):
+    model = nn.ModuleDict({"net": nn.LSTM(24, HIDDEN, num_layers=2)})
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    with recording(model, tmp_path / "inputs.npz"), torch.no_grad():
+        for n in range(1, 21):
+            model["net"](pack_sequence([torch.randn(n, 24), torch.randn(2 * n, 24)], enforce_sorted=False))
+    options = ["--cp-rank", 2, "--tucker-rank", 2, "--allow-growth", "--calibration-epochs", 1]
+    run("factorize", "model.pt", "--calibration", "inputs.npz", *options, "-o", "small.safetensors", cwd=tmp_path)
+    step = btcompress.load(tmp_path / "small.safetensors").history[-1]
+    assert (step["step"], step["n_train"] + step["n_held"]) == ("calibrate", 40)
+    more = ["--teacher", "model.pt", "--data", "inputs.npz", "--epochs", 1, "--cpu", "-o", "tuned.safetensors"]
+    run("finetune", "small.safetensors", *more, cwd=tmp_path)
+    assert btcompress.load(tmp_path / "tuned.safetensors").history[-1]["n_train"] == 36
