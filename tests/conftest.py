@@ -1,3 +1,4 @@
+import math
 import os
 import sys
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from btcompress.cli import main
+from btcompress.display import progress
 
 os.environ.setdefault("COLUMNS", "120")
 # The tensors of these tests are so small that more threads only wait for one another.
@@ -23,7 +25,11 @@ def generator():
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """The command as ``btcompress`` runs it, in this process; returns stdout and stderr."""
+    """The command as ``btcompress`` runs it, in this process; returns stdout and stderr.
+
+    Logs are told of no progress: how long a command takes here depends on what else runs.
+    """
+    monkeypatch.setattr(progress, "_FIRST_LINE", math.inf)
 
     def call(*arguments, cwd=None, code=0):
         monkeypatch.setattr(sys, "argv", ["btcompress", *map(str, arguments)])

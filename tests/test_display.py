@@ -174,8 +174,8 @@ def test_calibrations_tell_both_fits_the_epochs_of_each_kind_and_the_decisions(r
         "on sequences held back the weights the inputs calibrated epochs sequences",
     ]
     assert lines[first + 1 : first + 3] == [
-        "decides as the dense one, of 5,320 steps 90.0 % 99.1 %",
-        "decides as the dense one, of 160 sequence ends 97.5 % 97.5 %",
+        "decides as the dense one, of 5,320 steps 90.0% 99.1%",
+        "decides as the dense one, of 160 sequence ends 97.5% 97.5%",
     ]
     assert lines[first + 3] == "hidden-state error 0.5000 not measured 0.2500 10 160"
 
@@ -186,11 +186,11 @@ def test_trainings_and_inputs_given_tell_the_decisions(report, capsys):
     given = InputsReport("decoder", 25, 0.0234, steps)
     display.show_report(replace(report, finetuned=(training,), on_inputs=(given, InputsReport("", 3, 0.5))))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "decides as the dense one, of 5,320 steps not measured 99.1 %" in lines
+    assert "decides as the dense one, of 5,320 steps not measured 99.1%" in lines
     first = lines.index("on the inputs given sequences")
     assert lines[first + 1 : first + 4] == [
         "hidden-state error of decoder 0.0234 25",
-        "decides as the dense one, of 5,320 steps 99.1 %",
+        "decides as the dense one, of 5,320 steps 99.1%",
         "hidden-state error 0.5000 3",
     ]
 

@@ -1,5 +1,6 @@
 """Planning with sample inputs: what outputs count decides, and what was not measured is not promised."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from btcompress import display
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError
+from btcompress.factorization import factorize_as_planned
 from btcompress.fit import Samples, fit_to_inputs
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Wish, make_plan, meet, save_plan
+from btcompress.reporting import report
 
 KEYS = ("weight_ih_l0", "weight_hh_l0")
 
@@ -107,6 +111,19 @@ def test_budgets_of_each_kind_are_in_proportion_and_told(wish, whole, generator)
     assert "no sample inputs of b.weight_ih_l0, b.weight_hh_l0: priced by their weight errors" in told
     assert f"a budget of their own of {shares['b']:,} of 1,728 parameters" in told
     assert f"Those with sample inputs have {shares['a']:,} of 1,440." in told
+
+
+def test_plan_and_report_show_which_matrices_have_a_budget_of_their_own(generator, capsys):
+    dense, samples = two_lstms(generator)
+    plan, _ = forms_of(dense, Wish(target_ratio=4), samples)
+    (told,) = plan.plan.notices
+    display.show_priced_plan(dense, plan)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Note: {told}" in shown
+    display.show_priced_plan_json(dense, plan)
+    assert json.loads(capsys.readouterr().out)["notices"] == [told]
+    compressed = factorize_as_planned(dense, plan.plan, plan.wish)
+    assert told in report(compressed).notices
 
 
 def test_where_the_smallest_forms_take_more_than_their_share_the_others_have_the_rest(generator):

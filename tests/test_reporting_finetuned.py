@@ -78,13 +78,13 @@ AGREEMENT = {"steps": 0.995, "ends": None, "n_steps": 5_320, "n_ends": 0}
         (
             {**AGREEMENT, "steps": 0.95},
             0.01,
-            "the dense model's in 95.0% of 5,320 steps, on sequences held back. Measure",
+            "the dense model's in 95.0% of 5,320 steps, on the sequences held back. Measure",
         ),
         ({**AGREEMENT, "ends": 0.5, "n_ends": 160}, 0.01, "99.5% of 5,320 steps and 50.0% of 160 sequence ends"),
         ({**AGREEMENT, "steps": 0.5}, 0.01, "Do not use it as it is"),
         (None, 0.01, None),
-        (None, 0.2, "The hidden states are off by 0.200 of their size on sequences held back"),
-        (None, 0.9, "The hidden states are off by 0.900 of their size on sequences held back"),
+        (None, 0.2, "The hidden states are off by 0.200 of their size on the sequences held back"),
+        (None, 0.9, "The hidden states are off by 0.900 of their size on the sequences held back"),
     ],
 )
 @pytest.mark.parametrize("kind", ["calibrated", "fine-tuned"])
@@ -112,7 +112,7 @@ def test_what_was_measured_on_the_inputs_given_goes_before_what_was_held_back(co
     own = btcompress.factorize(lstm, tucker_rank=2).with_step({**CALIBRATION, "hidden_state_error_after": 0.3})
     report = btcompress.report(own, against=dense, on_inputs=Measure())
     (line,) = [line for line in report.advice if "decisions" in line or "hidden states" in line]
-    assert "60.0% of 250 steps, on inputs given" in line
+    assert "60.0% of 250 steps, on the inputs given" in line
     assert report.to_dict()["on_inputs"] == [
         {
             "lstm": "",

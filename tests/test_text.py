@@ -3,7 +3,7 @@ import os
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from btcompress.text import printable, shortened, valid_unicode
+from btcompress.text import listed, printable, shortened, valid_unicode
 
 #: Whatever Python may hold as text, surrogates included.
 any_text = st.text(st.characters(codec=None, exclude_categories=()))
@@ -55,3 +55,11 @@ def test_shortened_text_keeps_both_ends_and_says_how_much_is_left_out(text, limi
     assert text.startswith(before)
     assert text.endswith(after)
     assert abs(len(before) - len(after)) <= 1
+
+
+def test_of_very_many_names_the_first_are_listed_and_the_others_counted():
+    names = [f"n{index}" for index in range(1234)]
+    assert listed(names[:10]) == ", ".join(names[:10])
+    assert listed(names[:11]) == ", ".join(names[:10]) + " and 1 more"
+    assert listed(names, 2) == "n0, n1 and 1,232 more"
+    assert listed([]) == "none"

@@ -182,5 +182,5 @@ def _agreements(agreements: Sequence[Agreement | None]) -> Iterator[tuple[str, l
         shares = [None if each is None else getattr(each, name) for each in agreements]
         if any(share is not None for share in shares):
             n = max(getattr(each, count) for each in agreements if each is not None)
-            cells = ["not measured" if share is None else f"{100 * share:.1f} %" for share in shares]
+            cells = ["not measured" if share is None else f"{share:.1%}" for share in shares]
             yield f"  decides as the dense one, of {n:,} {what}", cells
