@@ -127,7 +127,8 @@ def _jobs(
     own = {key: samples[key] for key in source.keys if key in samples and key in compressed.matrices}
     if isinstance(source.entry, LSTMEntry):
         calibration = LSTMCalibration(source.entry, source.head, train, held, dense, own, config)
-        yield from calibration.jobs(compressed, train=request.train)
+        own_terms = any(key in compressed.matrices for key in source.entry.matrix_keys)
+        yield from calibration.jobs(compressed, train=request.train and own_terms)
     else:
         yield from linear_jobs(source.entry, train, held, compressed, dense, own[source.entry.key])
 

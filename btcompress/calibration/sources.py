@@ -93,7 +93,7 @@ def _layers_for(
         if not named:
             raise BTCompressError(
                 f"there is no LSTM or linear layer named {inputs.layer!r} for {inputs.data}: those in the checkpoint "
-                f"are {_listed(entries)}."
+                f"are {_listed(entries)}. Name one with --lstm."
             )
         yield named[0]
     elif recorded:

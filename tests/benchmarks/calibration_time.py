@@ -26,7 +26,7 @@ N_INPUTS, N_HIDDEN, N_LAYERS = 128, 256, 3
 STEPS = (33, 133)
 RATIO = 4.0
 #: Singular value ``i`` of a matrix is ``i`` to this power, and the spread of its entries that of a trained one.
-DECAY, SPREAD = -0.7, 0.08
+DECAY, SPREAD = -0.7, 0.05
 #: Of an input at neighbouring steps.
 CORRELATION = 0.9
 
