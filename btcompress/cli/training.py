@@ -53,7 +53,11 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Sequences in a step, of all processes together.")] = 32,
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate at its peak. Default: 0.01, with --model 0.001.", show_default=False),
+        typer.Option(
+            help="Learning rate at its peak. Default: 0.01, with --model 0.001; where the start was calibrated or "
+            "fine-tuned before, 0.001 for hidden states, 0.003 for labels, 0.0003 with --model.",
+            show_default=False,
+        ),
     ] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
     warmup: Annotated[float, typer.Option(help="Share of all steps over which the learning rate rises.")] = 0.05,
