@@ -95,7 +95,8 @@ def finetune(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate at its peak. Default: 0.01, with --model 0.001.",
+            help="Learning rate at its peak. Default: 0.01, with --model 0.001; where the start was calibrated or "
+            "fine-tuned before, 0.001 for hidden states, 0.003 for labels, 0.0003 with --model.",
             show_default=False,
             rich_help_panel=EFFORT,
         ),
