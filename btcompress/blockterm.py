@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from btcompress.contraction import apply_chain, letters, operand_letters
 from btcompress.errors import ShapeError
@@ -146,14 +146,15 @@ class BlockTerm:
                 rows = slice(first, first + n_rows)
                 yield rows if row_order is None else row_order[rows], self._in_place(slab[:n_rows, : shape.in_size])
 
-    def matmul(self, inputs: Tensor) -> Tensor:
-        """``inputs @ W.T`` without forming ``W``.
+    def matmul(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``inputs @ W.T + b`` without forming ``W``.
 
         Args:
             inputs: shape ``(..., in_size)``.
+            bias: ``b``, shape ``(out_size,)``; none where left out.
 
         Returns:
-            Shape ``(..., out_size)``; differentiable in the inputs, cores and factors.
+            Shape ``(..., out_size)``; differentiable in the inputs, bias, cores and factors.
 
         Raises:
             MemoryLimitError: inputs and outputs, padded, need more memory than there is.
@@ -161,12 +162,16 @@ class BlockTerm:
         shape = self.shape
         rows, row_order = inputs.reshape(-1, shape.in_size), self._row_order()
         self._require(len(rows) * (shape.padded_in + shape.padded_out))
+        if shape.is_low_rank:
+            left, right = self.low_rank_factors()
+            return linear(linear(inputs, right), left, bias)
         rows = rows.index_select(1, self.orders[-1].to(rows.device)) if shape.column_order else rows
         rows = pad(rows, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else rows
         products = apply_chain(rows.reshape(-1, *shape.in_modes), (self.cores, *self.factors))
         unpadded = self._unpad(products.reshape(-1, shape.padded_out).T).T
         unpadded = unpadded if row_order is None else unpadded.index_select(1, row_order.argsort())
-        return unpadded.reshape(*inputs.shape[:-1], shape.out_size)
+        product = unpadded.reshape(*inputs.shape[:-1], shape.out_size)
+        return product if bias is None else product + bias.to(product.dtype)
 
     def _require(self, n_entries: int) -> None:
         """Refuse to form what a few small factors can stand for, but memory cannot hold."""

@@ -1,5 +1,6 @@
 """BTLSTM computes what nn.LSTM computes: at full rank with the teacher's weights, else with its own dense ones."""
 
+import copy
 import itertools
 from functools import cache, partial
 
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from btcompress.errors import BTCompressError
 from btcompress.fit import FitOptions
-from btcompress.nn import BTLSTM
+from btcompress.nn import BTLSTM, recurrence
 from btcompress.nn.conversion import fill_factorized
 from btcompress.nn.recurrence import resolve_for_steps
 from btcompress.nn.weight import BTWeight
@@ -187,9 +188,124 @@ def test_results_do_not_depend_on_the_recurrence(matrices, generator, monkeypatc
     found = []
     for limit in (0, 2**40):
         monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", limit)
+        monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", limit)
         values = results(student, inputs, state)
         found.append((values, gradients(values, leaves)))
     torch.testing.assert_close(*found)
+
+
+def plain_low_rank(arguments, generator, *, kinds=("weight_ih", "weight_hh", "weight_hr"), ordered=False):
+    """A BTLSTM with matrices of low rank, random, whose layers count as large."""
+    plain = nn.LSTM(INPUTS, H, **arguments, device="meta")
+    shapes = {
+        name: MatrixShape(
+            BlockTermShape.low_rank(*p.shape, 2, n_gates=1 if name.startswith("weight_hr") else 4).ordered(
+                ("row_order", "column_order") if ordered else ()
+            )
+        )
+        for name, p in plain.named_parameters()
+        if name.startswith(kinds)
+    }
+    student = BTLSTM(INPUTS, H, **arguments, dtype=torch.float64, shapes=shapes)
+    student.reset_parameters(generator)
+    for name, order in student.named_buffers():
+        order.copy_(torch.randperm(len(order), generator=generator))
+        assert name.endswith("_order")
+    return student
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Layers of any size count as large, and factors as small."""
+    monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", 0)
+    monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", 0)
+    monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", 1e9)
+
+
+def loops_taken(monkeypatch):
+    """A list that grows by each layer that goes by the loop, with the lengths of its chains."""
+    taken, loop = [], recurrence.loop_over_steps
+    monkeypatch.setattr(
+        recurrence,
+        "loop_over_steps",
+        lambda z, state, weights, sizes: (
+            taken.append([[len(chain) for chain in own] for own in weights]) or loop(z, state, weights, sizes)
+        ),
+    )
+    return taken
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("proj_size", [0, P])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_large_low_rank_layers_equal_the_dense_lstm_with_the_same_matrices(
+    layout, proj_size, ordered, generator, large, monkeypatch
+):
+    arguments = {"num_layers": 2, "bidirectional": True, "proj_size": proj_size, "batch_first": "batch first" in layout}
+    student = plain_low_rank(arguments, generator, ordered=ordered)
+    teacher = nn.LSTM(INPUTS, H, **arguments, dtype=torch.float64)
+    inputs, state, leaves = make_input(layout, arguments, True, generator)
+    leaves = [*leaves, *student.parameters()]
+    weights = {name: matrix.to_dense() for name, matrix in student.named_children()}
+    weights |= {name: parameter for name, parameter in student.named_parameters() if "." not in name}
+    expected = results(partial(functional_call, teacher, weights), (inputs, state))
+    taken = loops_taken(monkeypatch)
+    actual = results(student, inputs, state)
+    assert taken == [[[2, 2] if proj_size else [2]] * 2] * 2
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradients(actual, leaves), gradients(expected, leaves))
+
+
+def test_factors_of_u_are_kept_beside_dense_w_only_in_wide_layers(generator, large, monkeypatch):
+    student = plain_low_rank({"num_layers": 1}, generator, kinds=("weight_hh",))
+    inputs = torch.randn(T, B, INPUTS, generator=generator, dtype=torch.float64)
+    taken = loops_taken(monkeypatch)
+    looped = results(student, inputs)
+    monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", 2**40)
+    torch.testing.assert_close(results(student, inputs), looped)
+    assert taken == [[[2]]]
+
+
+def test_factors_with_nearly_as_many_entries_as_the_matrix_are_formed(generator, large, monkeypatch):
+    student = plain_low_rank({"num_layers": 1}, generator)  # U: 2 (4 H + H) of 4 H^2 entries, which is half of them
+    inputs = torch.randn(T, B, INPUTS, generator=generator, dtype=torch.float64)
+    taken = loops_taken(monkeypatch)
+    for share in (0.5, 0.49):
+        monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", share)
+        student(inputs)
+    assert taken == [[[2]], [[1]]]
+
+
+@pytest.mark.parametrize("layout", ["time first", "batch first", "packed, unsorted"])
+def test_large_layers_drop_out_train_save_and_copy_as_small_ones(layout, generator, monkeypatch):
+    arguments = {"num_layers": 3, "bidirectional": True, "dropout": 0.4, "batch_first": layout == "batch first"}
+    student = plain_low_rank(arguments, generator)
+    with torch.no_grad():
+        inputs, state, _ = make_input(layout, arguments | {"proj_size": 0}, True, generator)
+
+    def trained(limit):
+        monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", limit)
+        monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", 1e9)
+        own = copy.deepcopy(student)
+        optimizer = torch.optim.AdamW(own.parameters(), lr=0.01)
+        torch.manual_seed(3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            results(own, inputs, state)[0].square().sum().backward()
+            optimizer.step()
+        return own
+
+    taken = loops_taken(monkeypatch)
+    small = trained(2**40)
+    assert not taken
+    large, again = trained(0), trained(0)
+    assert len(taken) == 2 * 3 * 3
+    torch.testing.assert_close(large.state_dict(), small.state_dict())
+    assert all(torch.equal(own, other) for own, other in zip(large.parameters(), again.parameters(), strict=True))
+    loaded = plain_low_rank(arguments, generator)
+    loaded.load_state_dict(large.state_dict())
+    assert torch.equal(results(loaded.eval(), inputs, state)[0], results(large.eval(), inputs, state)[0])
 
 
 @pytest.mark.parametrize(

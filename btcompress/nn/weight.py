@@ -128,9 +128,12 @@ class BTWeight(nn.Module):
                 for target, source in pairs:
                     target.copy_(source)
 
-    def matmul(self, inputs: Tensor) -> Tensor:
-        """``inputs @ W.T`` by the factors; ``(..., in)`` to ``(..., out)``."""
-        return torch.cat([part.matmul(inputs) for part in self.parts], dim=-1)
+    def matmul(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``inputs @ W.T + b`` by the factors; ``(..., in)`` to ``(..., out)``."""
+        parts = self.parts
+        biases = [None] * len(parts) if bias is None else bias.chunk(len(parts))
+        products = [part.matmul(inputs, own) for part, own in zip(parts, biases, strict=True)]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     @property
     def is_low_rank(self) -> bool:
@@ -197,5 +200,4 @@ def multiply(inputs: Tensor, weight: Tensor | BTWeight, bias: Tensor | None) -> 
     """``inputs @ W.T + b``; ``(..., in)`` to ``(..., out)``."""
     if isinstance(weight, Tensor):
         return nn.functional.linear(inputs, weight, bias)
-    product = weight.matmul(inputs)
-    return product if bias is None else product + bias.to(product.dtype)
+    return weight.matmul(inputs, bias)
