@@ -151,3 +151,21 @@ def test_initial_scale_gives_the_dense_matrix_the_variance_asked_for(shape, gene
         scaled = BlockTerm.of(shape, [tensor * std for tensor, std in zip(form.tensors, stds, strict=True)])
         squares.append(scaled.to_dense().square().mean())
     assert torch.stack(squares).mean().item() == pytest.approx(0.25, rel=0.15)
+
+
+@pytest.mark.parametrize("orders", [(), ("row_order",), ("row_order", "column_order")], ids=",".join)
+def test_low_rank_factors_multiply_to_the_matrix(orders, generator):
+    shape = BlockTermShape((8, 1), (1, 12), (3, 3), in_size=7, n_gates=4, core="identity")
+    form = random_form(shape, generator)
+    sizes = shape.ordered(orders).order_sizes
+    form = form.ordered({name: torch.randperm(n, generator=generator).int() for name, n in sizes.items()})
+    left, right = form.low_rank_factors()
+    assert (left.shape, right.shape) == ((12, 3), (3, 7))
+    torch.testing.assert_close(left @ right, form.to_dense())
+    inputs, bias = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (7, 12))
+    torch.testing.assert_close(form.matmul(inputs, bias), form.to_dense() @ inputs + bias)
+
+
+def test_other_forms_have_no_low_rank_factors(generator):
+    with pytest.raises(ShapeError, match="no plain low-rank matrix"):
+        random_form(BlockTermShape((2, 3), (4, 5), (2, 2)), generator).low_rank_factors()

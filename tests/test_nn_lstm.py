@@ -187,7 +187,7 @@ def test_results_do_not_depend_on_the_recurrence(matrices, generator, monkeypatc
     leaves = [*leaves, *student.parameters()]
     found = []
     for limit in (0, 2**40):
-        monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", limit)
+        monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", limit)
         monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", limit)
         values = results(student, inputs, state)
         found.append((values, gradients(values, leaves)))
@@ -217,7 +217,7 @@ def plain_low_rank(arguments, generator, *, kinds=("weight_ih", "weight_hh", "we
 @pytest.fixture
 def large(monkeypatch):
     """Layers of any size count as large, and factors as small."""
-    monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", 0)
+    monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", 0)
     monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", 0)
     monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", 1e9)
 
@@ -285,7 +285,7 @@ def test_large_layers_drop_out_train_save_and_copy_as_small_ones(layout, generat
         inputs, state, _ = make_input(layout, arguments | {"proj_size": 0}, True, generator)
 
     def trained(limit):
-        monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", limit)
+        monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", limit)
         monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", 1e9)
         own = copy.deepcopy(student)
         optimizer = torch.optim.AdamW(own.parameters(), lr=0.01)

@@ -99,8 +99,8 @@ def test_loop_equals_steps_in_value_and_gradient(directions, projected, layout, 
 
 
 def limits(monkeypatch, training, prediction):
-    monkeypatch.setattr("btcompress.nn.recurrence._KERNEL_LIMIT", training)
-    monkeypatch.setattr("btcompress.nn.recurrence._DENSE_PREDICTION_LIMIT", prediction)
+    monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", training)
+    monkeypatch.setattr("btcompress.nn.recurrence._PREDICTION_LIMIT", prediction)
 
 
 def ways_taken(monkeypatch):

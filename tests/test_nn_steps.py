@@ -168,3 +168,12 @@ def test_no_more_is_kept_than_gates_cells_tanhs_and_outputs(generator):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loop_over_steps(*case)
     assert sum(kept.values()) == 2 * T * B * ((4 + 1 + 1 + 1) * H + R) * 8
+
+
+def test_backward_pass_leaves_the_gradients_it_is_given_as_they_are(generator):
+    z, state, weights, sizes = make_case(2, P, "uneven", "low rank", generator)
+    results = flat(loop_over_steps(z, state, weights, sizes))
+    given = [torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in results]
+    before = [each.clone() for each in given]
+    torch.autograd.grad(results, leaves_of(z, state, weights), given)
+    assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))

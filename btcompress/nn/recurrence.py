@@ -20,10 +20,10 @@ State = tuple[Tensor, Tensor]
 Weight = Tensor | BTWeight
 
 #: A CPU takes torch's kernel while directions times batch size times squared hidden size stay below this: from there on
-#: the products with the identity cost more than the calls of a loop. Where gradients are asked for, or matrices are
-#: applied by their factors, and where neither is. Measured with tests/benchmarks/training_step.py; not sharp.
-_KERNEL_LIMIT = 2**16
-_DENSE_PREDICTION_LIMIT = 2**17
+#: the products with the identity cost more than the calls of a loop. Where gradients may be asked for, and where not.
+#: Measured with tests/benchmarks/training_step.py --ways; not sharp.
+_TRAINING_LIMIT = 2**16
+_PREDICTION_LIMIT = 2**17
 
 #: The factors of a low-rank matrix take its place in a loop where they have at most this share of its entries. Measured
 #: likewise.
@@ -125,11 +125,10 @@ def resolve_for_steps(weight: Weight, n_rows: int, method: Method, *, loops: boo
 
 def loop_pays(inputs: Tensor, state: State, matrices: Sequence[Weight]) -> bool:
     """Whether factors are worth to be kept for the steps, given the ``W`` of each direction as they apply."""
-    directions, batch, hidden = state[1].shape
-    if not _can_loop([inputs, *state]) or directions * batch * hidden**2 < _KERNEL_LIMIT:
+    if not _can_loop([inputs, *state]) or _kernel_pays(state, can_loop=True):
         return False
     by_kernel = all(isinstance(matrix, Tensor) for matrix in matrices)
-    return not by_kernel or 4 * hidden**2 > _FORM_FOR_KERNEL_LIMIT
+    return not by_kernel or 4 * state[1].shape[-1] ** 2 > _FORM_FOR_KERNEL_LIMIT
 
 
 def only_tensors(weights: Sequence[Sequence[Weight]]) -> list[list[Tensor]] | None:
@@ -173,19 +172,18 @@ def recur_directions(
     matrices, chains = only_tensors(weights), _chains(weights)
     flat = [matrix for own in chains or () for chain in own for matrix in chain]
     can_loop = chains is not None and _can_loop([*z, *state, *flat])
-    if matrices is not None and _kernel_pays(z[0], state, flat, can_loop=can_loop):
+    if matrices is not None and _kernel_pays(state, can_loop=can_loop):
         return recur_by_kernel(torch.cat(list(z), dim=-1), state, matrices, batch_sizes, batch_first=batch_first)
     if chains is not None and can_loop:
         return recur_by_loop(z, state, chains, batch_sizes, batch_first=batch_first)
     return recur_by_steps(torch.cat(list(z), dim=-1), state, weights, batch_sizes, batch_first=batch_first)
 
 
-def _kernel_pays(z: Tensor, state: State, matrices: Sequence[Tensor], *, can_loop: bool) -> bool:
-    """Whether torch's kernel is cheaper than a loop; a GPU's is."""
+def _kernel_pays(state: State, *, can_loop: bool) -> bool:
+    """Whether torch's kernel is cheaper than steps or the loop; a GPU's is."""
     directions, batch, hidden = state[1].shape
-    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (z, *state, *matrices))
-    limit = _KERNEL_LIMIT if can_loop and trains else _DENSE_PREDICTION_LIMIT
-    return z.device.type != "cpu" or directions * batch * hidden**2 < limit
+    limit = _TRAINING_LIMIT if can_loop and torch.is_grad_enabled() else _PREDICTION_LIMIT
+    return state[1].device.type != "cpu" or directions * batch * hidden**2 < limit
 
 
 def _chains(weights: Sequence[Sequence[Weight]]) -> list[list[Chain]] | None:
