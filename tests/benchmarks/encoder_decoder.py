@@ -5,8 +5,8 @@
 For each seed a model of two LSTMs is trained here to write random words backwards. Its ``W`` and ``U``, four matrices,
 are factorized at ratios of 2 and 4: *data-free*, and *calibrated* on what both LSTMs get on 800 words, as the recorder
 wrote it, then *decoder alone* and *encoder alone* with the inputs of one of them. A decision is the word that is
-written, letter by letter, each from the letters written before: said is the share of 500 new words whose output is the dense
-model's own. One JSON line for each seed and ratio.
+written, letter by letter, each from the letters written before: said is the share of 500 new words whose output is the
+dense model's own. One JSON line for each seed and ratio.
 """
 
 import argparse
