@@ -96,7 +96,7 @@ def finetune(
         float | None,
         typer.Option(
             help="Learning rate at its peak. Default: 0.01, with --model 0.001; where the start was calibrated or "
-            "fine-tuned before, 0.001 for hidden states, 0.003 for labels, 0.0003 with --model.",
+            "fine-tuned before, 0.001 for hidden states and 0.003 for labels.",
             show_default=False,
             rich_help_panel=EFFORT,
         ),

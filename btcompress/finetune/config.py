@@ -14,8 +14,8 @@ Way = Literal["hidden states", "labels", "own model"]
 
 #: Peak learning rates where none is given: the best of those measured, and torch's own for a network not known.
 LEARNING_RATES: dict[Way, float] = {"hidden states": 1e-2, "labels": 1e-2, "own model": 1e-3}
-#: The same for what was trained before, which the higher ones undo at first and do not always win back.
-LEARNING_RATES_ONCE_TRAINED: dict[Way, float] = {"hidden states": 1e-3, "labels": 3e-3, "own model": 3e-4}
+#: The same for what was trained before, which higher ones undo at first and do not always win back.
+LEARNING_RATES_ONCE_TRAINED: dict[Way, float] = {"hidden states": 1e-3, "labels": 3e-3, "own model": 1e-3}
 
 
 @dataclass(frozen=True, slots=True)
