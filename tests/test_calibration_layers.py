@@ -53,7 +53,7 @@ def low_rank(model, rank=2, kinds=KINDS, layers=()):
         rows, columns = dense.tensors[planned.name].shape
         shape = BlockTermShape.low_rank(rows, columns, rank, n_gates=planned.shape.part.n_gates)
         forms.append(replace(planned, shape=MatrixShape(shape, "fused")))
-    return dense, factorize_as_planned(dense, replace(plan, matrices=tuple(forms)), None, FitOptions(max_sweeps=0))
+    return dense, factorize_as_planned(dense, replace(plan, matrices=tuple(forms)), FitOptions(max_sweeps=0))
 
 
 def inputs_of(folder, model, n=80, states=True):

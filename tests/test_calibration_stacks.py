@@ -13,7 +13,6 @@ from btcompress.calibration.stacks import Room, Stack, Taught
 from btcompress.checkpoint import find_recurrent, from_state_dict
 from btcompress.finetune.data import Arrays
 from btcompress.finetune.networks import student_of, teacher_of
-from btcompress.fit import FitOptions
 from tuning import draw
 
 CPU, WIDE = torch.device("cpu"), torch.float64
@@ -97,7 +96,7 @@ def test_a_layer_cut_out_computes_as_it_does_within_and_goes_back_where_it_was(p
     torch.manual_seed(0)
     module = nn.LSTM(6, 4, num_layers=2, bidirectional=True, batch_first=True).double()
     tensors = {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
-    options = {"matrices": ("input", "recurrent"), "allow_growth": True, "options": FitOptions(max_sweeps=1)}
+    options = {"matrices": ("input", "recurrent"), "allow_growth": True, "max_sweeps": 1}
     compressed = btcompress.factorize(tensors, **options)
     entry = find_recurrent(compressed.outline())[0]
     x = torch.from_numpy(draw(3, 5, 6)).double()

@@ -14,7 +14,6 @@ from btcompress.finetune.data import Arrays, Batch
 from btcompress.finetune.decisions import agreement_of, agreement_on
 from btcompress.finetune.heads import deciding_head
 from btcompress.finetune.networks import choose_dense_lstm
-from btcompress.fit import FitOptions
 from btcompress.results import Agreement
 from tuning import Classifier, draw
 
@@ -23,7 +22,7 @@ CPU = 4, torch.device("cpu"), torch.float32
 
 def compressed_of(model, **arguments):
     dense = from_state_dict(model.state_dict())
-    options = {"cp_rank": 1, "tucker_rank": 2, "allow_growth": True, "options": FitOptions(max_sweeps=2), **arguments}
+    options = {"cp_rank": 1, "tucker_rank": 2, "allow_growth": True, "max_sweeps": 2, **arguments}
     return dense, btcompress.factorize(model.state_dict(), **options)
 
 

@@ -8,8 +8,7 @@ from torch import nn
 import btcompress
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.data import Arrays, open_data
-from btcompress.finetune.networks import Recurrent, choose_lstm, student_of
-from btcompress.finetune.tasks import HiddenStates
+from btcompress.finetune.networks import choose_lstm, student_of
 from tuning import draw, saved_pair, tune
 
 HIDDEN, N = 6, 30
@@ -51,22 +50,6 @@ def test_each_sequence_counts_as_it_would_alone(given, pair, tmp_path):
         squares += torch.stack([(ours - theirs).square().sum(), theirs.square().sum()])
     assert step["before"] == pytest.approx((squares[0] / squares[1]).sqrt().item(), rel=1e-4)
     assert step["after"] < step["before"]
-
-
-def test_states_kept_of_a_teacher_are_those_it_gives_in_batches_of_other_lengths(pair):
-    compressed = btcompress.load(pair[1])
-    entry = choose_lstm(compressed, None)
-    arrays = ragged()
-    data = Arrays("x.npz", arrays["x"].astype(np.float64), None, arrays["lengths"], 1.0)
-    network = Recurrent(entry, {key: value.double() for key, value in torch.load(pair[0]).items()}, {}, torch.float64)
-    keeping, anew = (HiddenStates(network, keep=keep) for keep in (True, False))
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(5))
-    student = student_of(compressed, entry).double()
-    for rows in (*torch.arange(N).split(4), *order.split(7)):
-        batch = data.batch(rows)
-        outputs = student(batch.x, batch.lengths)
-        for ours, theirs in zip(keeping.loss(outputs, batch), anew.loss(outputs, batch), strict=True):
-            torch.testing.assert_close(ours, theirs)
 
 
 def test_a_network_starts_from_the_states_of_each_sequence(pair):

@@ -12,7 +12,6 @@ from btcompress.checkpoint import from_state_dict
 from btcompress.compression import factorize, plan_for
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.factorization import factorize_as_planned
-from btcompress.fit import FitOptions
 from btcompress.modes import ShapeRequest
 from btcompress.nn import BTLinear
 from btcompress.plan import PlannedMatrix, make_plan
@@ -57,7 +56,7 @@ def test_the_error_stated_is_that_of_the_matrix_formed_or_the_matrix_is_left_wit
         plan = make_plan(checkpoint, ShapeRequest(1, 1), allow_growth=True)
         plan = replace(plan, matrices=(PlannedMatrix(KEY, FORMS[name]),))
         try:
-            result = factorize_as_planned(checkpoint, plan, FitOptions(max_sweeps=5))
+            result = factorize_as_planned(checkpoint, plan)
         except BTCompressError as refused:
             words = str(refused)
             assert KEY in words

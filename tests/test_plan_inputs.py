@@ -122,7 +122,7 @@ def test_plan_and_report_show_which_matrices_have_a_budget_of_their_own(generato
     assert f"Note: {told}" in shown
     display.show_priced_plan_json(dense, plan)
     assert json.loads(capsys.readouterr().out)["notices"] == [told]
-    compressed = factorize_as_planned(dense, plan.plan, plan.wish)
+    compressed = factorize_as_planned(dense, plan.plan)
     assert told in report(compressed).notices
 
 

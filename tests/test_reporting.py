@@ -230,7 +230,8 @@ class Measure:
         return {key: tuple(OutputErrors(error / 2, error) for error in own) for key, own in errors.items()}
 
     def fitted(self, key, parts):
-        return tuple(replace(part, cores=part.cores / 2) for part in parts) if self.fits else None
+        halved = (replace(part, factors=(part.factors[0] / 2, *part.factors[1:])) for part in parts)
+        return tuple(halved) if self.fits else None
 
 
 def test_activation_errors_go_to_the_forms_they_were_measured_on():

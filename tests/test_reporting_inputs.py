@@ -11,9 +11,8 @@ import btcompress
 from btcompress.calibration import SampleInputs, on_inputs
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError
-from btcompress.fit import FitOptions
 
-QUICK = FitOptions(max_sweeps=2)
+QUICK = {"max_sweeps": 2}
 
 
 class Pair(nn.Module):
@@ -27,7 +26,7 @@ class Pair(nn.Module):
 
 def made(module):
     """The checkpoint of a module, dense and compressed."""
-    options = {"tucker_rank": 2, "matrices": ("input", "recurrent"), "allow_growth": True, "options": QUICK}
+    options = {"tucker_rank": 2, "matrices": ("input", "recurrent"), "allow_growth": True, **QUICK}
     return from_state_dict(module.state_dict()), btcompress.factorize(module, **options)
 
 

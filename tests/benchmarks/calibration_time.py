@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from btcompress import factorize, plan_for
+from btcompress import FactorizeStep, factorize
 from btcompress.calibration import DEFAULT, CalibrationRequest, SampleInputs, calibrate, gather_samples
+from btcompress.compression import priced_plan
 from btcompress.factorization import open_weights
 
 N_INPUTS, N_HIDDEN, N_LAYERS = 128, 256, 3
@@ -78,15 +79,15 @@ def main() -> None:
         samples = gather_samples(dense, request)
         timed("gathering", began)
         began = time.process_time()
-        planned = plan_for(model, target_ratio=RATIO, matrices=("input", "recurrent"), samples=samples)
-        compressed = factorize(model, plan=planned)
+        step = FactorizeStep(target_ratio=RATIO, matrices=("input", "recurrent"))
+        compressed = factorize(model, plan=priced_plan(model, step, samples=samples))
         timed("planning and fitting", began)
         began = time.process_time()
         config = replace(DEFAULT, epochs=args.epochs, cpu=True)
-        step = calibrate(compressed, dense, request, config, samples=samples).history[-1]
+        told = calibrate(compressed, dense, request, config, samples=samples).history[-1]
         timed("calibrating", began)
     names = ("hidden_state_error_before", "hidden_state_error_after", "epochs", "layer_epochs", "n_train", "n_held")
-    row = {"cpu_seconds": seconds, **{name: step.get(name) for name in names}}
+    row = {"cpu_seconds": seconds, **{name: told.get(name) for name in names}}
     print(json.dumps(row))
     args.json.write_text(json.dumps(row, indent=1) + "\n")
 

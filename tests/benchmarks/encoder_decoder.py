@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import btcompress
-from btcompress.calibration import DEFAULT, CalibrationRequest, SampleInputs, calibrate, gather_samples
-from btcompress.factorization import factorize, open_weights, plan_for
+from btcompress import FactorizeStep, SampleInputs, compress
 from btcompress.models import apply
 
 N_LETTERS, LONGEST, SHORTEST = 10, 7, 3
@@ -111,17 +110,13 @@ def measured(seed: int) -> Iterator[dict[str, object]]:
         with btcompress.recording(model, inputs, sequences=N_RECORDED), torch.no_grad():
             for some, others in zip(given.split(100), letters.split(100), strict=True):
                 model(some, shifted(others))
-        dense, kinds = open_weights(weights), ("input", "recurrent")
         for ratio in RATIOS:
             row: dict[str, object] = {"seed": seed, "ratio": ratio, "dense right": right}
-            planned = plan_for(weights, target_ratio=ratio, matrices=kinds)
-            row["data-free"] = same(factorize(weights, plan=planned))
+            step = FactorizeStep(target_ratio=ratio, matrices=("input", "recurrent"), seed=seed)
+            row["data-free"] = same(compress(weights, step))
             for name, layers in CASES.items():
-                request = CalibrationRequest(tuple(SampleInputs(str(inputs), layer) for layer in layers))
-                samples = gather_samples(dense, request, seed)
-                planned = plan_for(weights, target_ratio=ratio, matrices=kinds, samples=samples, seed=seed)
-                config = replace(DEFAULT, seed=seed, cpu=True)
-                result = calibrate(factorize(weights, plan=planned), dense, request, config, samples=samples)
+                given = tuple(SampleInputs(str(inputs), layer) for layer in layers)
+                result = compress(weights, replace(step, calibration=given))
                 row[name] = same(result)
                 steps = [step for step in result.history if step["step"] == "calibrate"]
                 row[f"{name}, hidden-state errors"] = {step["lstm"]: step["hidden_state_error_after"] for step in steps}
