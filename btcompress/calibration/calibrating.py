@@ -23,8 +23,8 @@ from btcompress.errors import BTCompressError
 from btcompress.finetune import TrainConfig
 from btcompress.fit import Samples, weight_error
 
-#: A lower learning rate than fine-tuning's: low-rank matrices begin near where they end.
-DEFAULT = TrainConfig(epochs=10, learning_rate=3e-3)
+#: The learning rate follows where the fit to the inputs stands.
+DEFAULT = TrainConfig(epochs=10)
 
 
 def gather_samples(
@@ -71,7 +71,7 @@ def calibrate(
         dense: what it was factorized from.
         request: on what.
         config: how to train; ``epochs`` are those over all layers of an LSTM together, and each layer on its own has
-            half as many.
+            half as many. Without a learning rate it is that of :func:`btcompress.calibration.lstm.rate_from`.
         on_progress: called as each part of it goes on.
         samples: what :func:`gather_samples` gave for the same request and seed; gathered anew where left out.
 
@@ -92,7 +92,6 @@ def calibrate(
             f"{', '.join(passed_over)} has no block-term matrices to calibrate. Give the inputs of other layers, or "
             "factorize it."
         )
-    config = config.of_way("hidden states")
     if samples is None:
         samples = gather_samples(dense, request, config.seed, compressed.matrices, on_progress)
     jobs = [job for source in sources for job in _jobs(source, compressed, dense, samples, request, config)]

@@ -59,8 +59,14 @@ class FitChoices:
         ),
     ] = 10
     calibration_lr: Annotated[
-        float, typer.Option(help="Learning rate at its peak while calibrating.", rich_help_panel=INPUTS)
-    ] = 3e-3
+        float | None,
+        typer.Option(
+            help="Learning rate at its peak while calibrating. Default: 0.003, and less where the fit to the inputs is "
+            "near already.",
+            show_default=False,
+            rich_help_panel=INPUTS,
+        ),
+    ] = None
     restarts: Annotated[
         int,
         typer.Option(min=0, help="Further random starts of each fit; the best is kept.", rich_help_panel=EFFORT),

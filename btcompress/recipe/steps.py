@@ -55,7 +55,8 @@ class FactorizeStep:
             these, then trained to give the dense hidden states.
         calibration_epochs: passes of that training over all layers of an LSTM together; single layers of several are
             trained before, with half as many each. 0 stops after the fit to the inputs.
-        calibration_lr: its learning rate at its peak.
+        calibration_lr: its learning rate at its peak; where left out, one that suits how near the fit to the inputs
+            is.
         max_sweeps: most joint least-squares sweeps of a fit.
         restarts: further random starts of each fit; the best is kept.
         tolerance: a sweep that lowers the error by less than this share of it is the last.
@@ -89,7 +90,7 @@ class FactorizeStep:
     order_units: bool = False
     calibration: Sequence[SampleInputs] = ()
     calibration_epochs: int = 10
-    calibration_lr: float = 3e-3
+    calibration_lr: float | None = None
     max_sweeps: int = 100
     restarts: int = 0
     tolerance: float = 1e-5
