@@ -181,7 +181,7 @@ def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(
     right, wrong = str(tmp_path / "right.npy"), str(tmp_path / "wrong.npy")
     np.save(right, sequences(2, 3, 12).x)
     np.save(wrong, sequences(2, 3, 13).x)
-    with pytest.raises(BTCompressError, match=r"a \(12 inputs\), b \(12 inputs\)\. Name one with --lstm\.$"):
+    with pytest.raises(BTCompressError, match=r"a \(12 inputs\), b \(12 inputs\)\. Name one of them: NAME="):
         on_inputs(compressed, dense, [SampleInputs(right)])
     with pytest.raises(BTCompressError, match="no LSTM or linear layer named 'strange'"):
         on_inputs(compressed, dense, [SampleInputs(right, "strange")])

@@ -93,7 +93,7 @@ def _layers_for(
         if not named:
             raise BTCompressError(
                 f"there is no LSTM or linear layer named {inputs.layer!r} for {inputs.data}: those in the checkpoint "
-                f"are {_listed(entries)}. Name one with --lstm."
+                f"are {_listed(entries)}. Name one of them: NAME={inputs.data}."
             )
         yield named[0]
     elif recorded:
@@ -111,7 +111,7 @@ def _layers_for(
         if len(lstms) != 1 and len(asked) != 1:
             raise BTCompressError(
                 f"it is not clear which LSTM {inputs.data} is for: they are {_listed(asked or lstms)}. "
-                "Name one with --lstm."
+                f"Name one of them: NAME={inputs.data}."
             )
         yield asked[0] if len(asked) == 1 else lstms[0]
 
