@@ -98,9 +98,9 @@ def test_data_that_start_from_states_are_not_measured_on_data_that_do_not(with_s
 
 
 def test_a_network_of_the_user_is_not_given_states(pair, tmp_path, monkeypatch):
-    (tmp_path / "theirs.py").write_text(
+    (tmp_path / "starting_network.py").write_text(
         "from torch import nn\ndef net(): return nn.LSTM(24, 6, 2, bidirectional=True)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(BTCompressError, match="initial states"):
-        tune(tmp_path, pair[1], npz(tmp_path, **ragged(y=np.zeros(N, int), **states())), model="theirs:net")
+        tune(tmp_path, pair[1], npz(tmp_path, **ragged(y=np.zeros(N, int), **states())), model="starting_network:net")
