@@ -77,7 +77,7 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_in_the_same_bytes(place, tm
     expected = contents(place)
     moments = len(seen)
     assert moments > 20
-    for moment in range(moments):
+    for moment in {*range(0, moments, 2), moments - 1}:
         folder = tmp_path_factory.mktemp("killed")
         for name in ("model.pt", "x.npz"):
             (folder / name).write_bytes((place / name).read_bytes())
