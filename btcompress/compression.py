@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -313,16 +314,20 @@ def check_wish(step: FactorizeStep) -> Wish:
 
 
 def _faced(
-    do: Callable[[Weights, FactorizeStep], _T], make: Callable[P, FactorizeStep]
+    name: str, do: Callable[[Weights, FactorizeStep], _T], make: Callable[P, FactorizeStep]
 ) -> Callable[Concatenate[Weights, P], _T]:
     """A job as a function of the weights and a step's fields, whose list then stands once."""
 
     def faced(weights: Weights, /, *args: P.args, **kwargs: P.kwargs) -> _T:
         return do(weights, make(*args, **kwargs))
 
+    weights = inspect.Parameter("weights", inspect.Parameter.POSITIONAL_ONLY)
+    fields = inspect.signature(make).parameters.values()
+    faced.__name__ = faced.__qualname__ = name
+    faced.__signature__ = inspect.Signature([weights, *fields])  # type: ignore[attr-defined]
     faced.__doc__ = f"{do.__doc__}\n\nKeywords are the fields of a step:\n\n{make.__doc__}"
     return faced
 
 
-factorize = _faced(compress, FactorizeStep)
-plan_for = _faced(priced_plan, FactorizeStep)
+factorize = _faced("factorize", compress, FactorizeStep)
+plan_for = _faced("plan_for", priced_plan, FactorizeStep)

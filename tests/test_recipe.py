@@ -1,6 +1,7 @@
 """Recipes: checked when they are made, the same once written and read, and refused in words where they are wrong."""
 
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -180,5 +181,6 @@ def test_results_say_what_was_done_whatever_the_device_is_called():
 def test_the_simple_face_takes_the_fields_of_a_step_and_tells_of_each():
     for face in (btcompress.factorize, btcompress.plan_for):
         assert all(f"{each.name}: " in face.__doc__ for each in fields(FactorizeStep))
+        assert [*signature(face).parameters] == ["weights", *(each.name for each in fields(FactorizeStep))]
     with pytest.raises(TypeError):
         btcompress.factorize(nn.LSTM(3, 4), ratio=2)
