@@ -30,6 +30,7 @@ from btcompress.results import StepProgress
 OnRun: TypeAlias = Callable[[StepProgress | Progress | Epoch], None]
 
 _VERSION = 1
+_START_OVER = "Start over with --force (force=True)."
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,9 +84,6 @@ class RunFile:
         """Write how far the run is, whole or not at all."""
         with replacing(self.path) as temporary:
             temporary.write_bytes(msgspec.json.encode(record))
-
-
-_START_OVER = "Start over with --force (force=True)."
 
 
 def run(recipe: Recipe, *, force: bool = False, on_progress: OnRun | None = None) -> CompressedCheckpoint:

@@ -64,13 +64,13 @@ def test_lists_become_tuples_so_that_equal_jobs_are_equal():
 def test_settings_may_be_written_as_on_the_command_line(tmp_path):
     (tmp_path / "recipe.yaml").write_text(
         "version: 1\nmodel: m.pt\noutput: o.safetensors\nsteps:\n"
-        "- factorize: {calibration: ['a.rnn=x.npz', y.npz, {data: z.npz, scale: 1/4}]}\n"
+        "- factorize: {layer: ['!b'], calibration: ['a.rnn=x.npz', y.npz, {data: z.npz, scale: 1/4}]}\n"
         "- finetune: {data: x.npz, scale: 1/255, lr: 0.01, val: v.npz, val_fraction: 0.3, path: mine, epochs: 2}\n"
         "- dense:\n- factorize:\n"
     )
     first, second, third, fourth = read_recipe(tmp_path / "recipe.yaml").steps
     inputs = (SampleInputs("x.npz", "a.rnn"), SampleInputs("y.npz"), SampleInputs("z.npz", None, 0.25))
-    assert first == FactorizeStep(calibration=inputs)
+    assert first == FactorizeStep(layers=("!b",), calibration=inputs)
     assert second.config == TrainConfig(epochs=2, learning_rate=0.01)
     request = second.request(Path("a"), Path("b"))
     assert request == FineTuneRequest(

@@ -27,12 +27,11 @@ _HEADER = """\
 """
 _ADVICE = "Give a file that --save-recipe wrote, or mend it."
 _TOP = ("version", "model", "output", "steps")
-#: What options of fine-tuning are called where the values that they make have other names.
+#: What options are called, for each kind of step, where the values that they make have other names.
 _OPTIONS = {
-    "lr": "learning_rate",
-    "val": "held",
-    "val_fraction": "held_fraction",
-    "path": "folder",
+    FactorizeStep.kind: {"layer": "layers"},
+    FineTuneStep.kind: {"lr": "learning_rate", "val": "held", "val_fraction": "held_fraction", "path": "folder"},
+    DenseStep.kind: {},
 }
 
 
@@ -49,10 +48,10 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
                 "the recipe holds a plan that is in memory alone. Save it as a plan file, and give that."
             )
     value = {"version": _VERSION, **recipe.to_dict()}
-    names = {name: option for option, name in _OPTIONS.items()}
     for step in value["steps"]:
-        if FineTuneStep.kind in step:
-            step[FineTuneStep.kind] = {names.get(key, key): each for key, each in step[FineTuneStep.kind].items()}
+        for kind, settings in step.items():
+            names = {name: option for option, name in _OPTIONS[kind].items()}
+            step[kind] = {names.get(name, name): each for name, each in settings.items()}
     text = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     with replacing(path) as temporary:
         temporary.write_text(_HEADER + text, encoding="utf-8")
@@ -105,6 +104,7 @@ def _step(value: object, where: str) -> Step:
     where = f"{where} ({kind})"
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
         raise BTCompressError(f"{where}: settings must be names with values, but {reprlib.repr(settings)} was given.")
+    settings = {_OPTIONS[kind].get(name, name): value for name, value in settings.items()}
     try:
         if kind == FactorizeStep.kind:
             own = {"plan": _path, "calibration": _calibration}
@@ -117,10 +117,9 @@ def _step(value: object, where: str) -> Step:
 
 
 def _finetune(settings: Mapping[str, Any], where: str) -> FineTuneStep:
-    renamed = {_OPTIONS.get(name, name): value for name, value in settings.items()}
     of_config = {each.name for each in fields(TrainConfig)}
-    config = {name: value for name, value in renamed.items() if name in of_config}
-    inputs = {name: value for name, value in renamed.items() if name not in of_config}
+    config = {name: value for name, value in settings.items() if name in of_config}
+    inputs = {name: value for name, value in settings.items() if name not in of_config}
     return FineTuneStep(
         fields_from(FineTuneRequest, inputs, where, {"scale": scale_of}),
         TrainConfig(**fields_from(TrainConfig, config, where)),
