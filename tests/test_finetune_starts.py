@@ -44,10 +44,23 @@ def with_history(path, *steps):
         ([CALIBRATED], 1e-3),
         ([{**CALIBRATED, "lstm": "other"}], 1e-2),
         ([TUNED], 1e-3),
+        ([{**CALIBRATED, "hidden_state_error_after": 0.25 / 4}], 3e-3 / 8),
+        ([{**TUNED, "after": 0.25 / 16}], 3e-3 / 64),
+        ([{**TUNED, "metric": "accuracy", "after": 0.25 / 16}], 1e-3),
         ([{**TUNED, "lstm": "other"}], 1e-2),
         ([CALIBRATED, None], 1e-2),
     ],
-    ids=["factorized", "calibrated", "another calibrated", "tuned", "another tuned", "factorized since"],
+    ids=[
+        "factorized",
+        "calibrated",
+        "another calibrated",
+        "tuned",
+        "calibrated well",
+        "tuned well",
+        "tuned on labels",
+        "another tuned",
+        "factorized since",
+    ],
 )
 def test_default_learning_rate_for_hidden_states_follows_where_the_file_stands(steps, rate, tmp_path):
     dense, compressed = saved_pair(tmp_path, Classifier())

@@ -71,7 +71,7 @@ def calibrate(
         dense: what it was factorized from.
         request: on what.
         config: how to train; ``epochs`` are those over all layers of an LSTM together, and each layer on its own has
-            half as many. Without a learning rate it is that of :func:`btcompress.calibration.lstm.rate_from`.
+            half as many. Without a learning rate it is that of :func:`btcompress.finetune.config.rate_from`.
         on_progress: called as each part of it goes on.
         samples: what :func:`gather_samples` gave for the same request and seed; gathered anew where left out.
 

@@ -5,7 +5,6 @@ Layer by layer, each on what the layers below it really give, and then all layer
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -23,6 +22,7 @@ from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry,
 from btcompress.checkpoint.compressed import part_names
 from btcompress.finetune import Epoch, TrainConfig
 from btcompress.finetune.blocks import balance, worst_cancellation
+from btcompress.finetune.config import rate_from
 from btcompress.finetune.data import Data
 from btcompress.finetune.decisions import agreement_on
 from btcompress.finetune.loop import Trainer
@@ -31,17 +31,6 @@ from btcompress.fit import Samples
 
 #: What an epoch costs for each sequence trained on, in runs over it.
 _TRAINING = 3
-#: The learning rate at its peak, and the hidden-state error from which on it is right.
-_RATE, _FAR = 3e-3, 0.25
-
-
-def rate_from(error: float) -> float:
-    """The learning rate at its peak that suits a start with this hidden-state error.
-
-    Steps of one size undo a good fit and hardly move a bad one. Measured on three published models at two ratios each;
-    see docs/math.md.
-    """
-    return _RATE * min(error / _FAR, 1.0) ** 1.5
 
 
 @dataclass(slots=True)
@@ -118,8 +107,7 @@ class LSTMCalibration:
         self._versions["_refitted"] = compressed
         start = min(error, self._measured["hidden_state_error_before"])
         if self.config.learning_rate is None:
-            # The smallest float where nothing is left to learn: a rate of 0 is none.
-            self.config = replace(self.config, learning_rate=max(rate_from(start), sys.float_info.min))
+            self.config = replace(self.config, learning_rate=rate_from(start))
         if error <= self._measured["hidden_state_error_before"]:
             return compressed
         before = self._versions["_before"]

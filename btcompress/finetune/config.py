@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +17,19 @@ Way = Literal["hidden states", "labels", "own model"]
 LEARNING_RATES: dict[Way, float] = {"hidden states": 1e-2, "labels": 1e-2, "own model": 1e-3}
 #: The same for what was trained before, which higher ones undo at first and do not always win back.
 LEARNING_RATES_ONCE_TRAINED: dict[Way, float] = {"hidden states": 1e-3, "labels": 3e-3, "own model": 1e-3}
+
+#: Towards hidden states, the rate from a hidden-state error on that says that much is left to learn.
+_FAR_RATE, _FAR = 3e-3, 0.25
+
+
+def rate_from(error: float) -> float:
+    """The learning rate at its peak, towards hidden states, that suits a start which was fitted to this error.
+
+    Steps of one size undo a good fit and hardly move a bad one: ``0.003 min(1, error / 0.25)^1.5``, measured on three
+    published models; see docs/math.md.
+    """
+    # The smallest float where nothing is left to learn: a rate of 0 is none.
+    return max(_FAR_RATE * min(error / _FAR, 1.0) ** 1.5, sys.float_info.min)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +83,19 @@ class TrainConfig:
         for name in ("warmup", "distill"):
             _check(name, getattr(self, name), 0, 1)
 
-    def of_way(self, way: Way, *, trained: bool = False) -> TrainConfig:
+    def of_way(self, way: Way, *, trained: bool = False, error: float | None = None) -> TrainConfig:
         """The same with the learning rate of a way of training, where none is given.
 
         Args:
             way: what is learned from.
             trained: whether the start was calibrated or fine-tuned before.
+            error: the hidden-state error that this ended at, where it is known.
         """
-        rates = LEARNING_RATES_ONCE_TRAINED if trained else LEARNING_RATES
-        return self if self.learning_rate is not None else replace(self, learning_rate=rates[way])
+        if self.learning_rate is not None:
+            return self
+        rate = (LEARNING_RATES_ONCE_TRAINED if trained else LEARNING_RATES)[way]
+        near = trained and error is not None and way == "hidden states"
+        return replace(self, learning_rate=min(rate, rate_from(error)) if near and error is not None else rate)
 
     @property
     def peak(self) -> float:

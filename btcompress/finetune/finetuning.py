@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -120,7 +120,9 @@ def _finetune(
     way, network, task = _network_and_task(request, config, compressed, dense, train, held)
     _check_targets(request, file, () if dense is None else dense.files, force=force, resume=resume)
     lstm = {"lstm": choose_lstm(compressed, request.layer).name} if way == "hidden states" else {}
-    config = config.of_way(way, trained=_is_trained(compressed, lstm.get("lstm")))
+    earlier = _trained_before(compressed, lstm.get("lstm"))
+    error = None if earlier is None else _hidden_state_error(earlier)
+    config = config.of_way(way, trained=earlier is not None, error=error)
     freeze(network, config.freeze)
     balance(network)
 
@@ -322,14 +324,21 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_mod
         )
 
 
-def _is_trained(compressed: CompressedCheckpoint, lstm: str | None) -> bool:
-    """Whether something was calibrated or fine-tuned since the file was factorized: this LSTM, where one is named."""
+def _trained_before(compressed: CompressedCheckpoint, lstm: str | None) -> dict[str, Any] | None:
+    """The last step that calibrated or fine-tuned since the file was factorized: this LSTM, where one is named."""
     for step in reversed(compressed.history):
         if step.get("step") == "factorize":
             break
-        if lstm is None or step.get("lstm", lstm) == lstm:
-            return True
-    return False
+        if step.get("step") in ("calibrate", "finetune") and (lstm is None or step.get("lstm", lstm) == lstm):
+            return step
+    return None
+
+
+def _hidden_state_error(step: Mapping[str, Any]) -> float | None:
+    """The one that a step ended at; None where it measured something else."""
+    if step.get("metric") == HiddenStates.metric:
+        return float(step["after"])
+    return step.get("hidden_state_error_after")
 
 
 def _finite(metric: float) -> float:
