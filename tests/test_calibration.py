@@ -14,6 +14,7 @@ from btcompress.checkpoint import find_recurrent
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.factorization import factorize_as_planned, open_weights
 from btcompress.finetune import TrainConfig
+from btcompress.finetune.config import rate_from
 from btcompress.finetune.data import open_data
 from btcompress.modes import ShapeRequest
 from btcompress.plan import make_plan
@@ -109,6 +110,20 @@ def test_result_is_never_worse_than_the_fit_on_the_sequences_held_back(tmp_path)
     _, _, after = calibrated(tmp_path, nn.LSTM(24, 6), config=replace(CONFIG, learning_rate=50.0, epochs=1))
     step = after.history[-1]
     assert step["hidden_state_error_after"] <= (1 + 1e-6) * step["hidden_state_error_before"]
+
+
+@pytest.mark.parametrize("rank", [2, 20])
+def test_the_learning_rate_follows_where_the_fit_to_the_inputs_stands_unless_it_is_given(rank, tmp_path):
+    torch.manual_seed(0)
+    model = nn.LSTM(24, 24)
+    compressed, dense = low_rank(model, "fused", rank), open_weights(model)
+    np.savez(tmp_path / "x.npz", x=draw(40, 6, 24))
+    configs = (replace(CONFIG, epochs=1), replace(CONFIG, epochs=1, learning_rate=3e-2))
+    step, given = (calibrate(compressed, dense, request_of(tmp_path / "x.npz"), each).history[-1] for each in configs)
+    start = min(step["hidden_state_error_refitted"], step["hidden_state_error_before"])
+    assert step["config"]["learning_rate"] == rate_from(start)
+    assert given["config"]["learning_rate"] == 3e-2
+    assert rate_from(start) < 3e-3 if rank == 20 else rate_from(start) == 3e-3
 
 
 @pytest.mark.parametrize("gates", ["fused", "separate"])
