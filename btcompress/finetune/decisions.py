@@ -64,7 +64,6 @@ def agreement_on(
         for tally, our_states, their_states in zip(
             (steps, ends), ours.states(batch), theirs.states(batch), strict=True
         ):
-            n_at_once = max(_MOST_OUTPUTS // head.out_features, 1)
             for some, others in zip(our_states.split(n_at_once), their_states.split(n_at_once), strict=True):
                 tally.add(ours.head(some), theirs.head(others))
     return Agreement(steps.share, ends.share, steps.n, ends.n)
