@@ -108,7 +108,6 @@ class Opened:
             return compressed
         dense = {key: tensor for key, tensor in compressed.tensors.items() if key not in before.matrices}
         kept = {name: tensor for name, tensor in before.tensors.items() if name not in before.keys}
-        kept |= {name: before.tensors[name] for name in dense if name in before.tensors}
         return replace(
             compressed,
             tensors={**dense, **kept},

@@ -10,7 +10,7 @@ from torch import nn
 import btcompress
 from btcompress import DenseStep, FactorizeStep, FineTuneStep, Recipe, SampleInputs
 from btcompress.errors import BTCompressError, OutputError
-from btcompress.finetune import TrainConfig
+from btcompress.finetune import Epoch, TrainConfig
 from btcompress.recipe import save_recipe
 from btcompress.results import StepProgress
 from btcompress.running import RunFile
@@ -124,6 +124,18 @@ def test_a_kill_beside_the_record_of_a_run_costs_at_most_a_step(before, place, t
                 btcompress.run(two_steps_way())
         btcompress.run(two_steps_way())
         assert contents(folder) == expected, moment
+
+
+def test_a_training_within_a_run_goes_on_after_the_last_epoch_that_was_done(place):
+    def kill(state):
+        if isinstance(state, Epoch):
+            raise KILLED
+
+    with pytest.raises(KILLED):
+        btcompress.run(two_steps_way(), on_progress=kill)
+    seen = []
+    btcompress.run(two_steps_way(), on_progress=seen.append)
+    assert [state.epoch for state in seen if isinstance(state, Epoch)] == [2, 1, 2]
 
 
 def stopped_in_step(place, n):
