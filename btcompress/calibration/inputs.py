@@ -13,6 +13,7 @@ from btcompress.calibration.layers import dense_layers, layers_of
 from btcompress.checkpoint import Checkpoint, LinearEntry, LSTMEntry
 from btcompress.finetune.data import Batch
 from btcompress.finetune.networks import Recurrent, training_dtype
+from btcompress.finetune.outputs import steps_that_count
 
 Entry = LSTMEntry | LinearEntry
 Inputs = Iterator[tuple[tuple[str, ...], Tensor]]
@@ -64,21 +65,13 @@ def meets(entry: Entry, dense: Checkpoint, dtype: torch.dtype, head: LinearEntry
 
 def rows_of(batch: Batch) -> Tensor:
     """The inputs of all steps that count, shape ``(n, I)``; of a batch without steps each of its inputs."""
-    return batch.x if batch.x.dim() == 2 else batch.x[steps_that_count(batch)]
-
-
-def steps_that_count(batch: Batch) -> Tensor:
-    """Which steps of a batch are no padding, boolean, shape ``(B, T)``."""
-    n_sequences, n_steps = batch.x.shape[:2]
-    if batch.lengths is None:
-        return torch.ones(n_sequences, n_steps, dtype=torch.bool)
-    return torch.arange(n_steps) < batch.lengths[:, None]
+    return batch.x if batch.x.dim() == 2 else batch.x[steps_that_count(batch, batch.x.shape[1])]
 
 
 def _met_in(
     entry: LSTMEntry, networks: list[Recurrent], head: LinearEntry | None, batch: Batch, keys: Collection[str]
 ) -> Inputs:
-    counts = steps_that_count(batch)
+    counts = steps_that_count(batch, batch.x.shape[1])
     of_head = () if head is None else (head.key,)
     left, below = {*matrices_of(entry), *of_head} & set(keys), batch.x
     for layer, network in zip(layers_of(entry), networks, strict=True):

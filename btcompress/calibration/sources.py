@@ -17,6 +17,7 @@ from btcompress.finetune.data import Data, open_data, recorded_layers, split
 from btcompress.finetune.heads import deciding_head
 from btcompress.finetune.networks import check_inputs
 from btcompress.finetune.recorded import is_same_layer
+from btcompress.text import listed
 
 _MOST_SHOWN = 8
 
@@ -102,7 +103,7 @@ def _layers_for(
         ]
         if not known:
             raise BTCompressError(
-                f"{inputs.data} holds inputs of {', '.join(recorded[:_MOST_SHOWN])}, but none of them is a layer of "
+                f"{inputs.data} holds inputs of {listed(recorded, _MOST_SHOWN)}, but none of them is a layer of "
                 f"the checkpoint, which has {_listed(entries)}. Say which one they are for."
             )
         yield from (entry for entry in known if isinstance(entry, LSTMEntry) or _is_asked(entry, keys))
@@ -148,8 +149,7 @@ def _listed(entries: Sequence[Entry]) -> str:
         n_inputs = entry.input_size if isinstance(entry, LSTMEntry) else entry.in_features
         return f"{entry.name or '(top)'} ({n_inputs} inputs)"
 
-    more = " and others" if len(entries) > _MOST_SHOWN else ""
-    return ", ".join(map(shown, entries[:_MOST_SHOWN])) + more or "none"
+    return listed([shown(entry) for entry in entries], _MOST_SHOWN)
 
 
 def _name(entry: Entry) -> str:

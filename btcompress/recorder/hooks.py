@@ -26,6 +26,7 @@ from btcompress.recorder.spool import Spool
 from btcompress.recorder.streams import Streams
 from btcompress.recorder.writing import write
 from btcompress.seeds import check_seed
+from btcompress.text import listed
 
 _MOST_SHOWN = 8
 
@@ -213,8 +214,7 @@ def _uncompiled() -> Any:  # noqa: ANN401 - torch's own context
 
 def _listed(names: Collection[str]) -> str:
     """The first of some names."""
-    first = [name or "(top)" for name in names][:_MOST_SHOWN]
-    return ", ".join(first) + (f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else "")
+    return listed([name or "(top)" for name in names], _MOST_SHOWN)
 
 
 def _recorded(sample: Sample) -> Recorded:
