@@ -80,6 +80,25 @@ class YardstickReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundingReport:
+    """A dense matrix rounded to the nearest integers, with the best clipping: what form and precision compete with.
+
+    Attributes:
+        precision: bits and group, as ``"int4/32"``.
+        bytes: that it takes.
+        weight_error: ``||W - W'||_F / ||W||_F``.
+        activation_error: on the inputs given; None where it was not measured.
+        weighted_activation_error: likewise, weighted as those of the matrix are.
+    """
+
+    precision: str
+    bytes: int
+    weight_error: float
+    activation_error: float | None = None
+    weighted_activation_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixReport:
     """One factorized matrix, before and after.
 
@@ -104,6 +123,11 @@ class MatrixReport:
         yardsticks: other forms of equal size, where they were asked for.
         row_order: whether its rows are in an order of their own, or of the units.
         column_order: likewise for its columns.
+        form: ``"block_terms"``, or ``"dense"`` for a matrix that stays dense in fewer bits: it has no modes and ranks.
+        precision: how its numbers are stored: ``"float32"`` and so on, or bits and group as ``"int4/32"``.
+        bytes_before: of the dense matrix.
+        bytes_after: of what replaces it, as stored.
+        roundings: the matrix rounded alone, where that was measured.
     """
 
     name: str
@@ -124,6 +148,16 @@ class MatrixReport:
     yardsticks: tuple[YardstickReport, ...] = ()
     row_order: bool = False
     column_order: bool = False
+    form: str = "block_terms"
+    precision: str = "float32"
+    bytes_before: int = 0
+    bytes_after: int = 0
+    roundings: tuple[RoundingReport, ...] = ()
+
+    @property
+    def bytes_ratio(self) -> float:
+        """``bytes_before / bytes_after``."""
+        return self.bytes_before / max(self.bytes_after, 1)
 
     @property
     def weights_ratio(self) -> float:

@@ -22,6 +22,7 @@ FLOORS = {
     "shapes": 1,
     "text": 1,
     "modes": 2,
+    "packing": 1,
     "results": 1,
     "contraction": 1,
     "blockterm": 2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from btcompress.checkpoint.source import Source
 from btcompress.checkpoint.tensors import count_bytes, count_params
 from btcompress.errors import CheckpointError
 from btcompress.memory import require
+from btcompress.packing import Packed, Precision
 from btcompress.shapes import MatrixShape
 
 
@@ -38,6 +39,23 @@ class CompressedMatrix:
     svd_error: float
 
 
+@dataclass(frozen=True, slots=True)
+class RoundedMatrix:
+    """A matrix that was chosen and stays dense, its numbers stored in fewer bits.
+
+    Attributes:
+        shape: ``(rows, columns)``.
+        dtype: of the dense matrix.
+        precision: how its numbers are stored.
+        weight_error: ``||W - W'||_F / ||W||_F``, on the tensors as stored.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    precision: Precision
+    weight_error: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CompressedCheckpoint:
     """Every tensor of a compressed checkpoint, with all that is needed to form the dense one again.
@@ -53,6 +71,9 @@ class CompressedCheckpoint:
         history: what was done since, one JSON object a step.
         notices: what a user should know about how the result came about.
         files: files that tensors may lie in, never overwritten by :func:`btcompress.checkpoint.write`.
+        rounded: by key the matrices that were chosen and stay dense, in fewer bits.
+        stored: how tensors are stored that are not stored as they are, by name: as these integers, or as floats of this
+            dtype. ``tensors`` has their values, exactly, in the dtype that they stand for.
 
     Raises:
         CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it, or an order
@@ -66,6 +87,8 @@ class CompressedCheckpoint:
     history: tuple[dict[str, Any], ...] = ()
     notices: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    rounded: dict[str, RoundedMatrix] = field(default_factory=dict)
+    stored: dict[str, Packed | torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         expected = expected_shapes(self.keys, self.matrices)

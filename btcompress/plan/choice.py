@@ -13,6 +13,7 @@ from btcompress.errors import CheckpointError
 from btcompress.fit import obstacle_of_dtype
 from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest, choose_shapes
+from btcompress.packing import Precision
 from btcompress.results import LeftDense
 from btcompress.shapes import GATE_NAMES, MatrixShape
 
@@ -38,11 +39,28 @@ class PlannedMatrix:
         name: its key in the checkpoint.
         shape: the block-term shape that it gets, or would get if it were not left dense.
         fallback: what it gets instead where the fit comes out worse than foreseen; None keeps any fit.
+        precision: how the numbers of its cores and factors are stored; None as the matrix's own are.
     """
 
     name: str
     shape: MatrixShape
     fallback: Fallback | None = None
+    precision: Precision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRounding:
+    """A matrix that stays dense, and the precision chosen for it.
+
+    Attributes:
+        name: its key in the checkpoint.
+        size: ``(rows, columns)``.
+        precision: how its numbers are to be stored.
+    """
+
+    name: str
+    size: tuple[int, int]
+    precision: Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,7 @@ class Plan:
         left_dense: matrices that were chosen but stay dense, and why.
         notices: how mode sizes and ranks came about.
         kinds: the kinds of matrices asked for.
+        rounded: matrices that stay dense, in fewer bits.
     """
 
     lstms: tuple[LSTMEntry, ...]
@@ -64,6 +83,13 @@ class Plan:
     left_dense: tuple[LeftDense, ...]
     notices: tuple[str, ...]
     kinds: tuple[MatrixKind, ...] = ("input",)
+    rounded: tuple[PlannedRounding, ...] = ()
+
+    @property
+    def precisions(self) -> dict[str, Precision]:
+        """The precision of each matrix that gets one, by its key."""
+        named = {each.name: each.precision for each in self.matrices if each.precision is not None}
+        return named | {each.name: each.precision for each in self.rounded}
 
 
 @dataclass(frozen=True, slots=True)

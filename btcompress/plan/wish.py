@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 from btcompress.errors import BTCompressError
 
-#: What a ratio or a number of parameters is about: the chosen matrices, or all tensors of the checkpoint.
-Of = Literal["matrices", "model"]
+#: What a size is about: parameters of the chosen matrices, or of all tensors; bytes of the chosen matrices, or of the
+#: whole file.
+Of = Literal["matrices", "model", "bytes", "file"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,163 @@
+"""Choose the integers that stand for a matrix in few bits: by its entries, or by what it gives on sample inputs.
+
+By its entries, the scale and the zero point of each group are those of the least squared error that clipping and least
+squares in turn find. On inputs, columns are rounded one after another and what each leaves wrong is taken up by those
+that follow, as the second moments of the inputs say (Frantar et al. 2022, "GPTQ", eq. 2 and 3).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from btcompress.packing import Integers, Packed, to_rows
+
+#: Shares of a group's range that are tried as its clipping.
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+#: Times that scales and zero points are fitted to the codes, and codes chosen anew.
+_REFITS = 3
+#: Share of the moments' mean that their diagonal is raised by.
+_RIDGE = 0.01
+#: Columns among which errors are fed back: a matrix with more inputs is cut into stretches of so many.
+_STRETCH = 2048
+#: The largest float16, and the smallest scale that keeps its digits.
+_MOST_SCALE, _LEAST_SCALE = 65504.0, 2.0**-14
+
+
+def obstacle_to_integers(tensor: Tensor) -> str:
+    """Why a tensor cannot be stored as integers: its numbers are out of the range of float16 scales; else empty."""
+    largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+    if not largest <= _MOST_SCALE or (0 < largest < _LEAST_SCALE):
+        return f"its largest number, {largest:g}, does not suit float16 scales"
+    return ""
+
+
+def nearest(tensor: Tensor, integers: Integers, weights: Tensor | None = None) -> Packed:
+    """The integers of the least squared error in each group, as far as clipping and least squares find it.
+
+    Args:
+        tensor: what to round, any floating dtype and shape; read only.
+        integers: bits and groups.
+        weights: what the columns of :func:`btcompress.packing.to_rows` count, shape ``(columns,)``; all alike where
+            left out.
+    """
+    rows = to_rows(tensor.detach()).float()
+    columns, group = rows.shape[1], integers.group
+    scales, zeros = [], []
+    for first in range(0, columns, group):
+        own = slice(first, min(first + group, columns))
+        scale, zero = _scale_and_zero(rows[:, own], integers, None if weights is None else weights[own].float())
+        scales.append(scale)
+        zeros.append(zero)
+    return with_scales(tensor, integers, torch.stack(scales, 1), torch.stack(zeros, 1))
+
+
+def with_scales(tensor: Tensor, integers: Integers, scales: Tensor, zeros: Tensor) -> Packed:
+    """The nearest integers for scales and zero points that are given.
+
+    Args:
+        tensor: what to round.
+        integers: bits and groups.
+        scales: float16, shape ``(rows, groups)``.
+        zeros: int16, likewise, in half codes.
+    """
+    rows = to_rows(tensor.detach()).float()
+    columns = rows.shape[1]
+    spread = (each.float().repeat_interleave(integers.group, dim=1)[:, :columns] for each in (scales, zeros))
+    codes = _codes(rows, *spread, integers)
+    return Packed(integers, tuple(tensor.shape), tensor.dtype, codes.to(torch.uint8), scales, zeros)
+
+
+def fed_back(matrix: Tensor, integers: Integers, inputs: Tensor) -> Packed:
+    """Integers by which a matrix gives nearly what it gave on inputs.
+
+    Args:
+        matrix: ``W``, shape ``(J, I)``, any floating dtype; read only.
+        integers: bits and groups.
+        inputs: rows whose second moment is that of its inputs, shape ``(S, I)``, as :class:`btcompress.fit.Samples`
+            has them.
+    """
+    stretch = max(_STRETCH // integers.group, 1) * integers.group
+    pieces = [
+        _fed_back(part, integers, rows)
+        for part, rows in zip(matrix.detach().split(stretch, dim=1), inputs.split(stretch, dim=1), strict=True)
+    ]
+    codes, scales, zeros = (torch.cat(each, dim=1) for each in zip(*pieces, strict=True))
+    return Packed(integers, tuple(matrix.shape), matrix.dtype, codes, scales, zeros)
+
+
+def _fed_back(matrix: Tensor, integers: Integers, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    left = matrix.float().clone()
+    n = left.shape[1]
+    moments = inputs.double().T @ inputs.double()
+    mean = float(moments.diagonal().mean())
+    moments.diagonal().add_(_RIDGE * mean if mean else 1.0)
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True).float()
+    codes = torch.empty(left.shape, dtype=torch.uint8)
+    scales, zeros = [], []
+    for first in range(0, n, integers.group):
+        end = min(first + integers.group, n)
+        importance = upper.diagonal()[first:end] ** -2
+        scale, zero = _scale_and_zero(left[:, first:end], integers, importance)
+        scales.append(scale)
+        zeros.append(zero)
+        wide, half = scale.float()[:, None], zero.float()[:, None]
+        missed = torch.empty(len(left), end - first)
+        for c in range(first, end):
+            code = _codes(left[:, c : c + 1], wide, half, integers)
+            codes[:, c] = code[:, 0].to(torch.uint8)
+            missed[:, c - first] = (left[:, c] - ((code - half / 2) * wide)[:, 0]) / upper[c, c]
+            left[:, c + 1 : end].addr_(missed[:, c - first], upper[c, c + 1 : end], alpha=-1)
+        left[:, end:].addmm_(missed, upper[first:end, end:], alpha=-1)
+    return codes, torch.stack(scales, 1), torch.stack(zeros, 1)
+
+
+def _codes(rows: Tensor, scales: Tensor, zeros: Tensor, integers: Integers) -> Tensor:
+    """The nearest codes, float; scales and zero points broadcast over the rows."""
+    return (rows / scales.clamp_min(torch.finfo(torch.float32).tiny) + zeros / 2).round_().clamp_(0, integers.most)
+
+
+def _scale_and_zero(group: Tensor, integers: Integers, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The scale, float16, and the zero point, int16 in half codes, of each row of a group, shape ``(rows,)``."""
+    weights = torch.ones(group.shape[1]) if weights is None else weights / weights.mean().clamp_min(1e-30)
+    low, high = group.amin(1).clamp_max(0), group.amax(1).clamp_min(0)
+    best = best_zero = best_error = None
+    most = integers.most
+    for share in _SHARES:
+        scale = _storable((high - low) * (share / most))
+        zero = (-2 * share * low / scale.clamp_min(1e-30)).round().clamp(0, 2 * most + 1)
+        for refit in range(_REFITS + 1):
+            codes = _codes(group, scale[:, None], zero[:, None], integers)
+            error = (((codes - zero[:, None] / 2) * scale[:, None] - group).square() * weights).sum(1)
+            if best is None:
+                best, best_zero, best_error = scale, zero, error
+            else:
+                better = error < best_error
+                best = torch.where(better, scale, best)
+                best_zero = torch.where(better, zero, best_zero)
+                best_error = torch.where(better, error, best_error)
+            if refit < _REFITS:
+                scale, zero = _refitted(group, codes, weights, scale, zero, most)
+    return best.half(), best_zero.to(torch.int16)
+
+
+def _refitted(
+    group: Tensor, codes: Tensor, weights: Tensor, scale: Tensor, zero: Tensor, most: int
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that fit given codes best; those before where the codes are all one."""
+    total = weights.sum()
+    mean_code, mean = (codes * weights).sum(1) / total, (group * weights).sum(1) / total
+    away = codes - mean_code[:, None]
+    square = (away.square() * weights).sum(1)
+    slope = (away * group * weights).sum(1) / square.clamp_min(1e-30)
+    usable = (square > 1e-12) & (slope > 0)
+    new_zero = (2 * (mean_code - mean / slope.clamp_min(1e-30))).round().clamp(0, 2 * most + 1)
+    new_zero = torch.where(usable, new_zero, zero)
+    along = codes - new_zero[:, None] / 2
+    new = (along * group * weights).sum(1) / (along.square() * weights).sum(1).clamp_min(1e-30)
+    new = torch.where(usable & (new > 0), new, scale)
+    return _storable(new), new_zero
+
+
+def _storable(scale: Tensor) -> Tensor:
+    return scale.half().float()
