@@ -62,9 +62,8 @@ def with_scales(tensor: Tensor, integers: Integers, scales: Tensor, zeros: Tenso
         zeros: int16, likewise, in half codes.
     """
     rows = to_rows(tensor.detach()).float()
-    columns = rows.shape[1]
-    spread = (each.float().repeat_interleave(integers.group, dim=1)[:, :columns] for each in (scales, zeros))
-    codes = _codes(rows, *spread, integers)
+    wide, half = (integers.spread(each.float(), rows.shape[1]) for each in (scales, zeros))
+    codes = _codes(rows, wide, half, integers)
     return Packed(integers, tuple(tensor.shape), tensor.dtype, codes.to(torch.uint8), scales, zeros)
 
 
@@ -121,21 +120,18 @@ def _scale_and_zero(group: Tensor, integers: Integers, weights: Tensor | None) -
     """The scale, float16, and the zero point, int16 in half codes, of each row of a group, shape ``(rows,)``."""
     weights = torch.ones(group.shape[1]) if weights is None else weights / weights.mean().clamp_min(1e-30)
     low, high = group.amin(1).clamp_max(0), group.amax(1).clamp_min(0)
-    best = best_zero = best_error = None
     most = integers.most
+    best, best_zero = _storable((high - low) / most), torch.zeros_like(low)
+    best_error = torch.full_like(low, torch.inf)
     for share in _SHARES:
         scale = _storable((high - low) * (share / most))
         zero = (-2 * share * low / scale.clamp_min(1e-30)).round().clamp(0, 2 * most + 1)
         for refit in range(_REFITS + 1):
             codes = _codes(group, scale[:, None], zero[:, None], integers)
             error = (((codes - zero[:, None] / 2) * scale[:, None] - group).square() * weights).sum(1)
-            if best is None:
-                best, best_zero, best_error = scale, zero, error
-            else:
-                better = error < best_error
-                best = torch.where(better, scale, best)
-                best_zero = torch.where(better, zero, best_zero)
-                best_error = torch.where(better, error, best_error)
+            better = error < best_error
+            best, best_zero = torch.where(better, scale, best), torch.where(better, zero, best_zero)
+            best_error = torch.where(better, error, best_error)
             if refit < _REFITS:
                 scale, zero = _refitted(group, codes, weights, scale, zero, most)
     return best.half(), best_zero.to(torch.int16)
