@@ -1,7 +1,7 @@
 """Numbers in few bits: integers of 2 to 8 bits in groups along a row, each group with a scale and a zero point.
 
-A group stands for the numbers ``scale * (code - zero / 2)``: ``code`` of ``b`` bits, ``scale`` a float16, and ``zero`` of
-``b + 1`` bits, so that zero points lie on codes and halfway between them. What is packed, and how, is in
+A group stands for the numbers ``scale * (code - zero / 2)``: ``code`` of ``b`` bits, ``scale`` a float16, and ``zero``
+of ``b + 1`` bits, so that zero points lie on codes and halfway between them. What is packed, and how, is in
 ``docs/format.md``; which integers stand for a matrix best is the business of :mod:`btcompress.fit.rounding`.
 """
 
@@ -61,6 +61,10 @@ class Integers:
     def n_groups(self, columns: int) -> int:
         """Groups of a row."""
         return math.ceil(columns / self.group)
+
+    def spread(self, of_groups: Tensor, columns: int) -> Tensor:
+        """What each group has, shape ``(rows, groups)``, for each of its columns, ``(rows, columns)``."""
+        return of_groups.repeat_interleave(self.group, dim=1)[:, :columns]
 
     def n_bytes(self, shape: Sequence[int]) -> int:
         """Bytes of a tensor of this shape: codes, scales and zero points."""
@@ -126,10 +130,8 @@ class Packed:
 
     def values(self) -> Tensor:
         """The tensor: ``scale * (code - zero / 2)``, exact in float32, then rounded to its dtype."""
-        group = self.integers.group
         columns = self.codes.shape[1]
-        spread = (each.float().repeat_interleave(group, dim=1)[:, :columns] for each in (self.scales, self.zeros))
-        scales, zeros = spread
+        scales, zeros = (self.integers.spread(each.float(), columns) for each in (self.scales, self.zeros))
         return from_rows((self.codes.float() - zeros / 2) * scales, self.shape).to(self.dtype)
 
 
