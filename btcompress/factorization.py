@@ -75,7 +75,8 @@ def factorize_as_planned(
         record: of the job that the plan is part of, as JSON knows it, for the history.
 
     Raises:
-        CheckpointError: the plan has no matrix to factorize or to round, or none whose block terms fit the range of its dtype.
+        CheckpointError: the plan has no matrix to factorize or to round, or none whose block terms fit the range of its
+            dtype.
         BTCompressError: a matrix is not finite.
     """
     if not plan.matrices and not plan.rounded:
