@@ -91,7 +91,8 @@ class Opened:
         if self.result is None:
             return plan
         before = self.result.chosen
-        done = [each.name for each in (*plan.matrices, *plan.rounded) if each.name in before]
+        names = [*(each.name for each in plan.matrices), *(each.name for each in plan.rounded)]
+        done = [name for name in names if name in before]
         kept = tuple(each for each in plan.matrices if each.name not in before)
         rounded = tuple(each for each in plan.rounded if each.name not in before)
         if done and not kept and not rounded:
