@@ -83,36 +83,49 @@ class Opened:
         return self.dense.files
 
     def left(self, plan: Plan) -> Plan:
-        """The plan without what is in block-term form already.
+        """The plan without what is in block-term form, or rounded, already.
 
         Raises:
             CheckpointError: nothing else was chosen.
         """
         if self.result is None:
             return plan
-        done = [each.name for each in plan.matrices if each.name in self.result.matrices]
-        kept = tuple(each for each in plan.matrices if each.name not in self.result.matrices)
-        if done and not kept:
+        before = self.result.chosen
+        done = [each.name for each in (*plan.matrices, *plan.rounded) if each.name in before]
+        kept = tuple(each for each in plan.matrices if each.name not in before)
+        rounded = tuple(each for each in plan.rounded if each.name not in before)
+        if done and not kept and not rounded:
+            terms = [name for name in done if name in self.result.matrices]
+            others = [name for name in done if name in self.result.rounded]
+            both = (f"{', '.join(terms)} are block terms", f"{', '.join(others)} are rounded")
+            said = " and ".join(text for text, names in zip(both, (terms, others), strict=True) if names)
             raise CheckpointError(
-                f"{self.dense.source.name}: {', '.join(done)} are block terms already, and no other matrix was chosen. "
+                f"{self.dense.source.name}: {said} already, and no other matrix was chosen. "
                 "Choose others (--matrices, --layer), or factorize its dense form (a step dense in a recipe)."
             )
-        told = tuple(f"{name}: in block-term form already; left as it is." for name in done)
-        left_dense = tuple(each for each in plan.left_dense if each.name not in self.result.matrices)
-        return replace(plan, matrices=kept, left_dense=left_dense, notices=(*plan.notices, *told))
+        forms = {name: "in block-term form" if name in self.result.matrices else "rounded" for name in done}
+        told = (f"{name}: {form} already; left as it is." for name, form in forms.items())
+        left_dense = tuple(each for each in plan.left_dense if each.name not in before)
+        notices = (*plan.notices, *told)
+        return replace(plan, matrices=kept, rounded=rounded, left_dense=left_dense, notices=notices)
 
     def with_block_terms(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
-        """A result of factorizing the rest, with the block terms and the history that were there before."""
+        """A result of factorizing the rest, with the block terms, the precisions and the history of before."""
         before = self.result
         if before is None:
             return compressed
         dense = {key: tensor for key, tensor in compressed.tensors.items() if key not in before.matrices}
         kept = {name: tensor for name, tensor in before.tensors.items() if name not in before.keys}
+        tensors = {**dense, **kept}
+        # What is stored in fewer bits is still the same tensor, unless it was chosen now.
+        stored = {name: how for name, how in before.stored.items() if tensors.get(name) is before.tensors[name]}
         return replace(
             compressed,
-            tensors={**dense, **kept},
+            tensors=tensors,
             matrices={**before.matrices, **compressed.matrices},
             history=(*before.history, *compressed.history),
+            rounded={**before.rounded, **compressed.rounded},
+            stored={**stored, **compressed.stored},
         )
 
 

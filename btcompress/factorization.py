@@ -62,6 +62,8 @@ def factorize_as_planned(
 ) -> CompressedCheckpoint:
     """Fit every matrix of a plan and put the block terms in place of the dense matrices.
 
+    Precisions are not its business: block terms are in the matrix's dtype, and what is only rounded stays as it is.
+
     Args:
         checkpoint: what the plan was made for.
         plan: the shape of each matrix; one with orders gets the best that are found for just these sides.
@@ -73,10 +75,10 @@ def factorize_as_planned(
         record: of the job that the plan is part of, as JSON knows it, for the history.
 
     Raises:
-        CheckpointError: the plan has no matrix to factorize, or none whose block terms fit the range of its dtype.
+        CheckpointError: the plan has no matrix to factorize or to round, or none whose block terms fit the range of its dtype.
         BTCompressError: a matrix is not finite.
     """
-    if not plan.matrices:
+    if not plan.matrices and not plan.rounded:
         raise CheckpointError(_nothing_to_do(checkpoint, plan))
     parts: dict[str, tuple[BlockTerm, ...]] = {}
     matrices: dict[str, CompressedMatrix] = {}
@@ -92,7 +94,7 @@ def factorize_as_planned(
         return on_sweep
 
     fits: dict[str, tuple[tuple[BlockTerm, ...], CompressedMatrix] | None] = {}
-    with one_thread_for(max(planned.shape.dense_params for planned in plan.matrices)):
+    with one_thread_for(max((planned.shape.dense_params for planned in plan.matrices), default=0)):
         ready = _in_orders(checkpoint, plan, options, on_sweep_of) if order_units else {}
         for planned in plan.matrices:
             name = planned.name
@@ -113,7 +115,7 @@ def factorize_as_planned(
         else:
             reason = "its block terms, or the matrix that they form, do not fit the range of"
             left_dense.append(LeftDense(planned.name, f"{reason} {checkpoint.tensors[planned.name].dtype}"))
-    if not parts:
+    if not parts and not plan.rounded:
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in left_dense)
         raise CheckpointError(
             f"{checkpoint.source.name}: nothing could be factorized. {reasons}. Convert it to float32 first."

@@ -1,7 +1,7 @@
 """The only door to weight files: dense checkpoints in, compressed ones in and out, layers found by name."""
 
 from btcompress.checkpoint.atomic import check_target, claimed, replacing
-from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
+from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
 from btcompress.checkpoint.linear import LinearEntry, find_linear
 from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
 from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
@@ -17,6 +17,7 @@ __all__ = [
     "LSTMEntry",
     "LinearEntry",
     "OtherRecurrent",
+    "RoundedMatrix",
     "Source",
     "check_storable",
     "check_target",
