@@ -10,7 +10,8 @@ from btcompress.memory import size_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
-    from btcompress.plan import Plan
+    from btcompress.plan import Plan, PlannedMatrix
+    from btcompress.plan.choice import PlannedRounding
     from btcompress.shapes import MatrixShape
 
 
@@ -38,9 +39,21 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Print the shape that each matrix gets, and what that costs."""
+    """Print the form and the bits that each matrix gets, and what that costs."""
     console = make_console()
-    table = NumberTable(["matrix", "N", "R", "before", "after", "ratio"])
+    headers = [
+        "matrix",
+        "N",
+        "R",
+        "before",
+        "after",
+        "ratio",
+        "stored as",
+        "bytes\nbefore",
+        "bytes\nafter",
+        "bytes\nratio",
+    ]
+    table = NumberTable(headers)
     for planned in plan.matrices:
         shape, part = planned.shape, planned.shape.part
         table.add_row(
@@ -58,11 +71,24 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
             f"{shape.dense_params:,}",
             f"{shape.n_params:,}",
             ratio_text(shape.ratio),
+            *_bytes_cells(stored_json(checkpoint, planned)),
         )
-    if plan.matrices:
+    for rounded in plan.rounded:
+        rows, columns = rounded.size
+        table.add_row(
+            [rounded.name, f"  {rows} x {columns}", "  dense"],
+            *("", "", f"{rows * columns:,}", f"{rows * columns:,}", ratio_text(1)),
+            *_bytes_cells(stored_json(checkpoint, rounded)),
+        )
+    if plan.matrices or plan.rounded:
         show_table(console, table)
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
     show_list(console, "Note", (*checkpoint.notices, *plan.notices))
+
+
+def _bytes_cells(stored: dict[str, Any]) -> tuple[str, ...]:
+    before, after = stored["bytes_before"], stored["bytes_after"]
+    return stored["precision"], size_text(before), size_text(after), ratio_text(before / after)
 
 
 def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -86,7 +112,10 @@ def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
             for lstm in plan.lstms
         ],
         "others": [{"name": other.name, "kind": other.kind, "reason": other.reason} for other in plan.others],
-        "matrices": [form_json(planned.name, planned.shape) for planned in plan.matrices],
+        "matrices": [
+            *(form_json(each.name, each.shape) | stored_json(checkpoint, each) for each in plan.matrices),
+            *(_dense_json(each) | stored_json(checkpoint, each) for each in plan.rounded),
+        ],
         "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
         "notices": [*checkpoint.notices, *plan.notices],
     }
@@ -109,4 +138,36 @@ def form_json(name: str, shape: MatrixShape) -> dict[str, Any]:
         "params_before": shape.dense_params,
         "params_after": shape.n_params,
         "weights_ratio": shape.ratio,
+    }
+
+
+def _dense_json(rounded: PlannedRounding) -> dict[str, Any]:
+    """The same of a matrix that stays dense, which has no modes and ranks."""
+    rows, columns = rounded.size
+    params = {"params_before": rows * columns, "params_after": rows * columns, "weights_ratio": 1.0}
+    return {"name": rounded.name, "shape": [rows, columns], **params}
+
+
+def stored_json(checkpoint: Checkpoint, planned: PlannedMatrix | PlannedRounding) -> dict[str, Any]:
+    """The stable JSON form of how a matrix will be stored, and of the bytes that it takes before and after."""
+    # Here, since the help of the commands is shown without torch.
+    import torch
+
+    from btcompress.packing import bytes_of, precision_text
+    from btcompress.plan import PlannedMatrix
+
+    matrix = checkpoint.tensors[planned.name]
+    precision = planned.precision or matrix.dtype
+    if isinstance(planned, PlannedMatrix):
+        form, part = "block_terms", planned.shape.part
+        n_bytes = sum(bytes_of(shape, precision) for shape in part.tensor_shapes)
+        n_bytes += sum(part.order_sizes.values()) * torch.int32.itemsize
+        n_bytes *= planned.shape.n_parts
+    else:
+        form, n_bytes = "dense", bytes_of(planned.size, precision)
+    return {
+        "form": form,
+        "precision": precision_text(precision),
+        "bytes_before": matrix.numel() * matrix.itemsize,
+        "bytes_after": n_bytes,
     }

@@ -23,7 +23,8 @@ class Wish:
         max_params: parameters after, at most.
         max_error: weight error of every matrix, at most; between 0 and 1.
         max_activation_error: activation error of every matrix on sample inputs, at most; likewise.
-        of: what the ratio and the parameters are those of.
+        of: what the ratio, the parameters and the bytes are those of.
+        max_bytes: bytes after, at most: of the chosen matrices with ``"matrices"`` or ``"bytes"``, else of the file.
 
     Raises:
         BTCompressError: nothing is wished for, a size is given in two ways, or a number is out of range.
@@ -34,26 +35,42 @@ class Wish:
     max_error: float | None = None
     of: Of = "matrices"
     max_activation_error: float | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
             raise BTCompressError(f"of must be one of {', '.join(get_args(Of))}, but {self.of!r} was given.")
-        sizes, errors = (self.target_ratio, self.max_params), (self.max_error, self.max_activation_error)
-        if all(each is None for each in (*sizes, *errors)):
-            raise BTCompressError("nothing is wished for. Give a target ratio, a number of parameters or an error.")
+        sizes = {
+            "a target ratio": self.target_ratio,
+            "a number of parameters": self.max_params,
+            "a number of bytes": self.max_bytes,
+        }
+        given = [what for what, size in sizes.items() if size is not None]
+        errors = (self.max_error, self.max_activation_error)
+        if not given and errors == (None, None):
+            raise BTCompressError(
+                "nothing is wished for. Give a target ratio, a number of parameters or of bytes, or an error."
+            )
         if None not in errors:
             raise BTCompressError(
                 "a largest weight error and a largest activation error were both given. Give one of them: the second "
                 "where there are sample inputs."
             )
-        if self.target_ratio is not None and self.max_params is not None:
-            raise BTCompressError("a target ratio and a number of parameters were both given. Give one of them.")
+        if len(given) > 1:
+            raise BTCompressError(f"{' and '.join(given[:2])} were both given. Give one of them.")
+        if self.max_params is not None and self.of in ("bytes", "file"):
+            raise BTCompressError(
+                f"a number of parameters was given, but of says {self.of}. Give a number of bytes (--max-bytes), or "
+                "the parameters of the matrices or of the model."
+            )
         if self.target_ratio is not None and not (self.target_ratio > 1 and math.isfinite(self.target_ratio)):
             raise BTCompressError(
                 f"the target ratio must be above 1, but {self.target_ratio:g} was given. 20 asks for a twentieth."
             )
         if self.max_params is not None and self.max_params < 1:
             raise BTCompressError(f"the most parameters must be at least 1, but {self.max_params} was given.")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise BTCompressError(f"the most bytes must be at least 1, but {self.max_bytes} was given.")
         for what, error in zip(("weight", "activation"), errors, strict=True):
             if error is not None and not 0 < error < 1:
                 raise BTCompressError(
