@@ -41,54 +41,31 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     """Print the form and the bits that each matrix gets, and what that costs."""
     console = make_console()
-    headers = [
-        "matrix",
-        "N",
-        "R",
-        "before",
-        "after",
-        "ratio",
-        "stored as",
-        "bytes\nbefore",
-        "bytes\nafter",
-        "bytes\nratio",
-    ]
-    table = NumberTable(headers)
-    for planned in plan.matrices:
-        shape, part = planned.shape, planned.shape.part
+    headers = ["matrix", "N", "R", "before", "after", "ratio", "stored as"]
+    table = NumberTable([*headers, "bytes\nbefore", "bytes\nafter", "bytes\nratio"])
+    rows = _matrices_json(checkpoint, plan)
+    for row in rows:
+        size = row["shape"]
+        dense = row["form"] == "dense"
+        orders = [side for side in ("row_order", "column_order") if row[side]]
         table.add_row(
-            form_lines(
-                planned.name,
-                (shape.out_size, shape.in_size),
-                part.out_modes,
-                part.in_modes,
-                shape.gates,
-                part.core,
-                part.order_sizes,
-            ),
-            str(part.n_blocks),
-            rank_text(part.ranks),
-            f"{shape.dense_params:,}",
-            f"{shape.n_params:,}",
-            ratio_text(shape.ratio),
-            *_bytes_cells(stored_json(checkpoint, planned)),
+            [row["name"], f"  {size[0]} x {size[1]}", "  dense"]
+            if dense
+            else form_lines(row["name"], size, row["out_modes"], row["in_modes"], row["gates"], row["core"], orders),
+            "" if dense else str(row["cp_rank"]),
+            "" if dense else rank_text(row["tucker_ranks"]),
+            f"{row['params_before']:,}",
+            f"{row['params_after']:,}",
+            ratio_text(row["weights_ratio"]),
+            row["precision"],
+            size_text(row["bytes_before"]),
+            size_text(row["bytes_after"]),
+            ratio_text(row["bytes_ratio"]),
         )
-    for rounded in plan.rounded:
-        rows, columns = rounded.size
-        table.add_row(
-            [rounded.name, f"  {rows} x {columns}", "  dense"],
-            *("", "", f"{rows * columns:,}", f"{rows * columns:,}", ratio_text(1)),
-            *_bytes_cells(stored_json(checkpoint, rounded)),
-        )
-    if plan.matrices or plan.rounded:
+    if rows:
         show_table(console, table)
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
     show_list(console, "Note", (*checkpoint.notices, *plan.notices))
-
-
-def _bytes_cells(stored: dict[str, Any]) -> tuple[str, ...]:
-    before, after = stored["bytes_before"], stored["bytes_after"]
-    return stored["precision"], size_text(before), size_text(after), ratio_text(before / after)
 
 
 def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -112,10 +89,7 @@ def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
             for lstm in plan.lstms
         ],
         "others": [{"name": other.name, "kind": other.kind, "reason": other.reason} for other in plan.others],
-        "matrices": [
-            *(form_json(each.name, each.shape) | stored_json(checkpoint, each) for each in plan.matrices),
-            *(_dense_json(each) | stored_json(checkpoint, each) for each in plan.rounded),
-        ],
+        "matrices": _matrices_json(checkpoint, plan),
         "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
         "notices": [*checkpoint.notices, *plan.notices],
     }
@@ -141,33 +115,44 @@ def form_json(name: str, shape: MatrixShape) -> dict[str, Any]:
     }
 
 
+def _matrices_json(checkpoint: Checkpoint, plan: Plan) -> list[dict[str, Any]]:
+    """The form and the bits that each matrix gets, in the order of the checkpoint."""
+    places = {name: n for n, name in enumerate(checkpoint.tensors)}
+    rows = [form_json(each.name, each.shape) | _stored_json(checkpoint, each, each.shape) for each in plan.matrices]
+    rows += [_dense_json(each) | _stored_json(checkpoint, each, None) for each in plan.rounded]
+    return sorted(rows, key=lambda row: places[row["name"]])
+
+
 def _dense_json(rounded: PlannedRounding) -> dict[str, Any]:
-    """The same of a matrix that stays dense, which has no modes and ranks."""
+    """As :func:`form_json` has it, of a matrix that stays dense, which has no modes and ranks."""
     rows, columns = rounded.size
+    form = {"in_modes": [], "out_modes": [], "gates": "fused", "cp_rank": 0, "tucker_ranks": [], "core": "none"}
     params = {"params_before": rows * columns, "params_after": rows * columns, "weights_ratio": 1.0}
-    return {"name": rounded.name, "shape": [rows, columns], **params}
+    return {"name": rounded.name, "shape": [rows, columns], **form, "row_order": False, "column_order": False, **params}
 
 
-def stored_json(checkpoint: Checkpoint, planned: PlannedMatrix | PlannedRounding) -> dict[str, Any]:
-    """The stable JSON form of how a matrix will be stored, and of the bytes that it takes before and after."""
+def _stored_json(
+    checkpoint: Checkpoint, planned: PlannedMatrix | PlannedRounding, shape: MatrixShape | None
+) -> dict[str, Any]:
+    """How a matrix, or the block terms of this shape in its place, will be stored, and in how many bytes."""
     # Here, since the help of the commands is shown without torch.
     import torch
 
     from btcompress.packing import bytes_of, precision_text
-    from btcompress.plan import PlannedMatrix
 
     matrix = checkpoint.tensors[planned.name]
     precision = planned.precision or matrix.dtype
-    if isinstance(planned, PlannedMatrix):
-        form, part = "block_terms", planned.shape.part
-        n_bytes = sum(bytes_of(shape, precision) for shape in part.tensor_shapes)
-        n_bytes += sum(part.order_sizes.values()) * torch.int32.itemsize
-        n_bytes *= planned.shape.n_parts
+    if shape is None:
+        n_bytes = bytes_of(tuple(matrix.shape), precision)
     else:
-        form, n_bytes = "dense", bytes_of(planned.size, precision)
+        of_numbers = sum(bytes_of(size, precision) for size in shape.part.tensor_shapes)
+        n_bytes = shape.n_parts * (of_numbers + sum(shape.part.order_sizes.values()) * torch.int32.itemsize)
+    n_before = matrix.numel() * matrix.itemsize
     return {
-        "form": form,
+        "form": "dense" if shape is None else "block_terms",
+        "dtype": precision_text(matrix.dtype),
         "precision": precision_text(precision),
-        "bytes_before": matrix.numel() * matrix.itemsize,
+        "bytes_before": n_before,
         "bytes_after": n_bytes,
+        "bytes_ratio": n_before / max(n_bytes, 1),
     }
