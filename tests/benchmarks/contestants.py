@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 from decisions import measured
+from stored_bytes import names_of, stored_bytes
 from torch import Tensor, nn
 
 from btcompress import FactorizeStep, SampleInputs, compress
 from btcompress.calibration import gather_samples
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry, read
-from btcompress.checkpoint.compressed import part_names
 from btcompress.finetune.data import Data, open_data
 from btcompress.finetune.networks import Recurrent, choose_dense_lstm, student_of, teacher_of
 from btcompress.fit import Samples
@@ -166,14 +166,14 @@ def low_rank_halved(job: Job) -> Smaller:
     """Twice as many parameters, rounded to float16 once they are calibrated."""
     step = FactorizeStep(matrices=KINDS, target_ratio=job.ratio / 2, calibration=job.calibration, seed=job.seed)
     found = compress(job.weights, step)
-    terms = {name for key in found.matrices for names in part_names(key, found.matrices[key].shape) for name in names}
+    terms = {name for key in found.matrices for name in names_of(found, key)}
     tensors = {
         name: tensor.half().float() if name in terms and tensor.is_floating_point() else tensor
         for name, tensor in found.tensors.items()
     }
     halved = replace(found, tensors=tensors)
     whole = _compressed(job, halved, "float16")
-    return replace(whole, n_bytes=sum(_n_bytes(found, key, 2) for key in job.matrices))
+    return replace(whole, n_bytes=stored_bytes(found, job.matrices, torch.float16))
 
 
 def ours(job: Job) -> Smaller:
@@ -188,39 +188,20 @@ def ours_on_the_weights(job: Job) -> Smaller:
 
 
 def _compressed(job: Job, found: CompressedCheckpoint, precision: str | None = None) -> Smaller:
-    n_bytes = sum(_n_bytes(found, key) for key in job.matrices)
-    return Smaller(student_of(found, job.entry), n_bytes, ", ".join(_forms(found, job, precision)))
+    return Smaller(
+        student_of(found, job.entry), stored_bytes(found, job.matrices), ", ".join(_forms(found, job, precision))
+    )
 
 
 def _forms(found: CompressedCheckpoint, job: Job, precision: str | None) -> list[str]:
     forms = []
     for key in job.matrices:
-        stored = found.stored.get(_names(found, key)[0])
+        stored = found.stored.get(names_of(found, key)[0])
         how = str(stored.integers) if isinstance(stored, Packed) else str(stored or precision).removeprefix("torch.")
         shape = found.matrices[key].shape if key in found.matrices else None
         what = "dense" if shape is None else f"N={shape.part.n_blocks} R={','.join(map(str, shape.part.ranks))}"
         forms.append(f"{what} {how}")
     return forms
-
-
-def _names(found: CompressedCheckpoint, key: str) -> list[str]:
-    if key not in found.matrices:
-        return [key]
-    return [name for names in part_names(key, found.matrices[key].shape) for name in names]
-
-
-def _n_bytes(found: CompressedCheckpoint, key: str, itemsize: int | None = None) -> int:
-    """Bytes that a matrix takes in the file, or would with floats of so many bytes."""
-    total = 0
-    for name in _names(found, key):
-        tensor, stored = found.tensors[name], found.stored.get(name)
-        if isinstance(stored, Packed):
-            total += stored.n_bytes
-        elif tensor.is_floating_point():
-            total += tensor.numel() * (itemsize or (tensor.dtype if stored is None else stored).itemsize)
-        else:
-            total += tensor.nbytes
-    return total
 
 
 #: By name; each is measured at the ratios that it can be asked for.
