@@ -136,17 +136,12 @@ def _stored_json(
 ) -> dict[str, Any]:
     """How a matrix, or the block terms of this shape in its place, will be stored, and in how many bytes."""
     # Here, since the help of the commands is shown without torch.
-    import torch
-
     from btcompress.packing import bytes_of, precision_text
+    from btcompress.pricing.curves import form_bytes
 
     matrix = checkpoint.tensors[planned.name]
     precision = planned.precision or matrix.dtype
-    if shape is None:
-        n_bytes = bytes_of(tuple(matrix.shape), precision)
-    else:
-        of_numbers = sum(bytes_of(size, precision) for size in shape.part.tensor_shapes)
-        n_bytes = shape.n_parts * (of_numbers + sum(shape.part.order_sizes.values()) * torch.int32.itemsize)
+    n_bytes = bytes_of(matrix.shape, precision) if shape is None else form_bytes(shape, precision)
     n_before = matrix.numel() * matrix.itemsize
     return {
         "form": "dense" if shape is None else "block_terms",
