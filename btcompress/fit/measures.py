@@ -44,6 +44,24 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtyp
     return math.sqrt(missed / total) if math.isfinite(missed) else math.inf
 
 
+def dense_error(matrix: Tensor, given: Tensor) -> float:
+    """The same of a dense ``W'``, by chunks of rows: of a matrix that is rounded.
+
+    Args:
+        matrix: ``W``, shape ``(J, I)``.
+        given: ``W'``, likewise.
+    """
+    scale = largest(matrix) or 1.0
+    missed = total = 0.0
+    for rows, own in zip(chunks_across(matrix), chunks_across(given), strict=True):
+        wanted = rows.to(torch.float64) / scale
+        missed += float((own.to(torch.float64) / scale - wanted).square_().sum())
+        total += float(wanted.square_().sum())
+    if total == 0:
+        return math.inf if missed else 0.0
+    return math.sqrt(missed / total)
+
+
 def low_rank_errors(matrix: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Weight error of the truncated SVD of each rank ``1 .. min(J, I)``, float64; of zeros for a zero matrix.
 
