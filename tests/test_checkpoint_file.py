@@ -554,7 +554,7 @@ FORGED = {
     "deep JSON": (lambda about: "[" * 100_000, "cannot be read"),
     "a huge number": (lambda about: '{"version": ' + "9" * 5000 + "}", "more digits"),
     "no object": (lambda about: "[]", "Expected `object`"),
-    "a later version": (put("version", value=4), "has format version 4.*Update btcompress"),
+    "a later version": (put("version", value=5), "has format version 5.*Update btcompress"),
     "no such core": (put(*M, "core", value="round"), f"{W} is not in order.*core"),
     "a core that is a number": (put(*M, "core", value=3), f"{W} is not in order.*core"),
     "an identity core of several blocks": (put(*M, "core", value="identity"), "one block of order 2"),

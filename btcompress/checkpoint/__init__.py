@@ -1,9 +1,10 @@
 """The only door to weight files: dense checkpoints in, compressed ones in and out, layers found by name."""
 
 from btcompress.checkpoint.atomic import check_target, claimed, replacing
-from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
+from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
 from btcompress.checkpoint.linear import LinearEntry, find_linear
 from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
+from btcompress.checkpoint.others import others_stored_as
 from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
 from btcompress.checkpoint.recognise import is_compressed
 from btcompress.checkpoint.source import Source, digest
@@ -17,6 +18,7 @@ __all__ = [
     "LSTMEntry",
     "LinearEntry",
     "OtherRecurrent",
+    "RoundedMatrix",
     "Source",
     "check_storable",
     "check_target",
@@ -27,6 +29,7 @@ __all__ = [
     "from_state_dict",
     "is_compressed",
     "natural_key",
+    "others_stored_as",
     "read",
     "read_compressed",
     "replacing",

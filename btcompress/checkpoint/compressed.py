@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
+from btcompress.checkpoint.precisions import Stored, bytes_in_file, check_stored, precision, values_of
 from btcompress.checkpoint.reader import Checkpoint
 from btcompress.checkpoint.source import Source
-from btcompress.checkpoint.tensors import count_bytes, count_params
+from btcompress.checkpoint.tensors import count_bytes, count_params, find_aliases, same_bits
 from btcompress.errors import CheckpointError
 from btcompress.memory import require
 from btcompress.packing import Packed, Precision
@@ -55,6 +56,17 @@ class RoundedMatrix:
     precision: Precision
     weight_error: float
 
+    @classmethod
+    def of(cls, tensor: Tensor, how: Stored, weight_error: float) -> RoundedMatrix:
+        """What there is to say of a dense matrix that is stored so.
+
+        Raises:
+            CheckpointError: it is no matrix.
+        """
+        if tensor.dim() != 2:
+            raise CheckpointError(f"a tensor of shape {tuple(tensor.shape)} is no matrix, and is not rounded as one.")
+        return cls((tensor.shape[0], tensor.shape[1]), tensor.dtype, precision(how), weight_error)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompressedCheckpoint:
@@ -76,8 +88,8 @@ class CompressedCheckpoint:
             dtype. ``tensors`` has their values, exactly, in the dtype that they stand for.
 
     Raises:
-        CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it, or an order
-            is not one.
+        CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it, an order is not
+            one, or ``rounded`` and ``stored`` are not true of the tensors.
     """
 
     tensors: dict[str, Tensor]
@@ -88,7 +100,7 @@ class CompressedCheckpoint:
     notices: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     rounded: dict[str, RoundedMatrix] = field(default_factory=dict)
-    stored: dict[str, Packed | torch.dtype] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         expected = expected_shapes(self.keys, self.matrices)
@@ -106,6 +118,9 @@ class CompressedCheckpoint:
                     f"{self.source.name}, compressed: {name} has shape {tuple(tensor.shape)} and dtype "
                     f"{tensor.dtype}, but floating-point numbers of shape {shape} were expected."
                 )
+        check_stored(f"{self.source.name}, compressed", self.tensors, self.stored)
+        for key, matrix in self.rounded.items():
+            self._check_rounded(key, matrix)
 
     @classmethod
     def of(
@@ -115,8 +130,10 @@ class CompressedCheckpoint:
         parts: Mapping[str, Sequence[BlockTerm]],
         history: Sequence[dict[str, Any]] = (),
         notices: Sequence[str] = (),
+        rounded: Mapping[str, RoundedMatrix] | None = None,
+        stored: Mapping[str, Stored] | None = None,
     ) -> CompressedCheckpoint:
-        """Put block terms in the place of matrices; every other tensor is taken as it is.
+        """Put block terms in the place of matrices; every other tensor is taken as it is, or as it is to be stored.
 
         Args:
             checkpoint: the dense one.
@@ -124,6 +141,9 @@ class CompressedCheckpoint:
             parts: the block terms of each, one, or four for separate gates.
             history: the first steps.
             notices: what to add to the checkpoint's own.
+            rounded: the matrices that stay dense in fewer bits, by key.
+            stored: how tensors are stored that are not stored as they are, by name; their values, and those of tensors
+                tied to them, become what is left of them so.
         """
         tensors: dict[str, Tensor] = {}
         for key, tensor in checkpoint.tensors.items():
@@ -132,7 +152,7 @@ class CompressedCheckpoint:
                 continue
             for names, part in zip(part_names(key, matrices[key].shape), parts[key], strict=True):
                 tensors.update(zip(names, (*part.tensors, *part.orders), strict=True))
-        return cls(
+        plain = cls(
             tensors,
             dict(matrices),
             tuple(checkpoint.tensors),
@@ -141,11 +161,28 @@ class CompressedCheckpoint:
             (*checkpoint.notices, *notices),
             checkpoint.files,
         )
+        return plain.with_tensors(stored=stored, rounded=rounded) if stored or rounded else plain
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The keys of all matrices that are block terms, or rounded, in the checkpoint's order."""
+        return tuple(key for key in self.keys if key in self.matrices or key in self.rounded)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The keys of all tensors that were not chosen, nor are one with a matrix that was rounded to integers."""
+        taken = {*self.chosen, *(name for name, how in self.stored.items() if isinstance(how, Packed))}
+        return tuple(key for key in self.keys if key not in taken)
 
     @property
     def n_params(self) -> int:
         """Entries of all tensors, tied ones counted once."""
         return count_params(self.tensors)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors as stored, tied ones counted once."""
+        return self._bytes_of(self.tensors)
 
     @property
     def dense_bytes(self) -> int:
@@ -156,6 +193,32 @@ class CompressedCheckpoint:
         tied = max(count_params(kept) + sum(n for n, _ in sizes) - self.source.n_params, 0)
         widest = max((size for _, size in sizes), default=0)
         return count_bytes(kept) + sum(n * size for n, size in sizes) - tied * widest
+
+    def bytes_of_matrix(self, key: str) -> int:
+        """Bytes, as stored, of what stands for one chosen matrix: cores, factors and orders, or the matrix rounded.
+
+        What is one and the same tensor counts once, and in full where other matrices have it as well.
+        """
+        return self._bytes_of(self._names_of(key))
+
+    def precisions_of_matrix(self, key: str) -> tuple[Precision, ...]:
+        """How the numbers of one chosen matrix are stored: each precision once, that of the most numbers first."""
+        counts: dict[Precision, int] = {}
+        for name in self._names_of(key):
+            tensor, how = self.tensors[name], self.stored.get(name)
+            if tensor.is_floating_point():  # orders are no numbers of it
+                kind = tensor.dtype if how is None else precision(how)
+                counts[kind] = counts.get(kind, 0) + tensor.numel()
+        return tuple(sorted(counts, key=lambda kind: -counts[kind]))
+
+    def is_same_but_for_precision(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor that was not chosen is this one of the dense checkpoint, rounded to what it is stored as.
+
+        Bit for bit; where it is stored as it is, that means the very same.
+        """
+        how = self.stored.get(name)
+        rounds = isinstance(how, torch.dtype) and tensor.is_floating_point()
+        return same_bits(self.tensors[name], values_of(tensor, how) if rounds and how is not None else tensor)
 
     def parts(self, key: str) -> tuple[BlockTerm, ...]:
         """The block terms of a factorized matrix, stacked by rows: one, or one for each gate i, f, g, o."""
@@ -187,14 +250,86 @@ class CompressedCheckpoint:
                 outline[key] = torch.empty(size, dtype=matrix.dtype, device="meta")
         return outline
 
-    def with_step(self, step: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> CompressedCheckpoint:
+    def with_step(
+        self,
+        step: dict[str, Any],
+        tensors: Mapping[str, Tensor] | None = None,
+        stored: Mapping[str, Stored | None] | None = None,
+    ) -> CompressedCheckpoint:
         """The same after one more step, with the tensors that it changed.
 
         Args:
             step: what was done, a JSON object.
-            tensors: new values by name; all others stay.
+            tensors: as for :meth:`with_tensors`.
+            stored: likewise.
+
+        Raises:
+            CheckpointError: likewise.
         """
-        return replace(self, tensors={**self.tensors, **(tensors or {})}, history=(*self.history, step))
+        changed, kept = self._changed(tensors, stored)
+        return replace(self, tensors=changed, stored=kept, history=(*self.history, step))
+
+    def with_tensors(
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        stored: Mapping[str, Stored | None] | None = None,
+        rounded: Mapping[str, RoundedMatrix] | None = None,
+    ) -> CompressedCheckpoint:
+        """The same with other tensors, or with tensors stored otherwise.
+
+        Args:
+            tensors: new values by name; all others stay.
+            stored: how tensors are stored from now on, by name; None for one that is stored as it is. Where no new
+                values are given, those of the tensor and of all that are tied to it become what is left of them so.
+            rounded: matrices that are rounded from now on, or were measured anew, by key.
+
+        Raises:
+            CheckpointError: a tensor has new values, but what is said to be stored of it has others.
+        """
+        changed, kept = self._changed(tensors, stored)
+        return replace(self, tensors=changed, stored=kept, rounded={**self.rounded, **(rounded or {})})
+
+    def _changed(
+        self, tensors: Mapping[str, Tensor] | None, stored: Mapping[str, Stored | None] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Stored]]:
+        """All tensors, and how they are stored, once these are changed."""
+        changed, given = dict(tensors or {}), dict(stored or {})
+        before = _tied(self.tensors) if given else {}
+        for name, how in given.items():
+            if how is not None and name in self.tensors and name not in (tensors or {}):
+                value = values_of(self.tensors[name], how)
+                changed |= {other: value for other in before[name] if other not in (tensors or {})}
+        merged = {**self.tensors, **changed}
+        after = _tied(merged) if given else {}
+        follow = {other: how for name, how in given.items() for other in after.get(name, ())}
+        kept = {name: how for name, how in {**self.stored, **follow, **given}.items() if how is not None}
+        return merged, kept
+
+    def _names_of(self, key: str) -> tuple[str, ...]:
+        """The names of all tensors that stand for a chosen matrix."""
+        if key in self.rounded:
+            return (key,)
+        return tuple(name for names in part_names(key, self.matrices[key].shape) for name in names)
+
+    def _bytes_of(self, names: Iterable[str]) -> int:
+        own = {name: self.tensors[name] for name in names}
+        aliases = find_aliases(own)
+        return sum(bytes_in_file(own[name], self.stored.get(name)) for name in own if name not in aliases)
+
+    def _check_rounded(self, key: str, matrix: RoundedMatrix) -> None:
+        where = f"{self.source.name}, compressed: {key}"
+        obstacles = {
+            "is block terms": key in self.matrices,
+            "is not a key of the checkpoint": key not in self.keys,
+            "is stored as it is": key not in self.stored,
+        }
+        if why := [why for why, holds in obstacles.items() if holds]:
+            raise CheckpointError(f"{where} is said to be a rounded matrix, but {why[0]}.")
+        true = RoundedMatrix.of(self.tensors[key], self.stored[key], matrix.weight_error)
+        fields = ("shape", "dtype", "precision")
+        if wrong := [name for name in fields if getattr(matrix, name) != getattr(true, name)]:
+            said, found = (getattr(each, wrong[0]) for each in (matrix, true))
+            raise CheckpointError(f"{where} is said to have {wrong[0]} {said}, but has {found}.")
 
     def _dense(self, key: str) -> Tensor:
         matrix = self.matrices[key]
@@ -251,6 +386,15 @@ def expected_shapes(keys: Sequence[str], matrices: Mapping[str, CompressedMatrix
             raise CheckpointError(f"two tensors would be named {min(clash)}. Rename one in the dense checkpoint.")
         expected.update(shapes)
     return expected
+
+
+def _tied(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """For each tensor the names of all that are one with it, its own among them."""
+    aliases = find_aliases(tensors)
+    groups: dict[str, list[str]] = {}
+    for name in tensors:
+        groups.setdefault(aliases.get(name, name), []).append(name)
+    return {name: tuple(group) for group in groups.values() for name in group}
 
 
 def _check_order(where: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:

@@ -12,15 +12,31 @@ import msgspec
 import torch
 from torch import Tensor
 
-from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix
-from btcompress.checkpoint.schema import STEPS, Description, MatrixRecord, Step, Versioned
+from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
+from btcompress.checkpoint.precisions import Stored
+from btcompress.checkpoint.schema import (
+    STEPS,
+    Description,
+    FloatsRecord,
+    IntegersRecord,
+    MatrixRecord,
+    RoundedRecord,
+    Step,
+    Versioned,
+)
 from btcompress.checkpoint.source import Source
+from btcompress.checkpoint.storage import Record, from_file, to_record
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.shapes import MatrixShape
 from btcompress.text import valid_values
 
-#: A file is of the first version that can describe it: one without identity cores and orders of version 1.
-_VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS = 1, 2, 3
+#: A file is of the first version that can describe it; what each of them brought.
+_VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS, _VERSION_WITH_PRECISIONS = 1, 2, 3, 4
+_BROUGHT = {
+    _VERSION_WITH_IDENTITY_CORES: "identity cores",
+    _VERSION_WITH_ORDERS: "orders of rows or columns",
+    _VERSION_WITH_PRECISIONS: "tensors in fewer bits",
+}
 
 #: More digits than the largest floating-point number has; other readers of JSON would choke on them.
 _ENDLESS_NUMBER = re.compile(r"[0-9]{400}")
@@ -39,7 +55,7 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
         CheckpointError: it says a number that is not finite.
     """
     source = compressed.source
-    description = {
+    description: dict[str, Any] = {
         "version": _version_for(compressed),
         "keys": list(compressed.keys),
         "matrices": {key: _encode_matrix(matrix) for key, matrix in compressed.matrices.items()},
@@ -53,6 +69,13 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
         "history": valid_values(compressed.history),
         "notices": valid_values(compressed.notices),
     }
+    if compressed.stored:
+        description["precisions"] = {
+            name: to_record(compressed.tensors[name], how)
+            for name, how in compressed.stored.items()
+            if name not in aliases
+        }
+        description["rounded"] = {key: _encode_rounded(matrix) for key, matrix in compressed.rounded.items()}
     try:
         text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
         # What could not be read again is not written.
@@ -65,19 +88,20 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
     return text
 
 
-def decode(text: str, stored: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
+def decode(text: str, found: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
     """The result that a description and the tensors beside it make.
 
     Args:
         text: the JSON of :func:`encode`.
-        stored: the tensors in the file.
+        found: the tensors in the file.
         path: the file.
 
     Raises:
         CheckpointError: the text is no such description, from a later version, or does not fit the tensors.
+        MemoryLimitError: the values of what is stored in fewer bits need more memory than there is.
     """
     try:
-        return _decode(_checked(text), stored, path)
+        return _decode(_checked(text), found, path)
     except (CheckpointError, ShapeError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{path} cannot be read as a compressed checkpoint: {error}") from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -95,10 +119,10 @@ def _checked(text: str) -> Description:
         raise CheckpointError("it holds a number of more digits than any number has. Make the file again.")
     data = text.encode()
     version = msgspec.json.decode(data, type=Versioned).version
-    if not _VERSION <= version <= _VERSION_WITH_ORDERS:
+    if not _VERSION <= version <= _VERSION_WITH_PRECISIONS:
         raise CheckpointError(
             f"it has format version {version}, and this btcompress reads versions {_VERSION} to "
-            f"{_VERSION_WITH_ORDERS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
+            f"{_VERSION_WITH_PRECISIONS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
         )
     description = msgspec.json.decode(data, type=Description)
     for number, step in enumerate(description.history, 1):
@@ -116,6 +140,8 @@ def _converted(value: object, kind: type[_T], what: str) -> _T:
 
 
 def _version_for(compressed: CompressedCheckpoint) -> int:
+    if compressed.stored:
+        return _VERSION_WITH_PRECISIONS
     if any(matrix.shape.part.order_sizes for matrix in compressed.matrices.values()):
         return _VERSION_WITH_ORDERS
     has_identity = any(matrix.shape.part.core == "identity" for matrix in compressed.matrices.values())
@@ -132,26 +158,51 @@ def _encode_matrix(matrix: CompressedMatrix) -> dict[str, Any]:
     }
 
 
-def _decode(description: Description, stored: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
+def _encode_rounded(matrix: RoundedMatrix) -> dict[str, Any]:
+    """What the tensor and its precision do not say."""
+    return {"weight_error": float(matrix.weight_error)}
+
+
+def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
     source = description.source
+    records = {name: _decode_precision(name, value) for name, value in description.precisions.items()}
+    tensors, stored = from_file(found, records)
+    tensors = _tied(tensors, description.aliases)
+    stored |= {alias: stored[name] for alias, name in description.aliases.items() if name in stored}
     compressed = CompressedCheckpoint(
-        _tied(stored, description.aliases),
+        tensors,
         {key: _decode_matrix(key, matrix) for key, matrix in description.matrices.items()},
         tuple(description.keys),
         Source(source.name, source.n_bytes, source.sha256, source.n_params),
         tuple(description.history),
         tuple(description.notices),
         (path.resolve(),),
+        {key: _decode_rounded(key, value, tensors, stored) for key, value in description.rounded.items()},
+        stored,
     )
     if description.version < (needed := _version_for(compressed)):
-        what = "orders of rows or columns" if needed == _VERSION_WITH_ORDERS else "identity cores"
-        raise CheckpointError(f"it has format version {description.version}, in which there are no {what}.")
+        raise CheckpointError(f"it has format version {description.version}, in which there are no {_BROUGHT[needed]}.")
     dense = sum(tensor.numel() for tensor in compressed.outline().values())
     if source.n_params > dense:
         raise CheckpointError(
             f"its source is said to have {source.n_params:,} parameters, but its keys have {dense:,}."
         )
     return compressed
+
+
+def _decode_precision(name: str, value: dict[str, Any]) -> Record:
+    what = f"the precision of {name}"
+    return _converted(value, IntegersRecord, what) if "bits" in value else _converted(value, FloatsRecord, what)
+
+
+def _decode_rounded(
+    key: str, value: dict[str, Any], tensors: Mapping[str, Tensor], stored: Mapping[str, Stored]
+) -> RoundedMatrix:
+    record = _converted(value, RoundedRecord, f"what is said of the rounded {key}")
+    if key not in stored or tensors[key].dim() != 2:
+        why = "is no matrix" if key in stored else "has no precision of its own"
+        raise CheckpointError(f"{key} is said to be a rounded matrix, but {why}.")
+    return RoundedMatrix.of(tensors[key], stored[key], record.weight_error)
 
 
 def _decode_matrix(key: str, value: dict[str, Any]) -> CompressedMatrix:
@@ -168,12 +219,12 @@ def _decode_matrix(key: str, value: dict[str, Any]) -> CompressedMatrix:
     return CompressedMatrix(shape, dtype, record.weight_error, record.svd_rank, record.svd_error)
 
 
-def _tied(stored: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+def _tied(found: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
     """All tensors by name, those that are stored under another name included."""
-    tensors = dict(stored)
+    tensors = dict(found)
     for alias, name in aliases.items():
         # Only stored tensors may be named, so aliases can form no chain and no circle.
-        if alias in stored or name not in stored:
+        if alias in found or name not in found:
             raise CheckpointError(f"{alias!r} cannot be another name of {name!r}.")
-        tensors[alias] = stored[name]
+        tensors[alias] = found[name]
     return tensors

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from btcompress.packing import LEAST_BITS, LEAST_GROUP, MOST_BITS, MOST_GROUP
 from btcompress.results import CalibrationReport, FineTuneReport, LeftDense
 from btcompress.shapes import MAX_ORDER, MAX_SIZE, Core, Gates
 
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 Sizes = Annotated[list[Size], Meta(min_length=1, max_length=MAX_ORDER)]
+#: A stack of blocks has one axis more than modes.
+Axes = Annotated[list[Size], Meta(min_length=1, max_length=MAX_ORDER + 1)]
 #: JSON has no number that is not finite.
 Error = Annotated[float, Meta(ge=0)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -52,8 +55,34 @@ class MatrixRecord(Struct):
     column_order: bool = False
 
 
+class IntegersRecord(Struct):
+    """A tensor that is stored as integers."""
+
+    bits: Annotated[int, Meta(ge=LEAST_BITS, le=MOST_BITS)]
+    group: Annotated[int, Meta(ge=LEAST_GROUP, le=MOST_GROUP)]
+    shape: Axes
+    dtype: Literal["float64", "float32", "float16", "bfloat16"]
+
+
+class FloatsRecord(Struct):
+    """A tensor that is stored in floats of fewer bytes."""
+
+    stored: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float64", "float32"]
+
+
+class RoundedRecord(Struct):
+    """A matrix that was chosen and stays dense in fewer bits."""
+
+    weight_error: Error
+
+
 class Description(Struct):
-    """Everything that a header says of a result; each matrix is a :class:`MatrixRecord`, each step a :class:`Step`."""
+    """Everything that a header says of a result.
+
+    Each matrix is a :class:`MatrixRecord`, each step a :class:`Step`, each rounded matrix a :class:`RoundedRecord`, and
+    each precision an :class:`IntegersRecord` where it has bits, or else a :class:`FloatsRecord`.
+    """
 
     version: int
     keys: list[str]
@@ -62,6 +91,8 @@ class Description(Struct):
     source: SourceRecord
     history: list[dict[str, Any]]
     notices: list[str]
+    precisions: dict[str, dict[str, Any]] = {}
+    rounded: dict[str, dict[str, Any]] = {}
 
 
 class Step(Struct):

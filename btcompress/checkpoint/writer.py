@@ -12,8 +12,10 @@ from torch import Tensor
 from btcompress.checkpoint import metadata
 from btcompress.checkpoint.atomic import check_target, replacing
 from btcompress.checkpoint.compressed import CompressedCheckpoint
+from btcompress.checkpoint.precisions import same_stored
 from btcompress.checkpoint.recognise import METADATA_KEY, recognise
 from btcompress.checkpoint.safetensorsfiles import differing, read_tensors, write_tensors
+from btcompress.checkpoint.storage import to_file
 from btcompress.checkpoint.tensors import find_aliases, plain_tensor
 from btcompress.errors import CheckpointError, OutputError
 
@@ -45,10 +47,13 @@ def write(
     path = Path(path)
     check_target(path, force=force or again, inputs=compressed.files)
     header, stored = _described(compressed)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        tensors |= to_file(name, tensor, compressed.stored.get(name))
     with replacing(path) as temporary:
-        digests = write_tensors(temporary, stored, header)
+        digests = write_tensors(temporary, tensors, header)
         found = read_compressed(temporary)
-        if changed := differing(temporary, digests) or (found.matrices != compressed.matrices and ["its description"]):
+        if changed := differing(temporary, digests) or _misread(found, compressed):
             raise _changed(path, changed[0])
         if check is not None:
             check(found)
@@ -77,6 +82,14 @@ def write_dense(tensors: Mapping[str, Tensor], path: Path, *, force: bool = Fals
             raise _changed(path, changed[0])
 
 
+def _misread(found: CompressedCheckpoint, compressed: CompressedCheckpoint) -> list[str]:
+    """What was read of the same bytes otherwise than it was written."""
+    if (found.matrices, found.rounded) != (compressed.matrices, compressed.rounded):
+        return ["its description"]
+    names = {**found.stored, **compressed.stored}
+    return [name for name in names if not same_stored(found.stored.get(name), compressed.stored.get(name))]
+
+
 def _changed(path: Path, what: str) -> OutputError:
     return OutputError(
         f"{path} could not be written: {what} came back from the disk other than it was written. Try another disk; "
@@ -95,7 +108,7 @@ def check_storable(compressed: CompressedCheckpoint) -> None:
 
 
 def _described(compressed: CompressedCheckpoint) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header of a result's file, and the tensors to store in it."""
+    """The header of a result's file, and the tensors to store in it, with the values that they stand for."""
     aliases = find_aliases(compressed.tensors)
     stored = {name: plain_tensor(name, value) for name, value in compressed.tensors.items() if name not in aliases}
     return {METADATA_KEY: metadata.encode(compressed, aliases)}, stored

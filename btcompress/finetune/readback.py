@@ -6,17 +6,18 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
 from btcompress.errors import OutputError
-from btcompress.finetune.networks import is_factorized, student_of
+from btcompress.finetune.networks import student_of
 
 _N_SEQUENCES, _N_STEPS = 2, 3
 
 
 def check_same_outputs(compressed: CompressedCheckpoint, again: CompressedCheckpoint) -> None:
-    """Run every LSTM and every linear layer with block terms on random inputs, as it is and as it was read back.
+    """Run every LSTM and every linear layer with a chosen matrix on random inputs, as it is and as it was read back.
 
     Args:
         compressed: the result in memory.
@@ -37,16 +38,21 @@ def check_same_outputs(compressed: CompressedCheckpoint, again: CompressedCheckp
 @torch.no_grad()
 def _outputs(compressed: CompressedCheckpoint) -> Iterator[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    rest = dict(compressed.matrices)
+    rest = set(compressed.chosen)
     for entry in find_recurrent(compressed.outline()):
-        if isinstance(entry, LSTMEntry) and is_factorized(compressed, entry):
+        if isinstance(entry, LSTMEntry) and not rest.isdisjoint(entry.matrix_keys):
             student = student_of(compressed, entry).eval()
             dtype = next(student.parameters()).dtype
             x = torch.randn(_N_SEQUENCES, _N_STEPS, entry.input_size, generator=generator, dtype=dtype)
             yield entry.name, student(x)[0]
-            rest = {key: matrix for key, matrix in rest.items() if key not in entry.matrix_keys}
-    for key, matrix in sorted(rest.items()):
-        x = torch.randn(_N_SEQUENCES, matrix.shape.in_size, generator=generator)
+            rest -= {*entry.matrix_keys}
+    for key in sorted(rest):
+        rounded = compressed.rounded.get(key)
+        n_inputs = compressed.matrices[key].shape.in_size if rounded is None else rounded.shape[1]
+        x = torch.randn(_N_SEQUENCES, n_inputs, generator=generator)
+        if rounded is not None:
+            yield key, linear(x, compressed.tensors[key].to(x.dtype, copy=True))
+            continue
         # In memory of their own, as modules have it: products depend in their last digits on where numbers lie.
         parts = (
             BlockTerm.of(part.shape, [tensor.to(x.dtype, copy=True) for tensor in part.tensors], part.orders)

@@ -292,8 +292,7 @@ class _Fitter:
         scales = [largest(rows) for rows in gates]
         #: The core of each gate; none of one that is all zeros.
         self._of_gates = [
-            SortedCore(rows, part, scale, device) if scale else None
-            for rows, scale in zip(gates, scales, strict=True)
+            SortedCore(rows, part, scale, device) if scale else None for rows, scale in zip(gates, scales, strict=True)
         ]
         self._cores = [core for core in self._of_gates if core is not None]
         self._total = math.hypot(*(core.norm for core in self._cores))
