@@ -11,7 +11,7 @@ from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
 from btcompress.checkpoint.compressed import RoundedMatrix, part_names
 from btcompress.checkpoint.precisions import Stored, values_of
 from btcompress.errors import BTCompressError
-from btcompress.fit import Samples, dense_error, fed_back, nearest, obstacle_to_integers, round_parts, weight_error
+from btcompress.fit import Samples, difference_error, fed_back, nearest, obstacle_to_integers, round_parts, weight_error
 from btcompress.packing import Integers, Precision
 
 #: Multiplications of feeding errors back, for each row of a matrix and each pair of its columns.
@@ -43,7 +43,7 @@ def in_precision(
     how: Stored = precision  # type: ignore[assignment]
     if isinstance(precision, Integers):
         how = nearest(matrix, precision) if samples is None else fed_back(matrix, precision, samples.inputs)
-    about = RoundedMatrix.of(matrix, how, dense_error(matrix, values_of(matrix, how)))
+    about = RoundedMatrix.of(matrix, how, difference_error(matrix, values_of(matrix, how)))
     return compressed.with_tensors(stored={key: how}, rounded={key: about})
 
 
@@ -64,7 +64,7 @@ def weighed_anew(compressed: CompressedCheckpoint, dense: Checkpoint) -> Compres
         for key, matrix in compressed.matrices.items()
     }
     rounded = {
-        key: replace(matrix, weight_error=dense_error(dense.tensors[key], compressed.tensors[key]))
+        key: replace(matrix, weight_error=difference_error(dense.tensors[key], compressed.tensors[key]))
         for key, matrix in compressed.rounded.items()
     }
     return replace(compressed, matrices=matrices, rounded=rounded)

@@ -325,8 +325,11 @@ class CompressedCheckpoint:
         }
         if why := [why for why, holds in obstacles.items() if holds]:
             raise CheckpointError(f"{where} is said to be a rounded matrix, but {why[0]}.")
-        if matrix != (true := RoundedMatrix.of(self.tensors[key], self.stored[key], matrix.weight_error)):
-            raise CheckpointError(f"{where} is said to be {matrix}, but is {true}.")
+        true = RoundedMatrix.of(self.tensors[key], self.stored[key], matrix.weight_error)
+        fields = ("shape", "dtype", "precision")
+        if wrong := [name for name in fields if getattr(matrix, name) != getattr(true, name)]:
+            said, found = (getattr(each, wrong[0]) for each in (matrix, true))
+            raise CheckpointError(f"{where} is said to have {wrong[0]} {said}, but has {found}.")
 
     def _dense(self, key: str) -> Tensor:
         matrix = self.matrices[key]

@@ -75,9 +75,7 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
             for name, how in compressed.stored.items()
             if name not in aliases
         }
-        description["rounded"] = {
-            key: {"weight_error": float(matrix.weight_error)} for key, matrix in compressed.rounded.items()
-        }
+        description["rounded"] = {key: _encode_rounded(matrix) for key, matrix in compressed.rounded.items()}
     try:
         text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
         # What could not be read again is not written.
@@ -158,6 +156,11 @@ def _encode_matrix(matrix: CompressedMatrix) -> dict[str, Any]:
         "svd_rank": matrix.svd_rank,
         "svd_error": float(matrix.svd_error),
     }
+
+
+def _encode_rounded(matrix: RoundedMatrix) -> dict[str, Any]:
+    """What the tensor and its precision do not say."""
+    return {"weight_error": float(matrix.weight_error)}
 
 
 def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:

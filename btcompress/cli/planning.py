@@ -83,7 +83,7 @@ def inspect(
     json: JSON = False,
 ) -> None:
     """Show what a checkpoint holds: its LSTMs, and what each matrix would cost at these ranks and bits."""
-    from btcompress import display, plan
+    from btcompress import compression, display
     from btcompress.recipe import FactorizeStep
 
     step = FactorizeStep(
@@ -95,7 +95,7 @@ def inspect(
         container=container,
         strict=strict,
     )
-    weights = opened(model, step)
-    planned = plan.make_plan(weights.dense, step.shapes, matrices=step.matrices)
+    # A result is shown in its dense form as well: all that it holds.
+    dense = compression.Opened(opened(model, step).dense)
     show = display.show_inventory_json if json else display.show_inventory
-    show(weights.dense, planned)
+    show(dense.dense, compression.prepare(dense, step).plan)

@@ -10,8 +10,7 @@ from btcompress.memory import size_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
-    from btcompress.plan import Plan, PlannedMatrix
-    from btcompress.plan.choice import PlannedRounding
+    from btcompress.plan import Plan, PlannedMatrix, PlannedRounding
     from btcompress.shapes import MatrixShape
 
 
@@ -49,11 +48,11 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
         dense = row["form"] == "dense"
         orders = [side for side in ("row_order", "column_order") if row[side]]
         table.add_row(
-            [row["name"], f"  {size[0]} x {size[1]}", "  dense"]
+            [row["name"], f"  {size[0]} x {size[1]}", "  as dense"]
             if dense
             else form_lines(row["name"], size, row["out_modes"], row["in_modes"], row["gates"], row["core"], orders),
-            "" if dense else str(row["cp_rank"]),
-            "" if dense else rank_text(row["tucker_ranks"]),
+            "-" if dense else str(row["cp_rank"]),
+            "-" if dense else rank_text(row["tucker_ranks"]),
             f"{row['params_before']:,}",
             f"{row['params_after']:,}",
             ratio_text(row["weights_ratio"]),
@@ -136,17 +135,12 @@ def _stored_json(
 ) -> dict[str, Any]:
     """How a matrix, or the block terms of this shape in its place, will be stored, and in how many bytes."""
     # Here, since the help of the commands is shown without torch.
-    import torch
-
     from btcompress.packing import bytes_of, precision_text
+    from btcompress.pricing.curves import form_bytes
 
     matrix = checkpoint.tensors[planned.name]
     precision = planned.precision or matrix.dtype
-    if shape is None:
-        n_bytes = bytes_of(tuple(matrix.shape), precision)
-    else:
-        of_numbers = sum(bytes_of(size, precision) for size in shape.part.tensor_shapes)
-        n_bytes = shape.n_parts * (of_numbers + sum(shape.part.order_sizes.values()) * torch.int32.itemsize)
+    n_bytes = bytes_of(matrix.shape, precision) if shape is None else form_bytes(shape, precision)
     n_before = matrix.numel() * matrix.itemsize
     return {
         "form": "dense" if shape is None else "block_terms",

@@ -12,7 +12,7 @@ from btcompress.fit.blockfit import (
 )
 from btcompress.fit.demand import described, explained
 from btcompress.fit.inputfit import InputFit, fit_to_inputs
-from btcompress.fit.measures import dense_error, frobenius_norm, largest, weight_error
+from btcompress.fit.measures import difference_error, frobenius_norm, largest, weight_error
 from btcompress.fit.roundedforms import RoundedForm, round_parts
 from btcompress.fit.rounding import fed_back, nearest, obstacle_to_integers
 from btcompress.fit.samples import OutputErrors, Samples
@@ -28,8 +28,8 @@ __all__ = [
     "RoundedForm",
     "Samples",
     "balanced",
-    "dense_error",
     "described",
+    "difference_error",
     "explained",
     "fed_back",
     "fit",

@@ -44,22 +44,21 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtyp
     return math.sqrt(missed / total) if math.isfinite(missed) else math.inf
 
 
-def dense_error(matrix: Tensor, given: Tensor) -> float:
-    """The same of a dense ``W'``, by chunks of rows: of a matrix that is rounded.
+def difference_error(matrix: Tensor, other: Tensor) -> float:
+    """``||W - W'||_F / ||W||_F`` of two dense matrices; 0 when both are zero, infinity when only ``W`` is.
 
     Args:
-        matrix: ``W``, shape ``(J, I)``.
-        given: ``W'``, likewise.
+        matrix: ``W``.
+        other: ``W'``, of the same shape.
     """
-    scale = largest(matrix) or 1.0
-    missed = total = 0.0
-    for rows, own in zip(chunks_across(matrix), chunks_across(given), strict=True):
-        wanted = rows.to(torch.float64) / scale
-        missed += float((own.to(torch.float64) / scale - wanted).square_().sum())
-        total += float(wanted.square_().sum())
+    scale, missed, total = largest(matrix) or 1.0, 0.0, 0.0
+    for own, given in zip(chunks_across(matrix), chunks_across(other), strict=True):
+        rows = own.to(torch.float64) / scale
+        missed += float((given.to(torch.float64) / scale - rows).square_().sum())
+        total += float(rows.square_().sum())
     if total == 0:
         return math.inf if missed else 0.0
-    return math.sqrt(missed / total)
+    return math.sqrt(missed / total) if math.isfinite(missed) else math.inf
 
 
 def low_rank_errors(matrix: Tensor, device: torch.device | str = "cpu") -> Tensor:

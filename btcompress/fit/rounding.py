@@ -15,8 +15,9 @@ from torch import Tensor
 
 from btcompress.packing import Integers, Packed, to_rows
 
-#: Shares of a group's range that are tried as its clipping.
-_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+#: Shares of a group's range that are tried as its clipping; one half step more, whatever the zero point is rounded to,
+#: clips nothing.
+_SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 #: Times that scales and zero points are fitted to the codes, and codes chosen anew.
 _REFITS = 3
 #: Share of the moments' mean that their diagonal is raised by.
@@ -231,7 +232,7 @@ def _scale_and_zero(group: Tensor, integers: Integers, weights: Tensor) -> tuple
     most = integers.most
     best, best_zero = _storable((high - low) / most), torch.zeros_like(low)
     best_error = torch.full_like(low, torch.inf)
-    for share in _SHARES:
+    for share in (most / (most - 0.5), *_SHARES):
         scale = _storable((high - low) * (share / most))
         zero = (-2 * share * low / scale.clamp_min(1e-30)).round().clamp(0, 2 * most + 1)
         for refit in range(_REFITS + 1):

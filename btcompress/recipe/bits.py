@@ -26,7 +26,7 @@ def bits_of(value: object) -> int | str | None:
     """
     if value is None:
         return None
-    if isinstance(value, int | str) and not isinstance(value, bool):
+    if isinstance(value, int | str):
         text = str(value)
         if text in (AUTO, "float16", "bfloat16"):
             return text
@@ -39,7 +39,7 @@ def bits_of(value: object) -> int | str | None:
 
 
 def bytes_of(value: object) -> int | None:
-    """Bytes as a job keeps them: a number of at least 1, also for ``"400k"`` or ``"1.5M"``; None stays.
+    """Bytes as a job keeps them: a whole number, also for ``"400k"`` or ``"1.5M"``; None stays.
 
     Raises:
         BTCompressError: it is no such size.
@@ -51,9 +51,8 @@ def bytes_of(value: object) -> int | None:
             return size_of(value)
         except BTCompressError as error:
             raise BTCompressError(f"max_bytes {error}") from None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool):
         raise BTCompressError(
-            f"max_bytes must be a whole number of at least 1, or a size such as '400k', but {reprlib.repr(value)} was "
-            "given."
+            f"max_bytes must be a whole number, or a size such as '400k', but {reprlib.repr(value)} was given."
         )
     return value

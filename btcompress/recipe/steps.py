@@ -156,7 +156,6 @@ class FactorizeStep:
                 "group says how many columns of integers share a scale, but no bits of integers were given. Give bits "
                 "from 2 to 8 with it (--bits), or leave it out."
             )
-        _ = self.precision
         if self.others is not None and self.others not in get_args(Half):
             raise BTCompressError(f"others must be {' or '.join(get_args(Half))}, but {self.others!r} was given.")
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from btcompress.blockterm import BlockTerm, params_of
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, same_bits
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
 from btcompress.checkpoint.source import Source
 from btcompress.checkpoint.tensors import count_bytes
 from btcompress.errors import BTCompressError, CheckpointError
@@ -261,10 +261,10 @@ def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Itera
 
 
 def _untouched(compressed: CompressedCheckpoint, against: Checkpoint, *, trained: bool) -> UntouchedReport:
-    names = [name for name in compressed.keys if name not in compressed.matrices]
+    names = compressed.others
     changed = [
         name
         for name in names
-        if name not in against.tensors or not same_bits(compressed.tensors[name], against.tensors[name])
+        if name not in against.tensors or not compressed.is_same_but_for_precision(name, against.tensors[name])
     ]
     return UntouchedReport(len(names) - len(changed), tuple(changed), trained)
