@@ -310,7 +310,7 @@ class CalibrationReport:
 
     Attributes:
         lstm: its name.
-        hidden_state_error_before: ``||h - h'|| / ||h||`` of the block terms as fitted to the weights.
+        hidden_state_error_before: ``||h - h'|| / ||h||`` of the matrices as fitted, and rounded, by the weights alone.
         hidden_state_error_after: of the result.
         epochs: trained over all layers together; in files of older versions, those of all stages.
         n_train: sequences trained on.
@@ -320,6 +320,8 @@ class CalibrationReport:
         layer_epochs: trained over single layers before, added up.
         agreement_before: of decisions with the dense model's, as fitted to the weights; None where no head is known.
         agreement_after: likewise of the result.
+        hidden_state_error_rounded: of the matrices rounded with their errors fed back, before training; None where
+            nothing was rounded.
     """
 
     lstm: str
@@ -333,6 +335,7 @@ class CalibrationReport:
     layer_epochs: int = 0
     agreement_before: Agreement | None = None
     agreement_after: Agreement | None = None
+    hidden_state_error_rounded: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from btcompress.fit.blockfit import balanced, check_finite, zero_form
 from btcompress.fit.demand import require_memory_to_price
 from btcompress.fit.hosvd import compress, leading_corner
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
-from btcompress.fit.measures import largest
+from btcompress.fit.measures import frobenius_norm, largest
 from btcompress.fit.start import random_blocks
 from btcompress.fit.sweeps import Blocks, expanded, sweep_until_stable
 from btcompress.packing import Precision, bytes_of
@@ -55,6 +55,7 @@ class Point:
         activation_error: priced on inputs, the activation error without weights; else None.
         precision: how its numbers are stored; None for the matrix's own dtype.
         size: rows and columns of a matrix that stays dense.
+        measured: whether it was really fitted and rounded; else its error is foretold by others, for looking at only.
     """
 
     shape: MatrixShape | None
@@ -62,6 +63,7 @@ class Point:
     activation_error: float | None = None
     precision: Precision | None = None
     size: tuple[int, int] = (0, 0)
+    measured: bool = True
 
     @property
     def n_params(self) -> int:
@@ -223,21 +225,32 @@ def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, ze
     ]
 
 
-def front_of(points: Iterable[Point]) -> list[Point]:
-    """The points that no other beats, by rising parameters; of equal ones the first."""
+def _params_of(point: Point) -> int:
+    return point.n_params
+
+
+def front_of(points: Iterable[Point], size_of: Callable[[Point], int] = _params_of) -> list[Point]:
+    """The points that no other beats, by rising size; of equal ones the first."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.n_params, point.error)):
+    for point in sorted(points, key=lambda point: (size_of(point), point.error)):
         if not front or point.error < front[-1].error:
             front.append(point)
     return front
 
 
-def within(
-    points: Sequence[Point], size: int, size_of: Callable[[Point], int] = lambda point: point.n_params
-) -> Point | None:
+def within(points: Sequence[Point], size: int, size_of: Callable[[Point], int] = _params_of) -> Point | None:
     """Of points by rising size and falling errors, the last of at most this size; None if there is none."""
     position = bisect_right(points, size, key=size_of)
     return points[position - 1] if position else None
+
+
+def rounding_of_entries(matrix: Tensor) -> float:
+    """The weight error that rounding to the matrix's dtype alone makes; denormal entries are a fixed step apart."""
+    limits = torch.finfo(matrix.dtype)
+    if not 0 < largest(matrix) < limits.smallest_normal / limits.eps:
+        return limits.eps / 2
+    root_mean_square = frobenius_norm(matrix) / math.sqrt(matrix.numel())
+    return max(limits.eps / 2, limits.smallest_normal * limits.eps / (math.sqrt(12) * root_mean_square))
 
 
 class ParamFront:
