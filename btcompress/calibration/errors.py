@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class InputMeasure:
     """Measures forms of matrices, and what LSTMs give, on sample inputs, for :func:`btcompress.report`.
 
     Attributes:
-        compressed: holds the layers with block terms.
+        compressed: holds the layers with block terms, or with matrices in fewer bits.
         dense: holds the matrices.
         layers: of the layers that there are inputs of.
     """
@@ -63,10 +63,30 @@ class InputMeasure:
 
     def fitted(self, key: str, parts: tuple[BlockTerm, ...]) -> tuple[BlockTerm, ...] | None:
         """The same form of a matrix fitted to these very inputs; None if there are none of it."""
-        for layer in self.layers:
-            if key in layer.samples:
-                return fit_to_inputs(self.dense.tensors[key], parts, layer.samples[key]).parts
-        return None
+        samples = self.samples(key)
+        return None if samples is None else fit_to_inputs(self.dense.tensors[key], parts, samples).parts
+
+    def samples(self, key: str) -> Samples | None:
+        """What a matrix meets; None if there are no inputs of it."""
+        return next((layer.samples[key] for layer in self.layers if key in layer.samples), None)
+
+    def hidden_state_errors(self, matrices: Mapping[str, Tensor]) -> dict[str, float]:
+        """``||h - h'|| / ||h||`` of each dense LSTM with other matrices in the place of its chosen ones, by its name.
+
+        Args:
+            matrices: by key; an LSTM of whose chosen matrices one is missing is left out.
+
+        Raises:
+            BTCompressError: an error is not a number.
+        """
+        changed = CompressedCheckpoint.of(replace(self.dense, tensors={**self.dense.tensors, **matrices}), {}, {})
+        found = {}
+        for source in (layer.source for layer in self.layers):
+            if isinstance(source.entry, LSTMEntry):
+                chosen = [key for key in source.entry.matrix_keys if key in self.compressed.chosen]
+                if chosen and all(key in matrices for key in chosen):
+                    found[source.entry.name] = hidden_state_error(changed, self.dense, source.entry, source.data)
+        return found
 
     def reports(self) -> tuple[InputsReport, ...]:
         """What each LSTM gives on its inputs, beside the dense one, from the initial states that they have.
@@ -177,20 +197,20 @@ def on_inputs(compressed: CompressedCheckpoint, dense: Checkpoint, inputs: Seque
         The measure; it leaves out the matrices that there are no inputs of.
 
     Raises:
-        BTCompressError: the inputs are not those of layers with block terms.
+        BTCompressError: the inputs are not those of layers with matrices that were chosen.
         CheckpointError: the dense checkpoint does not fit.
     """
-    sources = sources_of(compressed.outline(), inputs, compressed.matrices)
-    used = [source for source in sources if any(key in compressed.matrices for key in source.keys)]
+    sources = sources_of(compressed.outline(), inputs, compressed.chosen)
+    used = [source for source in sources if any(key in compressed.chosen for key in source.keys)]
     if not used:
         raise BTCompressError(
-            f"{', '.join(source.name for source in sources)} has no block-term matrices to measure. Leave the inputs "
-            "out, or factorize it."
+            f"{', '.join(source.name for source in sources)} has no block-term matrices to measure, and none in fewer "
+            "bits. Leave the inputs out, or factorize it."
         )
     layers = []
     for source in used:
         dtype, data = dtype_of(source.entry, compressed.outline()), source.data
-        samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=compressed.matrices)
+        samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=compressed.chosen)
         layers.append(_Measured(source, samples, dtype))
     return InputMeasure(compressed, dense, tuple(layers))
 
