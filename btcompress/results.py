@@ -100,6 +100,11 @@ class RoundingReport:
     weighted_activation_error: float | None = None
     fed_back: bool = False
 
+    @property
+    def error(self) -> float:
+        """The weighted activation error where that was measured, else the weight error."""
+        return self.weight_error if self.weighted_activation_error is None else self.weighted_activation_error
+
 
 @dataclass(frozen=True, slots=True)
 class MatrixReport:
@@ -174,6 +179,12 @@ class MatrixReport:
     def roundings_within(self) -> tuple[RoundingReport, ...]:
         """The roundings that take no more bytes."""
         return tuple(each for each in self.roundings if each.bytes <= self.bytes_after)
+
+    @property
+    def best_rounding(self) -> RoundingReport | None:
+        """Of those the one to the nearest with the least error."""
+        nearest = (each for each in self.roundings_within if not each.fed_back)
+        return min(nearest, key=lambda each: each.error, default=None)
 
     @property
     def bytes_ratio(self) -> float:
@@ -366,8 +377,9 @@ class RoundedLSTM:
     """The dense LSTM with its chosen matrices rounded alone, each number to the nearest unless errors are fed back.
 
     Attributes:
-        precision: ``"int8"`` by rows, ``"int4"`` in groups of 32, or ``"equal_bytes"``: each matrix in the integers
-            that come nearest to it at no more bytes than it takes now.
+        precision: ``"int8"`` by rows, ``"int4"`` in groups of 32, ``"equal_bytes"``: each matrix in the integers that
+            come nearest to it at no more bytes than it takes now, or ``"same"``: all in the most bits that they can
+            have alike at no more bytes than all take now.
         fed_back: whether errors were fed back by the second moments of the inputs.
         hidden_state_error: ``||h - h'|| / ||h||``.
     """

@@ -12,8 +12,8 @@ from btcompress.checkpoint import Checkpoint
 from btcompress.fit import Samples
 from btcompress.fit.rounding import fed_back, nearest
 from btcompress.packing import Integers, precision_of
-from btcompress.results import InputsReport, MatrixReport, RoundedLSTM, RoundingReport
-from btcompress.yardsticks import INT4, int8_by_rows
+from btcompress.results import InputsReport, MatrixReport, RoundedLSTM
+from btcompress.yardsticks import INT4, int8_by_rows, same_integers_within
 
 
 class OfLSTMs(Protocol):
@@ -58,21 +58,17 @@ def _ways(rows: Sequence[MatrixReport]) -> Iterator[tuple[str, bool, dict[str, I
     rows = [row for row in rows if row.roundings]
     yield "int8", False, {row.name: int8_by_rows(row.shape[1]) for row in rows}
     yield "int4", False, dict.fromkeys((row.name for row in rows), INT4)
+    same = same_integers_within([row.shape for row in rows], sum(row.bytes_after for row in rows))
     for is_fed_back in (False, True):
         yield "equal_bytes", is_fed_back, {row.name: best for row in rows if (best := _best(row)) is not None}
+        yield "same", is_fed_back, dict(zip((row.name for row in rows), same, strict=bool(same)))
 
 
 def _best(row: MatrixReport) -> Integers | None:
     """The integers that a matrix is rounded to the nearest of, at no more bytes, with the least error."""
-    nearest_ones = [each for each in row.roundings_within if not each.fed_back]
-    best = min(nearest_ones, key=_error_of, default=None)
+    best = row.best_rounding
     integers = None if best is None else precision_of(best.precision)
     return integers if isinstance(integers, Integers) else None
-
-
-def _error_of(rounding: RoundingReport) -> float:
-    on_inputs = rounding.weighted_activation_error
-    return rounding.weight_error if on_inputs is None else on_inputs
 
 
 def _rounded(key: str, integers: Integers, dense: Checkpoint, measure: OfLSTMs, *, is_fed_back: bool) -> Tensor | None:

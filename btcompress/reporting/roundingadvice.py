@@ -30,22 +30,23 @@ def rounding_advice(
     yield from told
     if told:
         yield (
-            "Form and bits chosen together are at least as good as rounding alone: factorize with --target-ratio "
-            f"{_bytes_ratio(rows)} --of bytes (and --bits auto, its default) instead."
+            "Let form and bits be chosen together, which by the same measure is never worse than rounding alone: "
+            f"factorize with --target-ratio {_bytes_ratio(rows)} --of bytes, and --bits auto, which is its default."
         )
-    yield from _in_8_bits(rows, model, trained=trained)
+    else:
+        yield from _in_8_bits(rows, model, trained=trained)
 
 
 def _for_lstms(reports: Sequence[InputsReport]) -> Iterator[str]:
     for report in reports:
-        of_equal_size = [each for each in report.rounded if each.precision == "equal_bytes"]
+        of_equal_size = [each for each in report.rounded if each.precision in ("equal_bytes", "same")]
         best = min(of_equal_size, key=lambda each: each.hidden_state_error, default=None)
         if best is not None and not is_better(report.hidden_state_error, best.hidden_state_error):
             whose = f" of {report.lstm}" if report.lstm else ""
             how = ", errors fed back," if best.fed_back else ""
             yield (
-                f"Rounding alone does as well or better: at no more bytes, the matrices{whose} rounded to integers{how} "
-                f"leave the hidden states off by {best.hidden_state_error:.3f} of their size on the inputs given, and "
+                f"Rounding alone does as well or better: at no more bytes, the matrices{whose} as integers{how} leave "
+                f"the hidden states off by {best.hidden_state_error:.3f} of their size on the inputs given, and "
                 f"this result by {report.hidden_state_error:.3f}."
             )
 

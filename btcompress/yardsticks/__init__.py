@@ -11,6 +11,7 @@ from btcompress.yardsticks.roundings import (
     int8_by_rows,
     parts_in_8_bits,
     roundings,
+    same_integers_within,
 )
 from btcompress.yardsticks.svd import SVDYardstick, truncated_svd
 
@@ -27,6 +28,7 @@ __all__ = [
     "low_rank_form",
     "parts_in_8_bits",
     "roundings",
+    "same_integers_within",
     "structured_forms",
     "truncated_svd",
 ]

@@ -65,6 +65,25 @@ def integers_within(shape: Sequence[int], max_bytes: int) -> tuple[Integers, ...
     return tuple(found)
 
 
+def same_integers_within(shapes: Sequence[Sequence[int]], max_bytes: int) -> tuple[Integers, ...]:
+    """The most bits, and of these the smallest groups, that several matrices alike can have at no more bytes in all.
+
+    Args:
+        shapes: ``(J, I)`` of each.
+        max_bytes: to spend on all of them.
+
+    Returns:
+        For each its integers, no group larger than its rows; none where even the fewest bits take more.
+    """
+    widest = max((shape[1] for shape in shapes), default=0)
+    for bits in range(MOST_BITS, LEAST_BITS - 1, -1):
+        for group in (*_GROUPS, max(widest, LEAST_GROUP)):
+            every = tuple(Integers(bits, min(group, max(shape[1], LEAST_GROUP))) for shape in shapes)
+            if sum(each.n_bytes(shape) for each, shape in zip(every, shapes, strict=True)) <= max_bytes:
+                return every
+    return ()
+
+
 def roundings(matrix: Tensor, max_bytes: int) -> tuple[Rounding, ...]:
     """The matrix in 8 bits by rows, in 4 bits in groups of 32, and as :func:`integers_within` some bytes.
 
