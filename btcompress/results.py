@@ -354,8 +354,8 @@ class CalibrationReport:
         layer_epochs: trained over single layers before, added up.
         agreement_before: of decisions with the dense model's, as fitted to the weights; None where no head is known.
         agreement_after: likewise of the result.
-        hidden_state_error_rounded: of the result as it was rounded first, before it was trained through the rounding;
-            None where nothing was rounded.
+        hidden_state_error_rounded: of the matrices rounded with their errors fed back, before training; None where
+            nothing was rounded.
     """
 
     lstm: str

@@ -108,7 +108,8 @@ def _yardstick_table(matrices: Sequence[MatrixReport]) -> NumberTable:
     forms |= {"tensor_train": "tensor train", "greedy": "greedy\ndeflation"}
     if not any(other.form == "low_rank_on_inputs" for row in matrices for other in row.yardsticks):
         del forms["low_rank_on_inputs"]
-    table = NumberTable(["at equal size", "block\nterms", *forms.values()])
+    own = "as it is" if any(row.form == "dense" for row in matrices) else "block\nterms"
+    table = NumberTable(["at equal size", own, *forms.values()])
     errors = {"weight error": "weight_error", "activation error": "activation_error"}
     errors["weighted activation error"] = "weighted_activation_error"
     for row in matrices:

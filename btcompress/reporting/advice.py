@@ -238,14 +238,19 @@ def _other_forms_advice(found: Findings) -> Iterator[str]:
             if fitting:
                 more = " Factorize anew with more --restarts." if form == "greedy" else ""
                 yield f"{words} fits better than block terms for {', '.join(fitting)}.{more}"
-        closer = [
-            f"{row.name} ({_error_at(other.weighted_activation_error, other)} against "
-            f"{row.weighted_activation_error:.3f})"
+        nearer = [
+            (row, other)
             for row, other in pairs
             if is_better(other.weighted_activation_error, row.weighted_activation_error)
         ]
+        closer = [
+            f"{row.name} ({_error_at(other.weighted_activation_error, other)} against "
+            f"{row.weighted_activation_error:.3f})"
+            for row, other in nearer
+        ]
         if closer:
-            yield f"{words} is closer than block terms on the inputs given for {', '.join(closer)}."
+            than = "what is stored" if any(row.form == "dense" for row, _ in nearer) else "block terms"
+            yield f"{words} is closer than {than} on the inputs given for {', '.join(closer)}."
 
 
 def _error_at(error: float | None, other: YardstickReport) -> str:

@@ -24,7 +24,7 @@ from btcompress.yardsticks import (
     dense_form,
     fed_back_rounding,
     parts_in_8_bits,
-    roundings,
+    roundings_of,
 )
 
 
@@ -146,7 +146,7 @@ def alternatives(compressed: CompressedCheckpoint, key: str, matrix: Tensor, mea
         measure: has its inputs.
     """
     samples = None if measure is None else measure.samples(key)
-    every = roundings(matrix, compressed.bytes_of_matrix(key))
+    every = roundings_of(matrix, compressed.bytes_of_matrix(key))
     if samples is None:
         alone = [Alternative(_report(each)) for each in every]
     else:

@@ -10,7 +10,7 @@ from btcompress.yardsticks.roundings import (
     fed_back_rounding,
     int8_by_rows,
     parts_in_8_bits,
-    roundings,
+    roundings_of,
     same_integers_within,
 )
 from btcompress.yardsticks.svd import SVDYardstick, truncated_svd
@@ -27,7 +27,7 @@ __all__ = [
     "int8_by_rows",
     "low_rank_form",
     "parts_in_8_bits",
-    "roundings",
+    "roundings_of",
     "same_integers_within",
     "structured_forms",
     "truncated_svd",

@@ -84,7 +84,7 @@ def same_integers_within(shapes: Sequence[Sequence[int]], max_bytes: int) -> tup
     return ()
 
 
-def roundings(matrix: Tensor, max_bytes: int) -> tuple[Rounding, ...]:
+def roundings_of(matrix: Tensor, max_bytes: int) -> tuple[Rounding, ...]:
     """The matrix in 8 bits by rows, in 4 bits in groups of 32, and as :func:`integers_within` some bytes.
 
     Each number is rounded to the nearest, with the best clipping.
@@ -125,7 +125,7 @@ def fed_back_rounding(matrix: Tensor, rounding: Rounding, inputs: Tensor) -> tup
 
     Args:
         matrix: ``W``, shape ``(J, I)``.
-        rounding: one of :func:`roundings`.
+        rounding: one of :func:`roundings_of`.
         inputs: as :class:`btcompress.fit.Samples` has them.
     """
     values = fed_back(matrix, rounding.integers, inputs).values()
