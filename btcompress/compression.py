@@ -21,6 +21,7 @@ from btcompress.checkpoint import (
     check_target,
     claimed,
     is_compressed,
+    others_stored_as,
     read,
     read_compressed,
     write,
@@ -31,6 +32,7 @@ from btcompress.factorization import Weights, factorize_as_planned, open_weights
 from btcompress.finetune.readback import check_same_outputs
 from btcompress.fit import Samples
 from btcompress.kinds import KINDS
+from btcompress.packing import FLOATS
 from btcompress.plan import Plan, PricedPlan, Wish
 from btcompress.recipe import FactorizeStep
 from btcompress.results import CalibrationProgress, FitProgress, PricingProgress
@@ -91,7 +93,8 @@ class Opened:
         if self.result is None:
             return plan
         before = self.result.chosen
-        done = [each.name for each in (*plan.matrices, *plan.rounded) if each.name in before]
+        names = [*(each.name for each in plan.matrices), *(each.name for each in plan.rounded)]
+        done = [name for name in names if name in before]
         kept = tuple(each for each in plan.matrices if each.name not in before)
         rounded = tuple(each for each in plan.rounded if each.name not in before)
         if done and not kept and not rounded:
@@ -207,8 +210,11 @@ def _planned(dense: Checkpoint, step: FactorizeStep) -> Plan:
     if step.plan is not None:
         every = planning.make_plan(dense, step.shapes, matrices=KINDS, allow_growth=True)
         return planning.read_plan(step.plan, dense, every, allow_growth=step.allow_growth)
-    growth = step.allow_growth or step.wish is not None
-    return planning.make_plan(dense, step.shapes, step.layers, matrices=step.matrices, allow_growth=growth)
+    growth = step.allow_growth or step.wish is not None or step.rounds_only
+    plan = planning.make_plan(dense, step.shapes, step.layers, matrices=step.matrices, allow_growth=growth)
+    if step.rounds_only and step.precision is not None:
+        return plan.rounded_to(step.precision)
+    return plan.stored_as(step.precision)
 
 
 def _priced(chosen: Prepared, wish: Wish, step: FactorizeStep, on_progress: OnProgress | None) -> PricedPlan:
@@ -226,19 +232,32 @@ def _priced(chosen: Prepared, wish: Wish, step: FactorizeStep, on_progress: OnPr
 
 
 def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | None = None) -> CompressedCheckpoint:
-    """Fit the forms chosen, and calibrate where there are sample inputs; see :func:`compress`."""
-    opened = prepared.opened
+    """Fit the forms chosen and round them, with sample inputs calibrate them through it; see :func:`compress`."""
+    opened, plan, samples = prepared.opened, prepared.plan, prepared.samples or {}
     # A plan that was priced, or written, says itself which sides have an order.
     search = step.order_units and step.wish is None and step.plan is None
     compressed = factorize_as_planned(
-        opened.dense, prepared.plan, step.fit_options, on_progress, order_units=search, record=step.record
+        opened.dense,
+        plan,
+        step.fit_options,
+        on_progress,
+        order_units=search,
+        record=step.record,
+        unrounded=[key for key in plan.precisions if key in samples],
     )
     compressed = opened.with_block_terms(compressed)
     if step.calibration:
+        later = {key: precision for key, precision in plan.precisions.items() if key in samples}
         compressed = calibrate(
-            compressed, opened.dense, step.calibration_request, step.training, on_progress, prepared.samples
+            compressed,
+            opened.dense,
+            step.calibration_request,
+            step.training,
+            on_progress,
+            prepared.samples,
+            precisions=later,
         )
-    return compressed
+    return compressed if step.others is None else others_stored_as(compressed, FLOATS[step.others])
 
 
 def compress_to(
@@ -283,8 +302,9 @@ def _gathered(
     """Samples of what the matrices of a plan meet, and those that are block terms already; None without inputs."""
     if not step.calibration:
         return None
-    before = () if opened.result is None else tuple(opened.result.matrices)
-    keys = [*(each.name for each in plan.matrices), *before]
+    before = () if opened.result is None else opened.result.chosen
+    planned = [*(each.name for each in plan.matrices), *(each.name for each in plan.rounded)]
+    keys = [*planned, *before]
     return gather_samples(opened.dense, step.calibration_request, step.seed, keys, on_progress)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from decimal import Decimal
 from pathlib import Path
 
 import psutil
 
-from btcompress.errors import MemoryLimitError
+from btcompress.errors import BTCompressError, MemoryLimitError
 
 #: Where Linux says what a container may take, and takes already; versions 2 and 1 of control groups.
 _CGROUPS = (
@@ -18,6 +20,9 @@ _CGROUPS = (
 )
 #: Texts by which torch says that an allocation failed, where it raises no error of its own for that.
 _FAILED_ALLOCATIONS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?) ?(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 
 _limit: ContextVar[int | None] = ContextVar("_limit", default=None)
 
@@ -71,6 +76,19 @@ def size_text(n_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
+
+
+def size_of(text: str) -> int:
+    """Bytes from a number with or without a unit: k, M, G or T, powers of 1,000; a part of a byte does not count.
+
+    Raises:
+        BTCompressError: it is no such size, or below one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    value = 0 if match is None else int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])
+    if value < 1:
+        raise BTCompressError(f"{text[:40]!r} is not a size such as 8G, 1.5M, 400k or a number of bytes.")
+    return value
 
 
 def _left() -> int:

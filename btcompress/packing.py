@@ -64,7 +64,8 @@ class Integers:
 
     def spread(self, of_groups: Tensor, columns: int) -> Tensor:
         """What each group has, shape ``(rows, groups)``, for each of its columns, ``(rows, columns)``."""
-        return of_groups.repeat_interleave(self.group, dim=1)[:, :columns]
+        # A group may be far larger than a row, and a file may say so.
+        return of_groups.repeat_interleave(min(self.group, columns), dim=1)[:, :columns]
 
     def n_bytes(self, shape: Sequence[int]) -> int:
         """Bytes of a tensor of this shape: codes, scales and zero points."""

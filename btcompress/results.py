@@ -344,7 +344,7 @@ class CalibrationReport:
 
     Attributes:
         lstm: its name.
-        hidden_state_error_before: ``||h - h'|| / ||h||`` of the block terms as fitted to the weights.
+        hidden_state_error_before: ``||h - h'|| / ||h||`` of the matrices as fitted, and rounded, by the weights alone.
         hidden_state_error_after: of the result.
         epochs: trained over all layers together; in files of older versions, those of all stages.
         n_train: sequences trained on.

@@ -5,7 +5,11 @@ from dataclasses import replace
 import torch
 
 from btcompress.blockterm import BlockTerm
+from btcompress.checkpoint import RoundedMatrix
+from btcompress.checkpoint.compressed import order_names, part_names
 from btcompress.fit.arranged import in_orders
+from btcompress.fit.rounding import nearest
+from btcompress.packing import Integers
 from btcompress.shapes import BlockTermShape
 
 UNEVEN = BlockTermShape((2, 3, 5), (7, 4, 3), (3, 2, 4), n_blocks=3)
@@ -38,3 +42,26 @@ def in_blocks(part, generator, noise=0.01):
     sizes = part.ordered(("row_order", "column_order")).order_sizes
     orders = {name: torch.randperm(size, generator=generator) for name, size in sizes.items()}
     return in_orders(dense, orders, part.n_gates)
+
+
+def stored_as(tensor, precision):
+    """A tensor in a precision, rounded to the nearest."""
+    return nearest(tensor, precision) if isinstance(precision, Integers) else precision
+
+
+def in_fewer_bits(compressed, terms, rounded):
+    """A result with all its block terms, and the matrices that are given, in these precisions.
+
+    Args:
+        compressed: the result.
+        terms: the precision of cores and factors; None leaves them as they are.
+        rounded: of each dense matrix to be rounded, by key.
+    """
+    stored = {}
+    for key, matrix in compressed.matrices.items() if terms else ():
+        orders = order_names(key, matrix.shape)
+        names = (name for part in part_names(key, matrix.shape) for name in part if name not in orders)
+        stored |= {name: stored_as(compressed.tensors[name], terms) for name in names}
+    stored |= {key: stored_as(compressed.tensors[key], precision) for key, precision in rounded.items()}
+    told = {key: RoundedMatrix.of(compressed.tensors[key], stored[key], 0.125) for key in rounded}
+    return compressed.with_tensors(stored=stored, rounded=told)

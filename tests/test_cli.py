@@ -157,6 +157,26 @@ def test_report_against_measures_anew(model, run):
         (["--max-error", "0.5", "--cp-rank", "1"], "leaves the ranks"),
         (["--max-error", "0.5", "--plan", "plan.yaml"], "leaves the ranks"),
         (["--of", "model"], "--target-ratio"),
+        (["--of", "bytes"], "--max-bytes"),
+        (["--of", "file", "--max-error", "0.5"], "of says what a ratio or a size is of, here file"),
+        (["--of", "file", "--max-params", "5"], "a number of parameters was given, but of says file"),
+        (["--of", "letters"], "bytes"),
+        (["--max-bytes", "4x"], "max_bytes '4x' is not a size such as 8G, 1.5M, 400k"),
+        (["--max-bytes", "0"], "is not a size"),
+        (["--max-bytes", "4k", "--target-ratio", "2"], "Give one of them"),
+        (["--max-bytes", "4k", "--cp-rank", "1"], "leaves the ranks"),
+        (["--max-bytes", "4k", "--plan", "plan.yaml"], "leaves the ranks"),
+        (["--bits", "9"], "bits must be auto, a whole number from 2 to 8, float16 or bfloat16, but '9' was given"),
+        (["--bits", "int4/32"], "--group"),
+        (["--bits", "auto"], "leaves them to a wish in bytes, but there is none"),
+        (["--bits", "auto", "--target-ratio", "2"], "leaves them to a wish in bytes, but there is none"),
+        (["--bits", "4", "--order", "2"], "leave the matrices dense, but order was given"),
+        (["--bits", "4", "--group", "7"], "group must be a whole number from 8"),
+        (["--bits", "bfloat16", "--group", "32"], "no bits of integers were given"),
+        (["--group", "32"], "no bits of integers were given"),
+        (["--others", "int8"], "--others"),
+        (["--plan", "plan.yaml", "--bits", "4"], "a plan says it all"),
+        (["--max-memory", "4x"], "--max-memory '4x' is not a size such as 8G"),
         (["--plan", "plan.yaml"], "plan.yaml cannot be read"),
         (["--plan", "model.pt"], "model.pt is"),
         (["--plan", "plan.yaml", "--tucker-rank", "3"], "a plan says it all"),
@@ -181,8 +201,8 @@ def test_plan_shows_forms_and_curves_and_writes_nothing(model, run):
     value = json.loads(run("plan", model, "--target-ratio", "4", "--json")[0])
     (matrix,) = value["matrices"]
     assert value["totals"]["matrices"]["ratio"] >= 4
-    wish = {"target_ratio": 4.0, "max_params": None, "max_error": None, "max_activation_error": None}
-    assert value["wish"] == {**wish, "of": "matrices"}
+    given = {name: wish for name, wish in value["wish"].items() if wish is not None}
+    assert given == {"target_ratio": 4.0, "of": "matrices"}
     assert matrix["chosen"] in matrix["curve"]
     assert matrix["chosen"]["weight_error"] <= matrix["svd_error"]
     assert [point["params"] for point in matrix["curve"]] == sorted(point["params"] for point in matrix["curve"])
@@ -224,6 +244,29 @@ def test_wish_and_plan_do_the_same_with_orders_as_planned(tmp_path, run):
     assert "rows and columns in order" in run("report", tmp_path / "a")[0]
     dry = json.loads(run(*command, tmp_path / "c", "--plan", plan, "--dry-run")[0])["matrices"][0]
     assert dry.items() <= direct.items()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["plan", "--bits", "4"], "--bits alone leaves nothing to plan"),
+        (["plan", "--bits", "float16", "--others", "float16"], "Give a wish with it"),
+        (["plan", "--others", "float16"], "nothing is wished for"),
+        (["plan", "--bits", "9", "--target-ratio", "2"], "bits must be auto, a whole number from 2 to 8"),
+        (["plan", "--max-bytes", "4x"], "is not a size"),
+        (["inspect", "--bits", "1"], "bits must be auto, a whole number from 2 to 8"),
+        (["inspect", "--bits", "auto"], "leaves them to a wish in bytes"),
+        (["inspect", "--group", "32"], "no bits of integers were given"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bits_and_bytes_that_cannot_be_planned_or_shown_are_one_clear_error(model, command, words, run):
+    name, *arguments = command
+    save = ("--save-plan", "plan.yaml") if name == "plan" else ()
+    out, err = run(name, model, *arguments, *save, code=2, cwd=model.parent)
+    assert words in err
+    assert out == ""
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.pt"]
 
 
 def test_existing_plans_are_kept_unless_forced(model, run):

@@ -196,7 +196,7 @@ def test_where_a_matrix_has_fewer_bits_sizes_are_bytes_behind_what_numbers_are_s
     error = f"{few.matrices[0].weight_error:.3f}"
     assert f"lstm.weight_ih_l0 1 3 int4/32 8.2 kB 700 bytes 11.7x {error} 0.900 (rank 1)" in lines
     second = lines.index(f"lstm.weight_hh_l0 - - int3 by rows 8.2 kB 1.3 kB 6.30x {error} 0.900 (rank 1)")
-    assert lines[second + 1 : second + 3] == ["128 x 32", "dense"]
+    assert lines[second + 1 : second + 3] == ["128 x 32", "as dense"]
     assert "of which the matrices above 16.4 kB 2.0 kB 8.19x" in lines
 
 

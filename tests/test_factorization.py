@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import btcompress
-from btcompress import factorization
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
+from btcompress.factorization import matrices
 from btcompress.modes import ShapeRequest
 from btcompress.plan import make_plan
 
@@ -196,14 +196,14 @@ def test_weights_that_are_not_finite_are_refused_with_the_matrix_named():
 
 
 def test_block_terms_beyond_the_range_of_the_dtype_are_left_out_and_never_all_of_them(monkeypatch):
-    fit_matrix = factorization.fit_matrix
+    fit_matrix = matrices.fit_matrix
 
     def fit_larger(matrix, *arguments):
         fitted = fit_matrix(matrix, *arguments)
         large = (replace(part, cores=part.cores * 1e9) for part in fitted.parts)
         return replace(fitted, parts=tuple(large)) if matrix.shape[1] == 64 else fitted
 
-    monkeypatch.setattr(factorization, "fit_matrix", fit_larger)
+    monkeypatch.setattr(matrices, "fit_matrix", fit_larger)
     first, second = nn.LSTM(64, 32).half(), nn.LSTM(48, 32).half()
     some = btcompress.factorize(nn.ModuleDict({"first": first, "second": second}))
     assert set(some.matrices) == {"second.weight_ih_l0"}

@@ -61,10 +61,10 @@ def test_each_update_of_a_factor_is_the_least_squares_solution(shape, generator,
     plain = shape.ordered()
     matrix = torch.randn(plain.out_size, plain.in_size, generator=generator, dtype=torch.float64)
     samples = samples_for(plain, generator)
-    problem = inputfit._Outputs.of(matrix, plain, {}, samples.inputs, samples.weights)
     form = random_form(plain, generator)
+    problem = inputfit.Outputs.of_part(matrix, form, samples.inputs, samples.weights)
     for mode in range(plain.order):
-        updated = problem._with_factor(form, mode)
+        updated = problem.with_factor(form, mode)
         factor = updated.factors[mode].clone().requires_grad_()
         factors = (*form.factors[:mode], factor, *form.factors[mode + 1 :])
         dense = BlockTerm(plain, form.cores, factors).to_dense()
@@ -95,9 +95,9 @@ def test_cores_end_at_the_least_squares_solution(generator, monkeypatch):
     monkeypatch.setattr(inputfit, "_CORE_STEPS", (200, 200))
     matrix = torch.randn(UNEVEN.out_size, UNEVEN.in_size, generator=generator, dtype=torch.float64)
     samples = samples_for(UNEVEN, generator)
-    problem = inputfit._Outputs.of(matrix, UNEVEN, {}, samples.inputs, samples.weights)
     form = random_form(UNEVEN, generator)
-    cores = problem._with_cores(form).cores.requires_grad_()
+    problem = inputfit.Outputs.of_part(matrix, form, samples.inputs, samples.weights)
+    cores = problem.with_cores(form).cores.requires_grad_()
     dense = BlockTerm(UNEVEN, cores, form.factors).to_dense()
     (samples.inputs @ (matrix - dense).T * samples.weights).square().sum().backward()
     wanted = torch.autograd.grad(problem.given(replace(form, cores=cores)).sum(), cores)[0].norm()
@@ -169,10 +169,10 @@ def test_modes_with_too_many_features_keep_their_factors(generator, monkeypatch)
     monkeypatch.setattr(inputfit, "_MOST_FEATURES", 2 * 5 * 4 - 1)
     matrix = torch.randn(48, 30, generator=generator, dtype=torch.float64)
     samples = samples_for(UNEVEN, generator)
-    problem = inputfit._Outputs.of(matrix, UNEVEN, {}, samples.inputs, samples.weights)
     form = random_form(UNEVEN, generator)
-    assert problem._with_factor(form, 2) is form
-    assert problem._with_factor(form, 1) is not form
+    problem = inputfit.Outputs.of_part(matrix, form, samples.inputs, samples.weights)
+    assert problem.with_factor(form, 2) is form
+    assert problem.with_factor(form, 1) is not form
 
 
 # Prices

@@ -13,7 +13,6 @@ from btcompress.shapes import BlockTermShape
 from btcompress.yardsticks import (
     INT4,
     dense_error,
-    dense_form,
     fed_back_rounding,
     int8_by_rows,
     parts_in_8_bits,
@@ -108,14 +107,6 @@ def test_errors_fed_back_are_less_on_the_inputs_and_more_in_the_weights(generato
     rounded = nearest(matrix, INT4).values()
     assert error_of(wanted, inputs @ values.T) < 0.6 * error_of(wanted, inputs @ rounded.T)
     assert rounding.error > plain.error
-
-
-def test_dense_form_is_the_matrix(generator):
-    matrix = torch.randn(7, 12, generator=generator, dtype=torch.float64)
-    (form,) = dense_form(matrix)
-    inputs = torch.randn(3, 12, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(form.to_dense(), matrix, rtol=0, atol=0)
-    torch.testing.assert_close(form.matmul(inputs), inputs @ matrix.T)
 
 
 def test_parts_in_8_bits_are_near_and_say_what_they_save(generator):

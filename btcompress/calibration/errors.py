@@ -21,11 +21,8 @@ from btcompress.finetune.decisions import agreement_on
 from btcompress.finetune.networks import student_of, teacher_of
 from btcompress.finetune.tasks import HiddenStates
 from btcompress.fit import OutputErrors, Samples, fit_to_inputs
-from btcompress.fit.samples import product_by
+from btcompress.fit.samples import Form, Forms, product_by
 from btcompress.results import InputsReport
-
-#: Several forms of each matrix by its key, each of them block terms whose rows are stacked.
-Forms = Mapping[str, Sequence[tuple[BlockTerm, ...]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +39,7 @@ class InputMeasure:
     """Measures forms of matrices, and what LSTMs give, on sample inputs, for :func:`btcompress.report`.
 
     Attributes:
-        compressed: holds the layers with block terms, or with matrices in fewer bits.
+        compressed: holds the layers with chosen matrices.
         dense: holds the matrices.
         layers: of the layers that there are inputs of.
     """
@@ -143,14 +140,14 @@ def activation_errors(
     *,
     head: LinearEntry | None = None,
 ) -> list[dict[str, OutputErrors]]:
-    """The activation errors of each factorized matrix of a layer, on the inputs that it has in the dense layer.
+    """The activation errors of each chosen matrix of a layer, on the inputs that it has in the dense layer.
 
     Those of ``W`` are the sequences, or the hidden states of the layer below; those of ``U`` are the hidden states
     of the step before; those of a projection are what is projected; those of a head are the hidden states of the last
     layer.
 
     Args:
-        versions: of one compressed checkpoint, with the same forms.
+        versions: of one compressed checkpoint.
         dense: holds the matrices that they stand for.
         entry: the layer.
         data: sequences of its inputs.
@@ -166,10 +163,16 @@ def activation_errors(
         CheckpointError: the dense checkpoint lacks a matrix, or holds it in another shape.
         BTCompressError: an input is not finite.
     """
-    forms = {key: [version.parts(key) for version in versions] for key in versions[0].matrices if key in weights}
+    chosen = dict.fromkeys(key for version in versions for key in version.chosen if key in weights)
+    forms = {key: [form_of(version, key) for version in versions] for key in chosen}
     dtype = dtype_of(entry, versions[0].outline())
     errors = errors_of_forms(forms, dense, entry, data, weights, dtype, batch_size, head=head)
     return [{key: of_forms[n] for key, of_forms in errors.items()} for n in range(len(versions))]
+
+
+def form_of(compressed: CompressedCheckpoint, key: str) -> Form:
+    """What stands for a matrix in a compressed checkpoint."""
+    return compressed.parts(key) if key in compressed.matrices else compressed.tensors[key]
 
 
 def errors_fields(versions: Mapping[str, Mapping[str, OutputErrors]]) -> dict[str, dict[str, float]]:
@@ -189,28 +192,29 @@ def on_inputs(compressed: CompressedCheckpoint, dense: Checkpoint, inputs: Seque
     """A measure of activation errors and hidden states for :func:`btcompress.report`, on sample inputs.
 
     Args:
-        compressed: holds the layers with block terms.
-        dense: what it was factorized from.
+        compressed: holds the layers with chosen matrices.
+        dense: what it was made from.
         inputs: the inputs, of one layer or of several.
 
     Returns:
         The measure; it leaves out the matrices that there are no inputs of.
 
     Raises:
-        BTCompressError: the inputs are not those of layers with matrices that were chosen.
+        BTCompressError: the inputs are not those of layers with chosen matrices.
         CheckpointError: the dense checkpoint does not fit.
     """
-    sources = sources_of(compressed.outline(), inputs, compressed.chosen)
-    used = [source for source in sources if any(key in compressed.chosen for key in source.keys)]
+    chosen = compressed.chosen
+    sources = sources_of(compressed.outline(), inputs, chosen)
+    used = [source for source in sources if any(key in chosen for key in source.keys)]
     if not used:
         raise BTCompressError(
-            f"{', '.join(source.name for source in sources)} has no block-term matrices to measure, and none in fewer "
-            "bits. Leave the inputs out, or factorize it."
+            f"{', '.join(source.name for source in sources)} has no compressed matrices to measure. Leave the inputs "
+            "out, or choose some of its matrices."
         )
     layers = []
     for source in used:
         dtype, data = dtype_of(source.entry, compressed.outline()), source.data
-        samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=compressed.chosen)
+        samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=chosen)
         layers.append(_Measured(source, samples, dtype))
     return InputMeasure(compressed, dense, tuple(layers))
 
@@ -250,7 +254,7 @@ def errors_of_forms(
     own = (*matrices_of(entry), *(() if head is None else (head.key,)))
     keys = [key for key in own if key in forms]
     of_layer = meets(entry, dense, dtype, head)
-    products = {key: [product_by(parts, dtype) for parts in forms[key]] for key in keys}
+    products = {key: [product_by(form, dtype) for form in forms[key]] for key in keys}
     # Squares of the outputs that are wanted, and of what each form misses of them: by output, to be weighted once.
     sizes = {key: torch.zeros((), dtype=torch.float64) for key in keys}
     missed = {key: [torch.zeros((), dtype=torch.float64) for _ in forms[key]] for key in keys}

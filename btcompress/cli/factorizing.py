@@ -99,13 +99,15 @@ def factorize(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Show mode sizes and parameters; fit and write nothing.", rich_help_panel=OUTPUT
+            "--dry-run",
+            help="Show mode sizes, bits, parameters and bytes; fit and write nothing.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     save_recipe: SaveRecipe = None,
     json: JSON = False,
 ) -> None:
-    """Write matrices of a checkpoint in block-term form: of its LSTMs, and of linear layers if asked to."""
+    """Write matrices of a checkpoint in block-term form, in fewer bits, or both: its LSTMs', and others if asked to."""
     from btcompress import compression, display, reporting
     from btcompress.checkpoint import check_target
     from btcompress.recipe import Recipe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated
@@ -11,9 +10,6 @@ from typing import Annotated
 import typer
 
 from btcompress.cli.options import EFFORT
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?) ?(?P<unit>[KMGT]?)B?", re.IGNORECASE)
 
 MaxMemory = Annotated[
     str | None,
@@ -34,7 +30,7 @@ def with_memory_limit(command: Callable[..., None]) -> Callable[..., None]:
     def limited_command(*args: object, max_memory: str | None = None, **options: object) -> None:
         from btcompress.memory import limited
 
-        with limited(None if max_memory is None else n_bytes(max_memory)):
+        with limited(None if max_memory is None else _n_bytes(max_memory)):
             command(*args, **options)
 
     signature = inspect.signature(command, eval_str=True)
@@ -46,10 +42,11 @@ def with_memory_limit(command: Callable[..., None]) -> Callable[..., None]:
     return limited_command
 
 
-def n_bytes(text: str) -> int:
-    """Bytes from a number with or without a unit: K, M, G or T, powers of 1,000."""
-    match = _SIZE.fullmatch(text.strip())
-    value = 0 if match is None else int(float(match["number"]) * _UNITS[match["unit"].upper()])
-    if value < 1:
-        raise typer.BadParameter(f"--max-memory {text!r} is not a size such as 8G, 500M or a number of bytes.")
-    return value
+def _n_bytes(text: str) -> int:
+    from btcompress.errors import BTCompressError
+    from btcompress.memory import size_of
+
+    try:
+        return size_of(text)
+    except BTCompressError as error:
+        raise typer.BadParameter(f"--max-memory {error}") from None

@@ -49,6 +49,27 @@ TuckerRank = Annotated[
         rich_help_panel=SMALL,
     ),
 ]
+Bits = Annotated[
+    str | None,
+    typer.Option(
+        "--bits",
+        metavar="B",
+        help="Store the numbers of the chosen matrices in 2 to 8 bits, or as float16 or bfloat16; without ranks and "
+        "wishes the matrices stay dense. auto: choose for each, the default with a wish in bytes.",
+        show_default=False,
+        rich_help_panel=SMALL,
+    ),
+]
+Group = Annotated[
+    int | None,
+    typer.Option(
+        "--group",
+        metavar="G",
+        help="With --bits of 2 to 8: columns that share a scale and a zero point. Default: 32.",
+        show_default=False,
+        rich_help_panel=SMALL,
+    ),
+]
 Matrices = Annotated[
     str,
     typer.Option(
@@ -126,7 +147,7 @@ class JobOptions:
         float | None,
         typer.Option(
             metavar="X",
-            help="Choose forms and ranks: parameters before over after, at least X.",
+            help="Choose forms and ranks: parameters before over after, at least X; or bytes, and bits too (--of).",
             show_default=False,
             rich_help_panel=SMALL,
         ),
@@ -136,6 +157,15 @@ class JobOptions:
         typer.Option(
             metavar="P",
             help="Choose forms and ranks: at most P parameters after.",
+            show_default=False,
+            rich_help_panel=SMALL,
+        ),
+    ] = None
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Choose forms, ranks and bits: at most so many bytes after, such as 400k or 1.5M.",
             show_default=False,
             rich_help_panel=SMALL,
         ),
@@ -154,18 +184,30 @@ class JobOptions:
         typer.Option(
             metavar="E",
             help="Choose forms and ranks: activation error of every matrix at most E on the sequences held back of "
-            "--calibration. Also beside the first two.",
+            "--calibration. Also beside the first three.",
             show_default=False,
             rich_help_panel=SMALL,
         ),
     ] = None
     of: Annotated[
-        Literal["matrices", "model"],
+        Literal["matrices", "model", "bytes", "file"],
         typer.Option(
-            help="Whether ratio and parameters are those of the chosen matrices or of the whole model.",
+            help="What a wish is of: parameters of the chosen matrices or of the whole model; bytes of these matrices "
+            "or of the whole file. --max-bytes is in bytes with any of them.",
             rich_help_panel=SMALL,
         ),
     ] = "matrices"
+    bits: Bits = None
+    group: Group = None
+    others: Annotated[
+        Literal["float16", "bfloat16"] | None,
+        typer.Option(
+            help="Store all other floats, those of matrices that were not chosen and of vectors, so. Default: as they "
+            "are.",
+            show_default=False,
+            rich_help_panel=SMALL,
+        ),
+    ] = None
     in_modes: Annotated[
         str | None,
         typer.Option(
@@ -233,8 +275,9 @@ class JobOptions:
         """The job that they say, with what other options add."""
         from btcompress.recipe import FactorizeStep
 
-        wishes = ("target_ratio", "max_params", "max_error", "max_activation_error", "of")
-        same = (*wishes, "container", "strict", "order", "gates", "order_units", "seed", "device")
+        wishes = ("target_ratio", "max_params", "max_bytes", "max_error", "max_activation_error", "of")
+        stored = ("bits", "group", "others")
+        same = (*wishes, *stored, "container", "strict", "order", "gates", "order_units", "seed", "device")
         sizes = {name: getattr(self, name) for name in ("in_modes", "out_modes", "input_shape")}
         fields: dict[str, object] = {
             **{name: getattr(self, name) for name in same},

@@ -11,9 +11,11 @@ import typer
 from btcompress.cli.options import (
     JSON,
     OUTPUT,
+    Bits,
     Container,
     CPRank,
     Force,
+    Group,
     JobOptions,
     Matrices,
     Model,
@@ -42,8 +44,14 @@ def plan_command(
     """Show which forms meet a wish at the least loss, what they cost, and the curve of each matrix; fit nothing."""
     from btcompress import compression, display, plan
     from btcompress.checkpoint import check_target, claimed
+    from btcompress.errors import BTCompressError
 
     step = job.step()
+    if step.rounds_only:
+        raise BTCompressError(
+            "--bits alone leaves nothing to plan: the matrices stay dense, all in these bits. Give a wish with it, or "
+            "see what comes of it with inspect --bits or factorize --bits --dry-run."
+        )
     compression.check_wish(step)
     weights = opened(job.model, step)
     dense = weights.dense
@@ -67,23 +75,27 @@ def inspect(
     model: Model,
     cp_rank: CPRank = None,
     tucker_rank: TuckerRank = None,
+    bits: Bits = None,
+    group: Group = None,
     matrices: Matrices = "input",
     container: Container = None,
     strict: Strict = False,
     json: JSON = False,
 ) -> None:
-    """Show what a checkpoint holds: its LSTMs, and what each matrix would cost at these ranks."""
-    from btcompress import display, plan
+    """Show what a checkpoint holds: its LSTMs, and what each matrix would cost at these ranks and bits."""
+    from btcompress import compression, display
     from btcompress.recipe import FactorizeStep
 
     step = FactorizeStep(
         cp_rank=cp_rank,
         tucker_rank=None if tucker_rank is None else tucker_rank_of(tucker_rank),
+        bits=bits,
+        group=group,
         matrices=kinds(matrices),
         container=container,
         strict=strict,
     )
-    weights = opened(model, step)
-    planned = plan.make_plan(weights.dense, step.shapes, matrices=step.matrices)
+    # A result is shown in its dense form as well: all that it holds.
+    dense = compression.Opened(opened(model, step).dense)
     show = display.show_inventory_json if json else display.show_inventory
-    show(weights.dense, planned)
+    show(dense.dense, compression.prepare(dense, step).plan)

@@ -10,7 +10,7 @@ from btcompress.memory import size_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
-    from btcompress.plan import Plan
+    from btcompress.plan import Plan, PlannedMatrix, PlannedRounding
     from btcompress.shapes import MatrixShape
 
 
@@ -38,28 +38,30 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Print the shape that each matrix gets, and what that costs."""
+    """Print the form and the bits that each matrix gets, and what that costs."""
     console = make_console()
-    table = NumberTable(["matrix", "N", "R", "before", "after", "ratio"])
-    for planned in plan.matrices:
-        shape, part = planned.shape, planned.shape.part
+    headers = ["matrix", "N", "R", "before", "after", "ratio", "stored as"]
+    table = NumberTable([*headers, "bytes\nbefore", "bytes\nafter", "bytes\nratio"])
+    rows = _matrices_json(checkpoint, plan)
+    for row in rows:
+        size = row["shape"]
+        dense = row["form"] == "dense"
+        orders = [side for side in ("row_order", "column_order") if row[side]]
         table.add_row(
-            form_lines(
-                planned.name,
-                (shape.out_size, shape.in_size),
-                part.out_modes,
-                part.in_modes,
-                shape.gates,
-                part.core,
-                part.order_sizes,
-            ),
-            str(part.n_blocks),
-            rank_text(part.ranks),
-            f"{shape.dense_params:,}",
-            f"{shape.n_params:,}",
-            ratio_text(shape.ratio),
+            [row["name"], f"  {size[0]} x {size[1]}", "  as dense"]
+            if dense
+            else form_lines(row["name"], size, row["out_modes"], row["in_modes"], row["gates"], row["core"], orders),
+            "-" if dense else str(row["cp_rank"]),
+            "-" if dense else rank_text(row["tucker_ranks"]),
+            f"{row['params_before']:,}",
+            f"{row['params_after']:,}",
+            ratio_text(row["weights_ratio"]),
+            row["precision"],
+            size_text(row["bytes_before"]),
+            size_text(row["bytes_after"]),
+            ratio_text(row["bytes_ratio"]),
         )
-    if plan.matrices:
+    if rows:
         show_table(console, table)
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
     show_list(console, "Note", (*checkpoint.notices, *plan.notices))
@@ -86,7 +88,7 @@ def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
             for lstm in plan.lstms
         ],
         "others": [{"name": other.name, "kind": other.kind, "reason": other.reason} for other in plan.others],
-        "matrices": [form_json(planned.name, planned.shape) for planned in plan.matrices],
+        "matrices": _matrices_json(checkpoint, plan),
         "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
         "notices": [*checkpoint.notices, *plan.notices],
     }
@@ -109,4 +111,42 @@ def form_json(name: str, shape: MatrixShape) -> dict[str, Any]:
         "params_before": shape.dense_params,
         "params_after": shape.n_params,
         "weights_ratio": shape.ratio,
+    }
+
+
+def _matrices_json(checkpoint: Checkpoint, plan: Plan) -> list[dict[str, Any]]:
+    """The form and the bits that each matrix gets, in the order of the checkpoint."""
+    places = {name: n for n, name in enumerate(checkpoint.tensors)}
+    rows = [form_json(each.name, each.shape) | _stored_json(checkpoint, each, each.shape) for each in plan.matrices]
+    rows += [_dense_json(each) | _stored_json(checkpoint, each, None) for each in plan.rounded]
+    return sorted(rows, key=lambda row: places[row["name"]])
+
+
+def _dense_json(rounded: PlannedRounding) -> dict[str, Any]:
+    """As :func:`form_json` has it, of a matrix that stays dense, which has no modes and ranks."""
+    rows, columns = rounded.size
+    form = {"in_modes": [], "out_modes": [], "gates": "fused", "cp_rank": 0, "tucker_ranks": [], "core": "none"}
+    params = {"params_before": rows * columns, "params_after": rows * columns, "weights_ratio": 1.0}
+    return {"name": rounded.name, "shape": [rows, columns], **form, "row_order": False, "column_order": False, **params}
+
+
+def _stored_json(
+    checkpoint: Checkpoint, planned: PlannedMatrix | PlannedRounding, shape: MatrixShape | None
+) -> dict[str, Any]:
+    """How a matrix, or the block terms of this shape in its place, will be stored, and in how many bytes."""
+    # Here, since the help of the commands is shown without torch.
+    from btcompress.packing import bytes_of, precision_text
+    from btcompress.pricing.curves import form_bytes
+
+    matrix = checkpoint.tensors[planned.name]
+    precision = planned.precision or matrix.dtype
+    n_bytes = bytes_of(matrix.shape, precision) if shape is None else form_bytes(shape, precision)
+    n_before = matrix.numel() * matrix.itemsize
+    return {
+        "form": "dense" if shape is None else "block_terms",
+        "dtype": precision_text(matrix.dtype),
+        "precision": precision_text(precision),
+        "bytes_before": n_before,
+        "bytes_after": n_bytes,
+        "bytes_ratio": n_before / max(n_bytes, 1),
     }

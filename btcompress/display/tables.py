@@ -103,7 +103,9 @@ def form_lines(
         low_rank = len(in_modes) == 2 and (in_modes[1], out_modes[0]) == (1, 1)
         modes = "low rank" if low_rank else f"{modes} without a core"
     ordered = " and ".join({"row_order": "rows", "column_order": "columns"}[side] for side in orders)
-    lines = [name, f"  {size[0]} x {size[1]}", "  dense" if core == "none" else f"  as {each}{modes}"]
+    if core == "none":
+        modes = "dense"
+    lines = [name, f"  {size[0]} x {size[1]}", f"  as {each}{modes}"]
     return [*lines, f"  {ordered} in order"] if ordered else lines
 
 

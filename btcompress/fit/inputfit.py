@@ -152,9 +152,7 @@ def _swept(weight: Tensor, start: BlockTerm, samples: Samples, max_sweeps: int) 
     """Alternating least squares from a start; the form after the sweep that is best on the inputs held back."""
     orders = dict(zip(start.shape.order_sizes, start.orders, strict=True))
     shape = start.shape.ordered()
-    fitting, held = (
-        _Outputs.of(weight, shape, orders, rows, samples.weights) for rows in (samples.inputs, samples.held)
-    )
+    fitting, held = (Outputs.of_part(weight, start, rows, samples.weights) for rows in (samples.inputs, samples.held))
     current = BlockTerm(shape, start.cores, start.factors).to(weight.dtype)
     best, best_error, n_best = current, held.error(current), 0
     for n in range(1, max_sweeps + 1):
@@ -169,7 +167,7 @@ def _swept(weight: Tensor, start: BlockTerm, samples: Samples, max_sweeps: int) 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Outputs:
+class Outputs:
     """Inputs of one form without orders, and the outputs that it is to give.
 
     Attributes:
@@ -183,10 +181,16 @@ class _Outputs:
     weights: Tensor
 
     @classmethod
-    def of(
-        cls, weight: Tensor, shape: BlockTermShape, orders: dict[str, Tensor], rows: Tensor, weights: Tensor
-    ) -> _Outputs:
-        """The problem of one part: rows and columns in the form's orders, padded as it is."""
+    def of_part(cls, weight: Tensor, part: BlockTerm, rows: Tensor, weights: Tensor) -> Outputs:
+        """The problem of one part: rows and columns in its orders, padded as it is.
+
+        Args:
+            weight: what the part stands for, shape ``(out_size, in_size)``.
+            part: its modes and orders; its cores and factors do not matter.
+            rows: inputs, shape ``(S, in_size)``.
+            weights: what its outputs count, shape ``(out_size,)``.
+        """
+        shape, orders = part.shape, dict(zip(part.shape.order_sizes, part.orders, strict=True))
         scale = weights.to(weight.dtype)[:, None]
         by_row = {name: order for name, order in orders.items() if name == "row_order"}
         outputs = (pad_rows(in_orders(each, by_row, shape.n_gates), shape) for each in (weight @ rows.T * scale, scale))
@@ -209,13 +213,13 @@ class _Outputs:
     def swept(self, form: BlockTerm) -> BlockTerm:
         """The form after one update of each factor and of the cores; its error on these inputs is no larger."""
         for mode in range(form.shape.order):
-            form = self._with_factor(form, mode)
+            form = self.with_factor(form, mode)
         if form.shape.core == "full":
-            form = self._with_cores(form)
+            form = self.with_cores(form)
         return balanced(form)
 
-    def _with_factor(self, form: BlockTerm, mode: int) -> BlockTerm:
-        """Solve for the factors of one mode in all blocks, a problem for each ``j_k``."""
+    def with_factor(self, form: BlockTerm, mode: int) -> BlockTerm:
+        """The form with the best factors of one mode in all blocks, a problem for each ``j_k``."""
         shape = form.shape
         n_features = shape.n_blocks * shape.in_modes[mode] * shape.ranks[mode]
         n_others = shape.padded_out // shape.out_modes[mode]
@@ -252,8 +256,8 @@ class _Outputs:
         result = "".join(j[k] for k in others) + batch + block + i[mode] + r[mode]
         return contract(f"{equation}->{result}", inputs, form.cores, *(form.factors[k] for k in others))
 
-    def _with_cores(self, form: BlockTerm) -> BlockTerm:
-        """A few steps of conjugate gradients towards the best cores for these factors."""
+    def with_cores(self, form: BlockTerm) -> BlockTerm:
+        """The form with better cores for these factors: a few steps of conjugate gradients towards the best."""
         leaf = form.cores.detach().clone().requires_grad_()
         with torch.enable_grad():
             outputs = self.given(replace(form, cores=leaf))

@@ -44,6 +44,23 @@ def weight_error(matrix: Tensor, parts: tuple[BlockTerm, ...], dtype: torch.dtyp
     return math.sqrt(missed / total) if math.isfinite(missed) else math.inf
 
 
+def difference_error(matrix: Tensor, other: Tensor) -> float:
+    """``||W - W'||_F / ||W||_F`` of two dense matrices; 0 when both are zero, infinity when only ``W`` is.
+
+    Args:
+        matrix: ``W``.
+        other: ``W'``, of the same shape.
+    """
+    scale, missed, total = largest(matrix) or 1.0, 0.0, 0.0
+    for own, given in zip(chunks_across(matrix), chunks_across(other), strict=True):
+        rows = own.to(torch.float64) / scale
+        missed += float((given.to(torch.float64) / scale - rows).square_().sum())
+        total += float(rows.square_().sum())
+    if total == 0:
+        return math.inf if missed else 0.0
+    return math.sqrt(missed / total) if math.isfinite(missed) else math.inf
+
+
 def low_rank_errors(matrix: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Weight error of the truncated SVD of each rank ``1 .. min(J, I)``, float64; of zeros for a zero matrix.
 

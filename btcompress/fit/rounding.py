@@ -15,8 +15,9 @@ from torch import Tensor
 
 from btcompress.packing import Integers, Packed, to_rows
 
-#: Shares of a group's range that are tried as its clipping.
-_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+#: Shares of a group's range that are tried as its clipping; one half step more, whatever the zero point is rounded to,
+#: clips nothing.
+_SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 #: Times that scales and zero points are fitted to the codes, and codes chosen anew.
 _REFITS = 3
 #: Share of the moments' mean that their diagonal is raised by.
@@ -50,14 +51,8 @@ def nearest(tensor: Tensor, integers: Integers, weights: Tensor | None = None) -
             left out.
     """
     rows = to_rows(tensor.detach()).float()
-    columns, group = rows.shape[1], integers.group
-    scales, zeros = [], []
-    for first in range(0, columns, group):
-        own = slice(first, min(first + group, columns))
-        scale, zero = _scale_and_zero(rows[:, own], integers, None if weights is None else weights[own].float())
-        scales.append(scale)
-        zeros.append(zero)
-    return with_scales(tensor, integers, torch.stack(scales, 1), torch.stack(zeros, 1))
+    weights = torch.ones(rows.shape[1]) if weights is None else weights.float()
+    return with_scales(tensor, integers, *_scales_and_zeros(rows, integers, weights))
 
 
 def with_scales(tensor: Tensor, integers: Integers, scales: Tensor, zeros: Tensor) -> Packed:
@@ -171,19 +166,73 @@ def _best_scales(matrix: Tensor, integers: Integers, moments: Tensor, along: Ten
     return torch.cat(found)
 
 
+def fed_back_by_ranks(factor: Tensor, integers: Integers, moments: Tensor, weights: Tensor, passes: int = 3) -> Choice:
+    """Integers for the second of two factors: errors of the row of one rank are taken up by those that follow.
+
+    Args:
+        factor: shape ``(R, J)``, with groups along its columns.
+        integers: bits and groups.
+        moments: of what its columns are multiplied with, shape ``(R, R)``.
+        weights: what the columns count, shape ``(J,)``.
+        passes: as for :func:`fed_back`.
+    """
+    left = factor.float().clone()
+    raised = moments.double().clone()
+    raised.diagonal().add_(_RIDGE * float(raised.diagonal().mean()) or 1.0)
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(raised)), upper=True).float()
+    codes, scales, zeros = torch.empty_like(left), [], []
+    for r in range(len(left)):
+        scale, zero = _scales_and_zeros(left[r : r + 1], integers, weights)
+        wide, half = (integers.spread(each.float(), left.shape[1])[0] for each in (scale, zero))
+        codes[r] = _codes(left[r], wide, half, integers)
+        missed = (left[r] - (codes[r] - half / 2) * wide) / upper[r, r]
+        left[r + 1 :].addr_(upper[r, r + 1 :], missed, alpha=-1)
+        scales.append(scale)
+        zeros.append(zero)
+    scale, zero = torch.cat(scales), torch.cat(zeros)
+    wide, half = (integers.spread(each.float(), left.shape[1]) for each in (scale, zero))
+    single, values = raised.float(), (codes - half / 2) * wide
+    pull = single @ (factor.float() - values)
+    for _ in range(passes):
+        for r in range(len(left)):
+            codes[r] = _codes(values[r] + pull[r] / single[r, r], wide[r], half[r], integers)
+            new = (codes[r] - half[r] / 2) * wide[r]
+            pull.addr_(single[r], new - values[r], alpha=-1)
+            values[r] = new
+    return codes, scale, zero
+
+
 def _codes(rows: Tensor, scales: Tensor, zeros: Tensor, integers: Integers) -> Tensor:
     """The nearest codes, float; scales and zero points broadcast over the rows."""
     return (rows / scales.clamp_min(torch.finfo(torch.float32).tiny) + zeros / 2).round_().clamp_(0, integers.most)
 
 
-def _scale_and_zero(group: Tensor, integers: Integers, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The scale, float16, and the zero point, int16 in half codes, of each row of a group, shape ``(rows,)``."""
-    weights = torch.ones(group.shape[1]) if weights is None else weights / weights.mean().clamp_min(1e-30)
+def _scales_and_zeros(rows: Tensor, integers: Integers, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zero points of all groups, shape ``(rows, groups)``; ``weights`` are those of the columns."""
+    whole = rows.shape[1] // integers.group
+    end = whole * integers.group
+    found = []
+    if whole:
+        groups = rows[:, :end].reshape(-1, integers.group)
+        own = weights[:end].reshape(whole, integers.group).repeat(len(rows), 1)
+        found.append([each.reshape(len(rows), whole) for each in _scale_and_zero(groups, integers, own)])
+    if end < rows.shape[1]:
+        found.append([each[:, None] for each in _scale_and_zero(rows[:, end:], integers, weights[end:])])
+    scales, zeros = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+    return scales, zeros
+
+
+def _scale_and_zero(group: Tensor, integers: Integers, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale, float16, and the zero point, int16 in half codes, of each row of a group, shape ``(rows,)``.
+
+    ``weights`` are of the columns, shape ``(columns,)``, or of all entries.
+    """
+    weights = weights / weights.mean().clamp_min(1e-30)
     low, high = group.amin(1).clamp_max(0), group.amax(1).clamp_min(0)
     most = integers.most
     best, best_zero = _storable((high - low) / most), torch.zeros_like(low)
     best_error = torch.full_like(low, torch.inf)
-    for share in _SHARES:
+    for share in (most / (most - 0.5), *_SHARES):
         scale = _storable((high - low) * (share / most))
         zero = (-2 * share * low / scale.clamp_min(1e-30)).round().clamp(0, 2 * most + 1)
         for refit in range(_REFITS + 1):
@@ -201,7 +250,7 @@ def _refitted(
     group: Tensor, codes: Tensor, weights: Tensor, scale: Tensor, zero: Tensor, most: int
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point that fit given codes best; those before where the codes are all one."""
-    total = weights.sum()
+    total = weights.sum(-1)
     mean_code, mean = (codes * weights).sum(1) / total, (group * weights).sum(1) / total
     away = codes - mean_code[:, None]
     square = (away.square() * weights).sum(1)

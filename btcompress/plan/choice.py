@@ -25,10 +25,12 @@ class Fallback:
     Attributes:
         max_error: the largest weight error with which its own shape is kept.
         shape: a shape that is fitted exactly; None leaves the matrix dense.
+        precision: how the numbers of that shape, or of the dense matrix, are stored; None as the matrix's own are.
     """
 
     max_error: float
     shape: MatrixShape | None
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,16 @@ class Plan:
         """The precision of each matrix that gets one, by its key."""
         named = {each.name: each.precision for each in self.matrices if each.precision is not None}
         return named | {each.name: each.precision for each in self.rounded}
+
+    def stored_as(self, precision: Precision | None) -> Plan:
+        """The same with the cores and factors of every matrix in one precision; None leaves them as they are."""
+        return replace(self, matrices=tuple(replace(each, precision=precision) for each in self.matrices))
+
+    def rounded_to(self, precision: Precision) -> Plan:
+        """The same with every matrix dense, in one precision."""
+        sizes = {each.name: (each.shape.out_size, each.shape.in_size) for each in self.matrices}
+        rounded = tuple(PlannedRounding(name, size, precision) for name, size in sizes.items())
+        return replace(self, matrices=(), notices=(), rounded=rounded)
 
 
 @dataclass(frozen=True, slots=True)

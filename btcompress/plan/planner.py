@@ -189,7 +189,7 @@ def _priced(
                     curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
     except BTCompressError as error:
         raise type(error)(f"{target.name}: {error}") from error
-    rounding, formed = torch.finfo(matrix.dtype).eps / 2, _rounding_of_entries(matrix)
+    rounding, formed = torch.finfo(matrix.dtype).eps / 2, rounding_of_entries(matrix)
 
     def rounded(points: Sequence[Point]) -> tuple[Point, ...]:
         # Each tensor of a form is off by about this share once it is stored, and so is the matrix formed from them.
@@ -199,15 +199,6 @@ def _priced(
         )
 
     return replace(curve, points=rounded(curve.points), low_rank=rounded(curve.low_rank))
-
-
-def _rounding_of_entries(matrix: Tensor) -> float:
-    """The weight error that rounding to the matrix's dtype alone makes; denormal entries are a fixed step apart."""
-    limits = torch.finfo(matrix.dtype)
-    if not 0 < largest(matrix) < limits.smallest_normal / limits.eps:
-        return limits.eps / 2
-    root_mean_square = frobenius_norm(matrix) / math.sqrt(matrix.numel())
-    return max(limits.eps / 2, limits.smallest_normal * limits.eps / (math.sqrt(12) * root_mean_square))
 
 
 def _limited(wish: Wish) -> tuple[str, float | None, Callable[[Point], float]]:

@@ -11,20 +11,25 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
-from btcompress.fit.blockfit import balanced, check_finite
+from btcompress.fit.blockfit import balanced, check_finite, zero_form
 from btcompress.fit.demand import require_memory_to_price
 from btcompress.fit.hosvd import compress, leading_corner
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
-from btcompress.fit.measures import largest
+from btcompress.fit.measures import frobenius_norm, largest
 from btcompress.fit.start import random_blocks
 from btcompress.fit.sweeps import Blocks, expanded, sweep_until_stable
+from btcompress.packing import Precision, bytes_of
 from btcompress.shapes import BlockTermShape, MatrixShape
 
+#: Bytes of an integer of an order of rows or columns.
+_ORDER_BYTES = 4
 #: Entries of the core that forms with a core are fitted on.
 _CORE_ENTRIES = 2**16
 #: Sweeps of several blocks on the leading corner, before they are tried on the core.
@@ -41,36 +46,58 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One form that a matrix can take.
+    """One form that a matrix can take, in one precision.
 
     Attributes:
-        shape: the form.
-        error: weight error that it is known to reach, before rounding to the dtype it is stored in; priced on inputs,
-            the weighted activation error.
+        shape: the form; None for the matrix itself, dense but rounded.
+        error: weight error that it is known to reach; priced on inputs, the weighted activation error. In the matrix's
+            own dtype, that is before rounding to it.
         activation_error: priced on inputs, the activation error without weights; else None.
+        precision: how its numbers are stored; None for the matrix's own dtype.
+        size: rows and columns of a matrix that stays dense.
+        measured: whether it was really fitted and rounded; else its error is foretold by others, for looking at only.
     """
 
-    shape: MatrixShape
+    shape: MatrixShape | None
     error: float
     activation_error: float | None = None
+    precision: Precision | None = None
+    size: tuple[int, int] = (0, 0)
+    measured: bool = True
 
     @property
     def n_params(self) -> int:
-        """Parameters of the form."""
-        return self.shape.n_params
+        """Parameters of the form, or entries of the matrix."""
+        return math.prod(self.size) if self.shape is None else self.shape.n_params
+
+    def n_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that it takes as stored, of a matrix of this dtype."""
+        precision = self.precision or dtype
+        return bytes_of(self.size, precision) if self.shape is None else form_bytes(self.shape, precision)
+
+
+def form_bytes(shape: MatrixShape, precision: Precision) -> int:
+    """Bytes of a form whose cores and factors are stored in a precision, its orders as integers of 4 bytes."""
+    part = shape.part
+    numbers = sum(bytes_of(each, precision) for each in part.tensor_shapes)
+    return shape.n_parts * (numbers + _ORDER_BYTES * sum(part.order_sizes.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The forms of a matrix that no other form beats in both parameters and error.
+    """The forms of a matrix that no other form beats in both size and error.
+
+    Sizes are parameters, or bytes of forms in many precisions.
 
     Attributes:
-        points: by rising parameters, their errors falling; none has as many parameters as the matrix.
-        low_rank: every plain low-rank form with fewer parameters than the matrix, likewise.
+        points: by rising size, their errors falling; none is as large as the matrix.
+        low_rank: every plain low-rank form smaller than the matrix, in its own dtype, likewise.
         dense_params: entries of the matrix.
         stake: what an error of 1 costs beside those of other matrices: 1 for weight errors, and priced on inputs
             ``||S W X||_F``, an estimate of the hidden-state error that it leads to.
         on_inputs: whether errors are weighted activation errors.
+        dtype: of the matrix, where sizes are bytes; None where they are parameters.
+        roundings: the dense matrix in the precisions that no other beats, likewise; none where sizes are parameters.
     """
 
     points: tuple[Point, ...]
@@ -78,14 +105,29 @@ class Curve:
     dense_params: int
     stake: float = 1.0
     on_inputs: bool = False
+    dtype: torch.dtype | None = None
+    roundings: tuple[Point, ...] = ()
 
-    def within(self, n_params: int) -> Point | None:
-        """The most accurate form with at most this many parameters; None if there is none so small."""
-        return within(self.points, n_params)
+    @property
+    def dense_size(self) -> int:
+        """Parameters, or bytes, of the matrix as it is."""
+        return self.dense_params * (1 if self.dtype is None else self.dtype.itemsize)
 
-    def low_rank_within(self, n_params: int) -> Point | None:
-        """The most accurate low-rank form with at most this many parameters; None if there is none so small."""
-        return within(self.low_rank, n_params)
+    def size_of(self, point: Point) -> int:
+        """Parameters, or bytes, of a form."""
+        return point.n_params if self.dtype is None else point.n_bytes(self.dtype)
+
+    def within(self, size: int) -> Point | None:
+        """The most accurate form of at most this size; None if there is none so small."""
+        return within(self.points, size, self.size_of)
+
+    def low_rank_within(self, size: int) -> Point | None:
+        """The most accurate low-rank form of at most this size; None if there is none so small."""
+        return within(self.low_rank, size, self.size_of)
+
+    def rounding_within(self, size: int) -> Point | None:
+        """The most accurate rounding of the dense matrix of at most this size; None if there is none so small."""
+        return within(self.roundings, size, self.size_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +184,26 @@ def price(
         front = front_of([*front, *points])
         if on_step is not None:
             on_step(step + 1, n_steps)
+    known_of = ParamFront(front)
     for step, forms in enumerate(with_core, len(without_core)):
-        if not zero:
-            front = _Fitter(matrix, forms, device, seed).improve(front)
+        offer_with_core(known_of, matrix, forms, device, seed)
         if on_step is not None:
             on_step(step + 1, n_steps)
-    return Curve(tuple(front), tuple(low_rank), dense_params)
+    return Curve(tuple(known_of.points), tuple(low_rank), dense_params)
+
+
+def offer_with_core(front: Front, matrix: Tensor, forms: FormsWithCore, device: torch.device, seed: int) -> None:
+    """Fit the forms of one choice of modes to the entries of a matrix, and offer those that come below their target.
+
+    Args:
+        front: what they compete with.
+        matrix: ``W``, finite; one of zeros is passed over, as any form is exact.
+        forms: to be fitted.
+        device: where to compute.
+        seed: of the random starts of several blocks.
+    """
+    if largest(matrix):
+        _Fitter(matrix, forms, device, seed).improve(front)
 
 
 def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, zero: bool) -> list[Point]:
@@ -169,19 +225,59 @@ def _price_ranks(matrix: Tensor, shape: MatrixShape, device: torch.device, *, ze
     ]
 
 
-def front_of(points: Iterable[Point]) -> list[Point]:
-    """The points that no other beats, by rising parameters; of equal ones the first."""
+def _params_of(point: Point) -> int:
+    return point.n_params
+
+
+def front_of(points: Iterable[Point], size_of: Callable[[Point], int] = _params_of) -> list[Point]:
+    """The points that no other beats, by rising size; of equal ones the first."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.n_params, point.error)):
+    for point in sorted(points, key=lambda point: (size_of(point), point.error)):
         if not front or point.error < front[-1].error:
             front.append(point)
     return front
 
 
-def within(points: Sequence[Point], n_params: int) -> Point | None:
-    """Of points by rising parameters and falling errors, the last with at most this many; None if there is none."""
-    position = bisect_right(points, n_params, key=lambda point: point.n_params)
+def within(points: Sequence[Point], size: int, size_of: Callable[[Point], int] = _params_of) -> Point | None:
+    """Of points by rising size and falling errors, the last of at most this size; None if there is none."""
+    position = bisect_right(points, size, key=size_of)
     return points[position - 1] if position else None
+
+
+def rounding_of_entries(matrix: Tensor) -> float:
+    """The weight error that rounding to the matrix's dtype alone makes; denormal entries are a fixed step apart."""
+    limits = torch.finfo(matrix.dtype)
+    if not 0 < largest(matrix) < limits.smallest_normal / limits.eps:
+        return limits.eps / 2
+    root_mean_square = frobenius_norm(matrix) / math.sqrt(matrix.numel())
+    return max(limits.eps / 2, limits.smallest_normal * limits.eps / (math.sqrt(12) * root_mean_square))
+
+
+class ParamFront:
+    """What is known of a matrix while its forms are priced: those that no other beats in parameters and error."""
+
+    def __init__(self, points: Iterable[Point] = ()) -> None:
+        self.points = list(points)
+
+    def target(self, shape: MatrixShape) -> float:
+        """The error that a form of this shape must fall below to be worth anything."""
+        known = within(self.points, shape.n_params)
+        return known.error if known else 1.0
+
+    def offer(self, point: Point, parts: Callable[[], Sequence[BlockTerm]]) -> None:
+        """Take in a form whose error fell below its target; ``parts`` gives its block terms."""
+        del parts  # a form in the matrix's own dtype needs no rounding
+        self.points = front_of([*self.points, point])
+
+
+class Front(Protocol):
+    """What forms with a core compete with; :class:`ParamFront` is one."""
+
+    def target(self, shape: MatrixShape) -> float:
+        """As :meth:`ParamFront.target`."""
+
+    def offer(self, point: Point, parts: Callable[[], Sequence[BlockTerm]]) -> None:
+        """As :meth:`ParamFront.offer`."""
 
 
 class _Fitter:
@@ -190,15 +286,19 @@ class _Fitter:
     def __init__(self, matrix: Tensor, forms: FormsWithCore, device: torch.device, seed: int) -> None:
         self._forms = forms
         self._seed = seed
+        self._device = device
         shape, part = forms.shape, forms.shape.part
-        self._cores: list[SortedCore] = []
-        for rows in matrix.detach().reshape(shape.n_parts, part.out_size, part.in_size):
-            if scale := largest(rows):
-                self._cores.append(SortedCore(rows, part, scale, device))
+        gates = matrix.detach().reshape(shape.n_parts, part.out_size, part.in_size)
+        scales = [largest(rows) for rows in gates]
+        #: The core of each gate; none of one that is all zeros.
+        self._of_gates = [
+            SortedCore(rows, part, scale, device) if scale else None for rows, scale in zip(gates, scales, strict=True)
+        ]
+        self._cores = [core for core in self._of_gates if core is not None]
         self._total = math.hypot(*(core.norm for core in self._cores))
 
-    def improve(self, front: list[Point]) -> list[Point]:
-        """The front with each of the forms that beats it."""
+    def improve(self, front: Front) -> None:
+        """Offer each of the forms that beats the front."""
         shape = self._forms.shape
         dense_params = shape.dense_params
         for n_blocks, rank in self._forms.ranks:
@@ -206,21 +306,26 @@ class _Fitter:
             form = replace(shape, part=part)
             if form.n_params >= dense_params:
                 continue
-            known = within(front, form.n_params)
-            target = known.error if known else 1.0
-            error = self._error(part, target)
+            target = front.target(form)
+            error, blocks = self._swept(part, target)
             if error < target:
-                front = front_of([*front, Point(form, error)])
-        return front
+                front.offer(Point(form, error), partial(self._parts, part, blocks))
 
-    def _error(self, part: BlockTermShape, target: float) -> float:
-        """The weight error reached over all cores; 1 for a form that will not beat the target."""
+    def _parts(self, part: BlockTermShape, blocks: Sequence[Blocks]) -> list[BlockTerm]:
+        """Blocks on the cores as the forms of all gates."""
+        fitted = iter(blocks)
+        return [
+            zero_form(part, self._device) if core is None else core.form(next(fitted), part) for core in self._of_gates
+        ]
+
+    def _swept(self, part: BlockTermShape, target: float) -> tuple[float, list[Blocks]]:
+        """The weight error reached over all cores, with what reached it; 1 for a form that will not beat the target."""
         if self._combined([core.least_error(part) for core in self._cores]) >= target:
-            return 1.0
+            return 1.0, []
         if not _promising(
             self._combined([core.error_unswept(part) for core in self._cores]), target, _PROMISING_AT_FIRST
         ):
-            return 1.0
+            return 1.0, []
         error = 1.0
         blocks = [core.start(part, self._seed) for core in self._cores]
         for n_sweeps, limits in _ROUNDS:
@@ -229,7 +334,7 @@ class _Fitter:
             error = self._combined([error for _, error in swept])
             if not _promising(error, target, limits):
                 break
-        return error
+        return error, blocks
 
     def _combined(self, errors: Sequence[float]) -> float:
         return math.hypot(*(error * core.norm for error, core in zip(errors, self._cores, strict=True))) / self._total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from btcompress.fit.blockfit import check_finite, zero_form
 from btcompress.fit.inputfit import fit_to_inputs, low_rank_errors_on, weighted_size
 from btcompress.fit.measures import largest
 from btcompress.fit.samples import Samples
-from btcompress.pricing.curves import Curve, FormsWithCore, Point, SortedCore, front_of, within
+from btcompress.pricing.curves import Curve, FormsWithCore, Front, ParamFront, Point, SortedCore, front_of
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Sweeps, and between which shares of the known error a form goes on after them: above it is hopeless, as further
@@ -63,20 +64,27 @@ def price_on_inputs(
     low_rank = [shape for shape in without_core if shape.part.is_low_rank]
     n_steps = 1 + len(with_core)
     curves = [_every_rank(matrix, shape, samples) for shape in low_rank]
-    front = front_of(point for curve in curves for point in curve)
-    few = _thinned(samples) if matrix.shape[1] > _MANY_INPUTS else samples
-    if matrix.dtype != torch.float64 and all(_LIMITS[0] < largest(each) < _LIMITS[1] for each in (matrix, few.inputs)):
-        # Sweeps take half the time, and which form wins does not hang on their last digits.
-        few = replace(few, inputs=few.inputs.float(), held=few.held.float())
+    front = ParamFront(front_of(point for curve in curves for point in curve))
+    few = quick_samples(matrix, samples)
     device = torch.device(device)
     for step, forms in enumerate(with_core, 1):
         if on_step is not None:
             on_step(step, n_steps)
-        front = _improved(front, matrix, _starts(matrix, forms, device, seed), few)
+        offer_with_core_on(front, matrix, forms, few, device, seed)
     if on_step is not None:
         on_step(n_steps, n_steps)
     fused = curves[0] if curves else []
-    return Curve(tuple(front), tuple(front_of(fused)), matrix.numel(), weighted_size(matrix, samples), on_inputs=True)
+    stake = weighted_size(matrix, samples)
+    return Curve(tuple(front.points), tuple(front_of(fused)), matrix.numel(), stake, on_inputs=True)
+
+
+def quick_samples(matrix: Tensor, samples: Samples) -> Samples:
+    """Samples to compare forms on: fewer of many inputs, and in float32 where that is precise enough."""
+    few = _thinned(samples) if matrix.shape[1] > _MANY_INPUTS else samples
+    if matrix.dtype != torch.float64 and all(_LIMITS[0] < largest(each) < _LIMITS[1] for each in (matrix, few.inputs)):
+        # Sweeps take half the time, and which form wins does not hang on their last digits.
+        few = replace(few, inputs=few.inputs.float(), held=few.held.float())
+    return few
 
 
 def _thinned(samples: Samples) -> Samples:
@@ -96,32 +104,43 @@ def _every_rank(matrix: Tensor, shape: MatrixShape, samples: Samples) -> list[Po
     return points
 
 
-def _improved(
-    front: list[Point], matrix: Tensor, starts: Iterator[tuple[MatrixShape, tuple[BlockTerm, ...]]], samples: Samples
-) -> list[Point]:
-    """The front with each of the forms that beats it; they come by rising size."""
+def offer_with_core_on(
+    front: Front, matrix: Tensor, forms: FormsWithCore, samples: Samples, device: torch.device, seed: int
+) -> None:
+    """Fit the forms of one choice of modes to inputs, and offer those that come below their target.
+
+    Args:
+        front: what they compete with.
+        matrix: ``W``, finite.
+        forms: to be fitted, by rising size.
+        samples: as :func:`quick_samples` gives them.
+        device: where fits to the entries begin.
+        seed: of the random starts of several blocks.
+    """
     beaten = 0
-    for shape, parts in starts:
-        known = within(front, shape.n_params)
-        target = known.error if known else 1.0
+    for shape, start in _starts(matrix, forms, device, seed):
+        target = front.target(shape)
+        if target <= 0:
+            continue
+        parts = start()
         for n_sweeps, won, lost in _ROUNDS:
             fitted = fit_to_inputs(matrix, parts, samples, n_sweeps)
             parts, errors = fitted.parts, fitted.errors
             if not won * target <= errors.weighted < lost * target:
                 break
         if errors.weighted < target:
-            front, beaten = front_of([*front, Point(shape, errors.weighted, errors.plain)]), 0
+            front.offer(Point(shape, errors.weighted, errors.plain), partial(tuple, parts))
+            beaten = 0
         else:
             beaten += 1
         if beaten == _BEATEN_IN_A_ROW:
             break
-    return front
 
 
 def _starts(
     matrix: Tensor, forms: FormsWithCore, device: torch.device, seed: int
-) -> Iterator[tuple[MatrixShape, tuple[BlockTerm, ...]]]:
-    """Forms with a core, much smaller than the matrix, roughly fitted to its entries."""
+) -> Iterator[tuple[MatrixShape, Callable[[], tuple[BlockTerm, ...]]]]:
+    """Forms with a core, much smaller than the matrix, each with what roughly fits it to the entries."""
     shape, rows_each = forms.shape, forms.shape.part.out_size
     gates = [(rows, largest(rows)) for rows in matrix.detach().split(rows_each)]
     cores = [SortedCore(rows, shape.part, scale, device) if scale else None for rows, scale in gates]
@@ -129,10 +148,11 @@ def _starts(
         part = replace(shape.part, n_blocks=n_blocks, ranks=(rank,) * shape.part.order).limited()
         form = replace(shape, part=part)
         if form.n_params <= _LARGEST_SHARE * matrix.numel():
-            yield form, tuple(_start(core, part, seed, device) for core in cores)
+            yield form, partial(_start, cores, part, seed, device)
 
 
-def _start(core: SortedCore | None, part: BlockTermShape, seed: int, device: torch.device) -> BlockTerm:
-    if core is None:
-        return zero_form(part, device).to("cpu")
-    return core.form(core.start(part, seed), part).to("cpu")
+def _start(
+    cores: Sequence[SortedCore | None], part: BlockTermShape, seed: int, device: torch.device
+) -> tuple[BlockTerm, ...]:
+    forms = (zero_form(part, device) if core is None else core.form(core.start(part, seed), part) for core in cores)
+    return tuple(form.to("cpu") for form in forms)

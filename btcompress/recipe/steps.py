@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, get_args
 
 from btcompress.calibration import CalibrationRequest, SampleInputs
 from btcompress.errors import BTCompressError
@@ -15,23 +15,27 @@ from btcompress.finetune.references import references, sources
 from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest
+from btcompress.packing import FLOATS, Integers, Precision
 from btcompress.plan import Of, PricedPlan, Wish
+from btcompress.recipe.bits import AUTO, Half, bits_of, bytes_of
 from btcompress.recipe.plain import plain, without_defaults
 from btcompress.shapes import Gates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorizeStep:
-    """Write matrices of a checkpoint in block-term form (Ye et al. 2018, eq. 4).
+    """Write matrices of a checkpoint in block-term form (Ye et al. 2018, eq. 4), in fewer bits, or both.
 
     Those are the input-to-hidden matrices of every LSTM, or what ``matrices`` and ``layers`` say. Their forms are of
-    the ranks given, or chosen so that a wish is met at the least loss, or those of a plan.
+    the ranks given, or chosen so that a wish is met at the least loss, or those of a plan; with bits alone they stay
+    dense and are rounded.
 
     Attributes:
         matrices: the kinds to take: ``"input"``, an LSTM's ``weight_ih_*``; ``"recurrent"``, its ``weight_hh_*``
             and ``weight_hr_*``; ``"linear"``, weights of linear layers.
         layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty. A linear layer
-            without a bias is taken only where a pattern is its very key: it may be an embedding.
+            without a bias is taken only where a pattern is its very key: it may be an embedding. Then it is best
+            taken with bits alone, which leave it an embedding.
         allow_growth: also factorize a matrix that this makes larger.
         container: where a file holds several state dicts, the path of the one to read.
         strict: refuse a file that holds more than weights.
@@ -42,11 +46,23 @@ class FactorizeStep:
         order: ``d``; chosen when left out.
         input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
         gates: one form for all four gates, or one for each; with a wish, of forms with a core.
-        target_ratio: a wish: parameters before over parameters after, at least.
+        target_ratio: a wish: so many times smaller at least, in parameters or bytes, as ``of`` says.
         max_params: a wish: parameters after, at most; instead of a ratio.
-        max_error: a wish: weight error of every matrix, at most; alone, or with one of the two.
+        max_bytes: a wish: bytes after, at most; instead of a ratio. A number, or a size such as ``"400k"``, in powers
+            of 1,000.
+        max_error: a wish: weight error of every matrix, at most; alone, or with one of the three.
         max_activation_error: a wish: activation error of every matrix on samples held back, at most; likewise.
-        of: whether ratio and parameters are those of the chosen ``"matrices"`` or of the whole ``"model"``.
+        of: what a ratio or a size is of. ``"matrices"``: of the parameters of the chosen matrices, or with
+            ``max_bytes`` of their bytes; ``"model"``: of all parameters, or with ``max_bytes`` of the bytes of the
+            file; ``"bytes"``: of the bytes of the chosen matrices; ``"file"``: of those of the file, of which a ratio
+            is that of the bytes of all tensors.
+        bits: how the numbers of the chosen matrices are stored: integers of ``2`` to ``8`` bits, ``"float16"`` or
+            ``"bfloat16"``; where the matrices get cores and factors, of these. Without ranks, wish and plan they stay
+            dense. ``"auto"``, and left out with a wish in bytes: chosen for each matrix together with its form. Else
+            left out: as they are. A plan says itself which.
+        group: with bits that are integers: columns that share a scale and a zero point; 32 when left out.
+        others: ``"float16"`` or ``"bfloat16"``: how all other floating-point tensors are stored; as they are when left
+            out.
         plan: a plan file, or what :func:`btcompress.plan_for` chose; ranks, modes and layers are then its own.
         order_units: give the rows and columns of a matrix an order of their own, or the hidden units of an LSTM layer
             one order in all its matrices, where they fit so much better in it that the integers stored with it pay;
@@ -85,7 +101,11 @@ class FactorizeStep:
     max_params: int | None = None
     max_error: float | None = None
     max_activation_error: float | None = None
+    max_bytes: int | str | None = None
     of: Of = "matrices"
+    bits: int | str | None = None
+    group: int | None = None
+    others: Half | None = None
     plan: Path | PricedPlan | None = None
     order_units: bool = False
     calibration: Sequence[SampleInputs] = ()
@@ -105,15 +125,50 @@ class FactorizeStep:
             value = getattr(self, name)
             object.__setattr__(self, name, float(value) if isinstance(value, int) else value)
         object.__setattr__(self, "matrices", check_kinds(self.matrices))
+        object.__setattr__(self, "max_bytes", bytes_of(self.max_bytes))
+        self._check_bits()
         _ = (self.shapes, self.wish, self.fit_options, self.training)
         ranks = (self.cp_rank, self.tucker_rank)
         if self.wish is not None:
             _refuse("a wish leaves the ranks to be chosen", *ranks, self.plan)
         if self.plan is not None:
             sizes = (self.in_modes, self.out_modes, self.order, self.input_shape)
-            _refuse("a plan says it all", *ranks, *sizes, *self.layers, None if self.gates == "fused" else self.gates)
+            gates = None if self.gates == "fused" else self.gates
+            _refuse("a plan says it all", *ranks, *sizes, *self.layers, gates, self.bits, self.group)
+        if self.rounds_only:
+            self._check_dense()
         if self.calibration:
             _ = self.calibration_request
+
+    def _check_bits(self) -> None:
+        """Bring bits into one way of writing, and refuse what says nothing, or nothing that can be."""
+        bits = bits_of(self.bits)
+        if bits == AUTO:
+            if self.max_bytes is None and self.of not in ("bytes", "file"):
+                raise BTCompressError(
+                    "bits are auto, which leaves them to a wish in bytes, but there is none. Give one (--max-bytes, or "
+                    "--target-ratio with --of bytes or file), or say which bits."
+                )
+            bits = None
+        object.__setattr__(self, "bits", bits)
+        if self.group is not None and not isinstance(bits, int):
+            raise BTCompressError(
+                "group says how many columns of integers share a scale, but no bits of integers were given. Give bits "
+                "from 2 to 8 with it (--bits), or leave it out."
+            )
+        if self.others is not None and self.others not in get_args(Half):
+            raise BTCompressError(f"others must be {' or '.join(get_args(Half))}, but {self.others!r} was given.")
+
+    def _check_dense(self) -> None:
+        """Refuse what is about the form of matrices that stay dense."""
+        about_forms = {name: getattr(self, name) for name in ("in_modes", "out_modes", "order", "input_shape")}
+        about_forms |= {"gates": self.gates != "fused" or None, "order_units": self.order_units or None}
+        given = [name for name, value in about_forms.items() if value is not None]
+        if given:
+            raise BTCompressError(
+                f"bits without ranks, a wish or a plan leave the matrices dense, but {', '.join(given)} was given, "
+                "which is about block terms. Give ranks with it (--cp-rank, --tucker-rank), or leave it out."
+            )
 
     @property
     def shapes(self) -> ShapeRequest:
@@ -135,15 +190,40 @@ class FactorizeStep:
     @property
     def wish(self) -> Wish | None:
         """What is wished for instead of ranks, if anything is."""
-        wishes = (self.target_ratio, self.max_params, self.max_error, self.max_activation_error)
-        if all(wish is None for wish in wishes):
-            if self.of == "model":
+        max_bytes = bytes_of(self.max_bytes)
+        sizes, errors = (self.target_ratio, self.max_params, max_bytes), (self.max_error, self.max_activation_error)
+        if all(size is None for size in sizes):
+            # Of an error alone, the model says nothing, which does no harm; bytes would be thought to be spared.
+            if self.of in ("bytes", "file") or (self.of != "matrices" and errors == (None, None)):
                 raise BTCompressError(
-                    "of says what a ratio is of, but there is none. Give a target ratio or a number of parameters "
-                    "(--target-ratio, --max-params) with it."
+                    f"of says what a ratio or a size is of, here {self.of}, but there is none. Give a target ratio, or "
+                    "a number of parameters or of bytes (--target-ratio, --max-params, --max-bytes) with it."
                 )
+            if errors == (None, None):
+                return None
+        return Wish(
+            self.target_ratio,
+            self.max_params,
+            self.max_error,
+            self.of,
+            self.max_activation_error,
+            max_bytes=max_bytes,
+        )
+
+    @property
+    def precision(self) -> Precision | None:
+        """How the numbers of all chosen matrices are to be stored; None where that is chosen, or stays as it is."""
+        if self.bits is None:
             return None
-        return Wish(self.target_ratio, self.max_params, self.max_error, self.of, self.max_activation_error)
+        if isinstance(self.bits, str):
+            return FLOATS[self.bits]
+        return Integers(self.bits) if self.group is None else Integers(self.bits, self.group)
+
+    @property
+    def rounds_only(self) -> bool:
+        """Whether the chosen matrices stay dense and are rounded: there are bits, and nothing about forms."""
+        forms = (self.cp_rank, self.tucker_rank, self.plan, self.wish)
+        return self.precision is not None and all(form is None for form in forms)
 
     @property
     def fit_options(self) -> FitOptions:
@@ -325,5 +405,6 @@ def _refuse(reason: str, *options: object) -> None:
     if any(option is not None for option in options):
         raise BTCompressError(
             f"{reason}, but options that say otherwise were given as well. Give one of: a wish (--target-ratio, "
-            "--max-params, --max-error, --max-activation-error), --plan, or ranks and what goes with them."
+            "--max-params, --max-bytes, --max-error, --max-activation-error), --plan, or ranks, bits and what goes "
+            "with them."
         )

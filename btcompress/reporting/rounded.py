@@ -10,18 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, RoundedMatrix
 from btcompress.fit import OutputErrors, Samples, weight_error
 from btcompress.fit.rounding import nearest
-from btcompress.fit.samples import output_errors, product_by
+from btcompress.fit.samples import Form, Forms, output_errors, product_by
 from btcompress.reporting.rows import has_fewer_bits, matrix_of, svd_yardstick, with_matrices
 from btcompress.results import RoundingReport
 from btcompress.yardsticks import (
     QUICK_ENTRIES,
     Rounding,
     dense_error,
-    dense_form,
     fed_back_rounding,
     parts_in_8_bits,
     roundings_of,
@@ -31,10 +29,8 @@ from btcompress.yardsticks import (
 class Measure(Protocol):
     """Measures forms on inputs."""
 
-    def __call__(
-        self, forms: Mapping[str, Sequence[tuple[BlockTerm, ...]]], /
-    ) -> Mapping[str, tuple[OutputErrors, ...]]:
-        """The errors of several forms of each matrix, by its key; each form is block terms whose rows are stacked."""
+    def __call__(self, forms: Forms, /) -> Mapping[str, tuple[OutputErrors, ...]]:
+        """The errors of several forms of each matrix, by its key."""
 
     def samples(self, key: str, /) -> Samples | None:
         """What a matrix meets; None for one that has no inputs."""
@@ -52,9 +48,7 @@ class OnSamples:
     dense: Checkpoint
     by_key: Mapping[str, Samples]
 
-    def __call__(
-        self, forms: Mapping[str, Sequence[tuple[BlockTerm, ...]]], /
-    ) -> Mapping[str, tuple[OutputErrors, ...]]:
+    def __call__(self, forms: Forms, /) -> Mapping[str, tuple[OutputErrors, ...]]:
         """See :class:`Measure`."""
         return {key: tuple(self._errors(key, each)) for key, each in forms.items() if key in self.by_key}
 
@@ -62,12 +56,12 @@ class OnSamples:
         """See :class:`Measure`."""
         return self.by_key.get(key)
 
-    def _errors(self, key: str, forms: Sequence[tuple[BlockTerm, ...]]) -> Iterator[OutputErrors]:
+    def _errors(self, key: str, forms: Sequence[Form]) -> Iterator[OutputErrors]:
         samples = self.by_key[key]
         held = samples.held.double()
         wanted = held @ self.dense.tensors[key].detach().double().T
-        for parts in forms:
-            yield output_errors(wanted, product_by(parts, torch.float64)(held), samples.weights)
+        for form in forms:
+            yield output_errors(wanted, product_by(form, torch.float64)(held), samples.weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,11 +70,11 @@ class Alternative:
 
     Attributes:
         report: what it takes, and how far it is off.
-        parts: it, to be measured on inputs; none where there are no inputs of it.
+        form: it, to be measured on inputs; None where there are no inputs of it.
     """
 
     report: RoundingReport
-    parts: tuple[BlockTerm, ...] = ()
+    form: Form | None = None
 
     def on(self, errors: OutputErrors | None) -> RoundingReport:
         """With what was measured on inputs."""
@@ -103,10 +97,10 @@ class Alternatives:
     in_8_bits: Alternative | None = None
 
     @property
-    def forms(self) -> tuple[tuple[BlockTerm, ...], ...]:
+    def forms(self) -> tuple[Form, ...]:
         """All that can be measured on inputs."""
         every = self.alone if self.in_8_bits is None else (*self.alone, self.in_8_bits)
-        return tuple(each.parts for each in every if each.parts)
+        return tuple(each.form for each in every if each.form is not None)
 
     def recorded_in(
         self, matrix: CompressedMatrix | RoundedMatrix, errors: Iterator[OutputErrors]
@@ -120,7 +114,7 @@ class Alternatives:
         known = {(each.precision, each.fed_back): each for each in matrix.roundings}
         alone = []
         for each in self.alone:
-            found = each.on(next(errors, None) if each.parts else None)
+            found = each.on(None if each.form is None else next(errors, None))
             before = known.pop((found.precision, found.fed_back), None)
             if before is not None and found.activation_error is None:
                 kept = (before.activation_error, before.weighted_activation_error)
@@ -129,9 +123,9 @@ class Alternatives:
         alone += [each for each in known.values() if each.fed_back]
         if isinstance(matrix, RoundedMatrix):
             return replace(matrix, roundings=tuple(alone))
-        eight = (
-            None if self.in_8_bits is None else self.in_8_bits.on(next(errors, None) if self.in_8_bits.parts else None)
-        )
+        eight = None
+        if self.in_8_bits is not None:
+            eight = self.in_8_bits.on(None if self.in_8_bits.form is None else next(errors, None))
         return replace(matrix, roundings=tuple(alone), in_8_bits=eight)
 
 
@@ -150,10 +144,10 @@ def alternatives(compressed: CompressedCheckpoint, key: str, matrix: Tensor, mea
     if samples is None:
         alone = [Alternative(_report(each)) for each in every]
     else:
-        alone = [Alternative(_report(each), dense_form(nearest(matrix, each.integers).values())) for each in every]
+        alone = [Alternative(_report(each), nearest(matrix, each.integers).values()) for each in every]
         if matrix.numel() <= QUICK_ENTRIES:
             again = (fed_back_rounding(matrix, each, samples.inputs) for each in every)
-            alone += [Alternative(_report(each), dense_form(values)) for each, values in again]
+            alone += [Alternative(_report(each), values) for each, values in again]
     return Alternatives(tuple(alone), _in_8_bits(compressed, key, matrix, to_measure=samples is not None))
 
 
@@ -172,7 +166,7 @@ def _in_8_bits(compressed: CompressedCheckpoint, key: str, matrix: Tensor, *, to
     parts, integers, saved = rounded
     error = weight_error(matrix, parts, own.dtype)
     report = RoundingReport(str(integers), compressed.bytes_of_matrix(key) - saved, error)
-    return Alternative(report, parts if to_measure else ()) if math.isfinite(error) else None
+    return Alternative(report, parts if to_measure else None) if math.isfinite(error) else None
 
 
 def with_yardsticks(

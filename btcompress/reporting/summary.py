@@ -36,7 +36,6 @@ from btcompress.yardsticks import (
     QUICK_ENTRIES,
     OtherForm,
     SVDYardstick,
-    dense_form,
     low_rank_form,
     structured_forms,
 )
@@ -231,7 +230,7 @@ def _errors(
         return dict.fromkeys(others, ())
     forms = {
         key: [
-            compressed.parts(key) if key in compressed.matrices else dense_form(compressed.tensors[key]),
+            compressed.parts(key) if key in compressed.matrices else compressed.tensors[key],
             *(other.parts for other in others[key] if other.parts),
             *rounded[key].forms,
         ]

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
 from btcompress.fit.measures import CHUNK_ENTRIES, largest
 from btcompress.fit.rounding import fed_back, nearest, obstacle_to_integers
 from btcompress.packing import LEAST_BITS, LEAST_GROUP, MOST_BITS, Integers
-from btcompress.shapes import BlockTermShape
 
 #: The two that everybody knows: 8 bits by rows, here without their group, and 4 bits in groups of 32.
 _INT8, INT4 = 8, Integers(4, 32)
@@ -130,13 +128,6 @@ def fed_back_rounding(matrix: Tensor, rounding: Rounding, inputs: Tensor) -> tup
     """
     values = fed_back(matrix, rounding.integers, inputs).values()
     return replace(rounding, error=dense_error(matrix, values), fed_back=True), values
-
-
-def dense_form(matrix: Tensor) -> tuple[BlockTerm, ...]:
-    """A dense matrix as a block term of one mode, so that whatever can be measured of block terms can be of it."""
-    shape = BlockTermShape((matrix.shape[1],), (matrix.shape[0],), (1,))
-    factor = matrix.detach().T.reshape(shape.factor_shapes[0])
-    return (BlockTerm(shape, torch.ones(shape.core_shape, dtype=matrix.dtype), (factor,)),)
 
 
 def parts_in_8_bits(parts: Sequence[BlockTerm]) -> tuple[tuple[BlockTerm, ...], Integers, int] | None:

@@ -348,7 +348,7 @@ def description(data):
     _, about = safetensors(data)
     about = json.loads(about["btcompress"], parse_constant=refuse_constant)
     source = about["source"]
-    _demand(_whole(about["version"], 1) and about["version"] <= 3, "version")
+    _demand(_whole(about["version"], 1) and about["version"] <= 4, "version")
     _demand(_whole(source["n_bytes"]) and _whole(source["n_params"]) and isinstance(source["name"], str), "source")
     _demand(all(isinstance(step, dict) for step in about["history"]), "history")
     _demand(all(isinstance(notice, str) for notice in about["notices"]), "notices")
@@ -360,6 +360,14 @@ def description(data):
         _demand(m["in_size"] <= math.prod(m["in_modes"]) and m["out_size"] <= math.prod(m["out_modes"]), key)
         _demand(m["out_size"] % m["n_gates"] == 0 == math.prod(m["out_modes"]) % m["n_gates"], key)
         _demand(_finite(m["weight_error"]) and _finite(m["svd_error"]) and _whole(m["svd_rank"]), key)
+    for name, p in about.get("precisions", {}).items():
+        dtypes = ("float64", "float32", "float16", "bfloat16")
+        _demand(p["dtype"] in dtypes and p.get("stored", "float16") in dtypes, name)
+        if "bits" in p:
+            _demand(_whole(p["bits"], 2) and p["bits"] <= 8 and _whole(p["group"], 8) and p["group"] <= 2**40, name)
+            _demand(p["shape"] and all(_whole(size, 1) for size in p["shape"]), name)
+    _demand(all(_finite(value["weight_error"]) for value in about.get("rounded", {}).values()), "rounded")
+    _demand(about["version"] == 4 or not about.get("precisions"), "precisions")
     return about
 
 

@@ -15,11 +15,13 @@ from torch import nn
 
 import btcompress
 from btcompress.checkpoint import CompressedCheckpoint, CompressedMatrix, from_state_dict, read
+from btcompress.checkpoint.others import others_stored_as
 from btcompress.kinds import KINDS
 from btcompress.modes import ShapeRequest
+from btcompress.packing import Integers
 from btcompress.plan import Wish, make_plan, meet, save_plan
 from btcompress.shapes import BlockTermShape, MatrixShape
-from forms import random_form
+from forms import in_fewer_bits, random_form
 
 _W = "lstm.weight_ih_l0"
 
@@ -158,6 +160,14 @@ _SHAPES = {
     ),
     "separate": MatrixShape(BlockTermShape((5, 2), (1, 3), (2, 3), n_blocks=2), "separate"),
 }
+#: The form, dtype and precisions of results whose tensors are stored in fewer bits: of block terms, and of a matrix.
+_FEWER_BITS = {
+    "integers": ("fused", torch.float32, Integers(4), Integers(3, 8)),
+    "integers by rows": ("low rank", torch.bfloat16, None, Integers(8, 2**40)),
+    "integers of few bits": ("separate ordered", torch.float64, Integers(2, 8), Integers(5, 8)),
+    "floats": ("kronecker", torch.float32, torch.bfloat16, torch.float16),
+    "half and integers": ("padded", torch.float16, Integers(7, 9), Integers(6, 9)),
+}
 _STEPS = (
     {"step": "factorize", "seed": 3, "left_dense": [{"name": "head.weight", "reason": "small"}]},
     {
@@ -198,13 +208,20 @@ def _compressed(shape, dtype, steps):
 
 @cache
 def results():
-    """Results of all versions of the format, gates and dtypes."""
+    """Results of all versions of the format, gates, dtypes and precisions."""
+    made = {}
+    for n, (name, shape) in enumerate(_SHAPES.items()):
+        dtype = (torch.float32, torch.float64, torch.float16, torch.bfloat16)[n % 4]
+        made[name] = _compressed(shape, dtype, _STEPS[: 1 + n % 3])
+    for name, (shape, dtype, terms, precision) in _FEWER_BITS.items():
+        rounded = dict.fromkeys(("lstm.weight_hh_l0", "head.weight"), precision)
+        fewer = in_fewer_bits(_compressed(_SHAPES[shape], dtype, _STEPS[:1]), terms, rounded)
+        made[name] = others_stored_as(fewer, torch.float16)
     files = {}
     with tempfile.TemporaryDirectory() as folder:
-        for n, (name, shape) in enumerate(_SHAPES.items()):
-            dtype = (torch.float32, torch.float64, torch.float16, torch.bfloat16)[n % 4]
-            path = Path(folder) / f"{n}.safetensors"
-            btcompress.save(_compressed(shape, dtype, _STEPS[: 1 + n % 3]), path)
+        for name, compressed in made.items():
+            path = Path(folder) / f"{name}.safetensors"
+            btcompress.save(compressed, path)
             files[name] = path.read_bytes()
     return files
 

@@ -121,13 +121,15 @@ def compressed(data, folder):
         about = readings.description(data)
         sizes = readings.dense_sizes(about)
     _compare_description(loaded, btcompress.report(loaded).to_dict(), about)
+    precisions = about.get("precisions", {})
     for key in about["keys"]:
-        if key not in about["matrices"]:
-            stored = about["aliases"].get(key, key)
+        stored = about["aliases"].get(key, key)
+        if key not in about["matrices"] and stored not in precisions:
             _compare_tensor(key, readings.values(loaded.tensors[key]), [tensors[stored]] if stored in tensors else [])
     again = folder / "again.safetensors"
     btcompress.save(loaded, again, force=True)
     same(btcompress.load(again).keys, loaded.keys, "the list of keys written again")
+    _compare_precisions(loaded, about)
     if sum(sizes.values()) <= _FEW_ENTRIES:
         _compare_dense(btcompress.to_dense(loaded), loaded, about, path)
     elif sum(sizes.values()) * 2 > _FAR_TOO_MANY_BYTES:
@@ -151,11 +153,27 @@ def _compare_description(loaded, report, about):
     json.dumps(report, allow_nan=False)
 
 
+def _compare_precisions(loaded, about):
+    for name, p in about.get("precisions", {}).items():
+        how = loaded.stored[name]
+        if "bits" in p:
+            said = [how.integers.bits, how.integers.group, list(how.shape)]
+            same(said, [p["bits"], p["group"], p["shape"]], "a precision")
+        else:
+            same(str(how), f"torch.{p['stored']}", "a precision")
+    errors = {key: float(value["weight_error"]) for key, value in about.get("rounded", {}).items()}
+    same({key: matrix.weight_error for key, matrix in loaded.rounded.items()}, errors, "the rounded matrices")
+
+
 def _compare_dense(found, loaded, about, path):
     """The dense tensors are those of the reader that the description of the format prints."""
     with reading():
         expected = readings.read_dense(_for_numpy(path, about))
     same(list(found), list(expected), "the list of dense tensors")
+    for key in about["keys"]:
+        if about["aliases"].get(key, key) in about.get("precisions", {}):
+            ours = found[key].float() if found[key].dtype == torch.bfloat16 else found[key]
+            _same_array(ours, expected[key], "a tensor in fewer bits")
     for key, m in about["matrices"].items():
         bound = readings.magnitude(about, loaded.tensors, key)
         if not math.isfinite(bound):
@@ -172,7 +190,7 @@ def _compare_dense(found, loaded, about, path):
 def _for_numpy(path, about):
     """The same result in dtypes that NumPy has."""
     tensors = load_safetensors(path.read_bytes())
-    names = ("float64", "float32", "float16")
+    names = ("float64", "float32", "float16", "bfloat16")
     if all(m["dtype"] in names for m in about["matrices"].values()) and all(
         not tensor.is_floating_point() or str(tensor.dtype)[6:] in names for tensor in tensors.values()
     ):
