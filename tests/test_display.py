@@ -168,7 +168,8 @@ def in_fewer_bits(report, **fields):
 
 
 def lines_of(capsys):
-    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    plain = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    return [" ".join(line.split()) for line in plain.splitlines()]
 
 
 def test_where_a_matrix_has_fewer_bits_sizes_are_bytes_behind_what_numbers_are_stored_as(report, capsys):
