@@ -297,6 +297,8 @@ def test_the_document_names_every_field_of_a_precision(written):
         "dtype",
         "stored",
         "weight_error",
+        "svd_rank",
+        "svd_error",
     }
     for field in ("precisions", "rounded", *(field for record in records for field in record)):
         assert f"`{field}`" in text

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,13 +21,8 @@ from btcompress.finetune.decisions import agreement_on
 from btcompress.finetune.networks import student_of, teacher_of
 from btcompress.finetune.tasks import HiddenStates
 from btcompress.fit import OutputErrors, Samples, fit_to_inputs
-from btcompress.fit.samples import product_by
+from btcompress.fit.samples import Form, Forms, product_by
 from btcompress.results import InputsReport
-
-#: A form of a matrix: block terms whose rows are stacked, or a dense matrix in its place.
-Form: TypeAlias = tuple[BlockTerm, ...] | Tensor
-#: Several forms of each matrix by its key.
-Forms: TypeAlias = Mapping[str, Sequence[Form]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,10 +60,30 @@ class InputMeasure:
 
     def fitted(self, key: str, parts: tuple[BlockTerm, ...]) -> tuple[BlockTerm, ...] | None:
         """The same form of a matrix fitted to these very inputs; None if there are none of it."""
-        for layer in self.layers:
-            if key in layer.samples:
-                return fit_to_inputs(self.dense.tensors[key], parts, layer.samples[key]).parts
-        return None
+        samples = self.samples(key)
+        return None if samples is None else fit_to_inputs(self.dense.tensors[key], parts, samples).parts
+
+    def samples(self, key: str) -> Samples | None:
+        """What a matrix meets; None if there are no inputs of it."""
+        return next((layer.samples[key] for layer in self.layers if key in layer.samples), None)
+
+    def hidden_state_errors(self, matrices: Mapping[str, Tensor]) -> dict[str, float]:
+        """``||h - h'|| / ||h||`` of each dense LSTM with other matrices in the place of its chosen ones, by its name.
+
+        Args:
+            matrices: by key; an LSTM of whose chosen matrices one is missing is left out.
+
+        Raises:
+            BTCompressError: an error is not a number.
+        """
+        changed = CompressedCheckpoint.of(replace(self.dense, tensors={**self.dense.tensors, **matrices}), {}, {})
+        found = {}
+        for source in (layer.source for layer in self.layers):
+            if isinstance(source.entry, LSTMEntry):
+                chosen = [key for key in source.entry.matrix_keys if key in self.compressed.chosen]
+                if chosen and all(key in matrices for key in chosen):
+                    found[source.entry.name] = hidden_state_error(changed, self.dense, source.entry, source.data)
+        return found
 
     def reports(self) -> tuple[InputsReport, ...]:
         """What each LSTM gives on its inputs, beside the dense one, from the initial states that they have.
@@ -240,7 +254,7 @@ def errors_of_forms(
     own = (*matrices_of(entry), *(() if head is None else (head.key,)))
     keys = [key for key in own if key in forms]
     of_layer = meets(entry, dense, dtype, head)
-    products = {key: [_product_by(form, dtype) for form in forms[key]] for key in keys}
+    products = {key: [product_by(form, dtype) for form in forms[key]] for key in keys}
     # Squares of the outputs that are wanted, and of what each form misses of them: by output, to be weighted once.
     sizes = {key: torch.zeros((), dtype=torch.float64) for key in keys}
     missed = {key: [torch.zeros((), dtype=torch.float64) for _ in forms[key]] for key in keys}
@@ -261,14 +275,6 @@ def errors_of_forms(
         for key in keys
         if sizes[key].any()
     }
-
-
-def _product_by(form: Form, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Multiplies inputs, shape ``(n, I)``, by a form."""
-    if isinstance(form, Tensor):
-        transposed = form.to(dtype).T
-        return lambda inputs: inputs @ transposed
-    return product_by(form, dtype)
 
 
 def _error(missed: Tensor, size: Tensor) -> float:
