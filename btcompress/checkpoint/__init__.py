@@ -4,7 +4,7 @@ from btcompress.checkpoint.atomic import check_target, claimed, replacing
 from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
 from btcompress.checkpoint.linear import LinearEntry, find_linear
 from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
-from btcompress.checkpoint.others import others_stored_as
+from btcompress.checkpoint.others import is_narrowed, others_stored_as
 from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
 from btcompress.checkpoint.recognise import is_compressed
 from btcompress.checkpoint.source import Source, digest
@@ -28,6 +28,7 @@ __all__ = [
     "find_recurrent",
     "from_state_dict",
     "is_compressed",
+    "is_narrowed",
     "natural_key",
     "others_stored_as",
     "read",

@@ -33,13 +33,18 @@ def others_stored_as(compressed: CompressedCheckpoint, dtype: torch.dtype) -> Co
         for key in compressed.others
         if key not in compressed.stored and _is_wider(compressed.tensors[key], dtype)
     }
-    stored = {key: dtype for key, tensor in candidates.items() if _holds(dtype, tensor)}
+    stored = {key: dtype for key, tensor in candidates.items() if is_narrowed(tensor, dtype)}
     kept = [key for key in candidates if key not in stored]
     rounded = compressed.with_tensors(stored=stored)
     if not kept:
         return rounded
     notice = f"Not stored as {precision_text(dtype)}, as numbers of it are beyond the range: {listed(kept, _SHOWN)}."
     return replace(rounded, notices=(*rounded.notices, notice))
+
+
+def is_narrowed(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor that was not chosen is stored in this dtype by :func:`others_stored_as`."""
+    return _is_wider(tensor, dtype) and _holds(dtype, tensor)
 
 
 def _is_wider(tensor: Tensor, dtype: torch.dtype) -> bool:

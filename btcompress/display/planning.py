@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -10,26 +9,33 @@ from rich.text import Text
 from btcompress.display.console import make_console, show_json, show_line
 from btcompress.display.inventory import form_json
 from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
+from btcompress.packing import precision_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
     from btcompress.plan import ChosenForm, PricedPlan
     from btcompress.pricing import Point
 
-#: Weights ratios at which curves are shown.
+#: Ratios at which curves are shown: of parameters, and of bytes.
 _RATIOS = (2, 4, 8, 16, 32, 64, 128, 1024)
+_BYTE_RATIOS = (2, 4, 8, 12, 16, 32, 64, 128, 1024)
+#: What of a form is told beside its size.
+_FORM_FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", "weights_ratio")
 
 
 def show_priced_plan(checkpoint: Checkpoint, priced: PricedPlan) -> None:
     """Print the forms chosen, what they come to, and the curve of each matrix."""
     console = make_console()
     show_line(f"Wish: {priced.wish}")
-    show_table(console, _forms_table(priced.forms))
+    show_table(console, _forms_table(priced))
     show_table(console, _totals_table(priced))
     on_inputs = any(form.curve.on_inputs for form in priced.forms)
     what = "Predicted error (weighted activation error where there are samples)" if on_inputs else "Weight error"
-    console.print(Text(f"\n{what} that is in reach at weights ratios of"), style="bold")
-    show_table(console, _curves_table(priced.forms))
+    ratios = "byte ratios" if priced.in_bytes else "weights ratios"
+    console.print(Text(f"\n{what} that is in reach at {ratios} of"), style="bold")
+    show_table(console, _curves_table(priced))
+    if any(not point.measured for form in priced.forms for point in form.curve.points):
+        show_line("~ is foretold: only what may be chosen was really rounded.")
     plan = priced.plan
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
     show_list(console, "Note", (*checkpoint.notices, *plan.notices))
@@ -44,6 +50,7 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
             "wish": {
                 "target_ratio": wish.target_ratio,
                 "max_params": wish.max_params,
+                "max_bytes": wish.max_bytes,
                 "max_error": wish.max_error,
                 "max_activation_error": wish.max_activation_error,
                 "of": wish.of,
@@ -52,6 +59,13 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
             "totals": {
                 "matrices": _total_json(priced.params_before, priced.params_after),
                 "model": _total_json(priced.params_of_model, after),
+                "bytes": {
+                    "matrices_before": priced.bytes_before,
+                    "matrices_after": priced.bytes_after,
+                    "ratio": priced.bytes_before / priced.bytes_after,
+                    "model_before": priced.bytes_of_model,
+                    "file_after": priced.file_bytes,
+                },
             },
             "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
             "notices": [*checkpoint.notices, *plan.notices],
@@ -59,30 +73,53 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
     )
 
 
-def _forms_table(forms: Sequence[ChosenForm]) -> NumberTable:
+def _forms_table(priced: PricedPlan) -> NumberTable:
+    forms, in_bytes = priced.forms, priced.in_bytes
     on_inputs = any(form.curve.on_inputs for form in forms)
-    headers = ["matrix", "N", "R", "before", "after", "ratio", "predicted\nerror"]
-    headers += ["activation\nerror", "low rank at\nequal size"] if on_inputs else ["SVD at\nequal size"]
+    bits = in_bytes or any(form.point is not None and form.point.precision is not None for form in forms)
+    headers = [
+        "matrix",
+        "N",
+        "R",
+        *["stored as"] * bits,
+        *(["bytes\nbefore", "after"] if in_bytes else ["before", "after"]),
+    ]
+    headers += ["ratio", "predicted\nerror", *["activation\nerror"] * on_inputs]
+    headers += [
+        "low rank at\nequal size" if on_inputs else "SVD at\nequal size",
+        *["rounded at\nequal size"] * in_bytes,
+    ]
     table = NumberTable(headers)
     for form in forms:
-        before = form.curve.dense_params
-        if form.point is None:
-            name = [form.name, f"  {form.size[0]} x {form.size[1]}", "  stays dense"]
-            table.add_row(name, "", "", f"{before:,}", f"{before:,}", "1.00x", "0.000", *[""] * (1 + on_inputs))
+        size = f"  {form.size[0]} x {form.size[1]}"
+        before, after = (form.bytes_before, form.n_bytes) if in_bytes else (form.curve.dense_params, form.n_params)
+        sizes = (f"{before:,}", f"{after:,}", ratio_text(before / after))
+        point = form.point
+        if point is None:
+            name, own = [form.name, size, "  stays dense"], [precision_text(form.dtype)] * bits
+            table.add_row(name, "", "", *own, *sizes, "0.000", *[""] * (1 + on_inputs + in_bytes))
             continue
-        shape, part = form.point.shape, form.point.shape.part
+        if point.shape is None:
+            lines, ranks = [form.name, size, "  dense, rounded"], ("", "")
+        else:
+            part = point.shape.part
+            modes = (part.out_modes, part.in_modes, point.shape.gates, part.core, part.order_sizes)
+            lines, ranks = form_lines(form.name, form.size, *modes), (str(part.n_blocks), rank_text(part.ranks))
         table.add_row(
-            form_lines(form.name, form.size, part.out_modes, part.in_modes, shape.gates, part.core, part.order_sizes),
-            str(part.n_blocks),
-            rank_text(part.ranks),
-            f"{before:,}",
-            f"{form.n_params:,}",
-            ratio_text(before / form.n_params),
-            f"{form.point.error:.3f}",
-            *[_optional(form.point.activation_error)] * on_inputs,
+            lines,
+            *ranks,
+            *[precision_text(point.precision or form.dtype)] * bits,
+            *sizes,
+            _error_text(point),
+            *[_optional(point.activation_error)] * on_inputs,
             _svd_text(form.low_rank),
+            *[_rounding_text(form.rounding)] * in_bytes,
         )
     return table
+
+
+def _error_text(point: Point) -> str:
+    return f"{'' if point.measured else '~'}{point.error:.3f}"
 
 
 def _optional(error: float | None) -> str:
@@ -90,39 +127,56 @@ def _optional(error: float | None) -> str:
 
 
 def _svd_text(low_rank: Point | None) -> str:
-    if low_rank is None:
+    if low_rank is None or low_rank.shape is None:
         return "none so small"
     return f"{low_rank.error:.3f} (rank {low_rank.shape.part.ranks[0]})"
 
 
+def _rounding_text(rounding: Point | None) -> str:
+    if rounding is None or rounding.precision is None:
+        return "none so small"
+    return f"{rounding.error:.3f} ({precision_text(rounding.precision)})"
+
+
 def _totals_table(priced: PricedPlan) -> NumberTable:
-    table = NumberTable(["parameters", "before", "after", "ratio"])
-    others = priced.params_of_model - priced.params_before
-    for name, before, after in (
-        ("chosen matrices", priced.params_before, priced.params_after),
-        ("whole model", priced.params_of_model, priced.params_after + others),
-    ):
+    table = NumberTable(["bytes" if priced.in_bytes else "parameters", "before", "after", "ratio"])
+    if priced.in_bytes:
+        rows = [("chosen matrices", priced.bytes_before, priced.bytes_after)]
+        if priced.file_bytes is not None:
+            rows.append(("all tensors, file (at most)", priced.bytes_of_model, priced.file_bytes))
+    else:
+        others = priced.params_of_model - priced.params_before
+        rows = [
+            ("chosen matrices", priced.params_before, priced.params_after),
+            ("whole model", priced.params_of_model, priced.params_after + others),
+        ]
+    for name, before, after in rows:
         table.add_row(name, f"{before:,}", f"{after:,}", ratio_text(before / after))
     return table
 
 
-def _curves_table(forms: Sequence[ChosenForm]) -> NumberTable:
-    table = NumberTable(["matrix", *(f"{ratio:,}x" for ratio in _RATIOS)])
-    for form in forms:
-        points = (form.curve.within(form.curve.dense_params // ratio) for ratio in _RATIOS)
-        table.add_row(form.name, *("" if point is None else f"{point.error:.3f}" for point in points))
+def _curves_table(priced: PricedPlan) -> NumberTable:
+    ratios = _BYTE_RATIOS if priced.in_bytes else _RATIOS
+    table = NumberTable(["matrix", *(f"{ratio:,}x" for ratio in ratios)])
+    for form in priced.forms:
+        points = (form.curve.within(form.curve.dense_size // ratio) for ratio in ratios)
+        table.add_row(form.name, *("" if point is None else _error_text(point) for point in points))
     return table
 
 
 def _chosen_json(form: ChosenForm) -> dict[str, Any]:
+    low_rank = None if form.low_rank is None else form.low_rank.shape
     return {
         "name": form.name,
         "shape": list(form.size),
         "params_before": form.curve.dense_params,
         "params_after": form.n_params,
+        "bytes_before": form.bytes_before,
+        "bytes_after": form.n_bytes,
         "chosen": None if form.point is None else _point_json(form, form.point),
-        "svd_rank": form.low_rank.shape.part.ranks[0] if form.low_rank else 0,
+        "svd_rank": 0 if low_rank is None else low_rank.part.ranks[0],
         "svd_error": form.low_rank.error if form.low_rank else 1.0,
+        "rounding": None if form.rounding is None else _point_json(form, form.rounding),
         "on_inputs": form.curve.on_inputs,
         "curve": [_point_json(form, point) for point in form.curve.points],
         "low_rank": [_point_json(form, point) for point in form.curve.low_rank],
@@ -130,15 +184,20 @@ def _chosen_json(form: ChosenForm) -> dict[str, Any]:
 
 
 def _point_json(chosen: ChosenForm, point: Point) -> dict[str, Any]:
-    form = form_json(chosen.name, point.shape)
-    kept = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", "weights_ratio")
     of_weights, of_outputs = (None, point.error) if chosen.curve.on_inputs else (point.error, None)
-    errors = {
+    about = {
+        "params": point.n_params,
+        "bytes": point.n_bytes(chosen.dtype),
+        "precision": precision_text(point.precision or chosen.dtype),
+        "measured": point.measured,
         "weight_error": of_weights,
         "weighted_activation_error": of_outputs,
         "activation_error": point.activation_error,
     }
-    return {"params": point.n_params, **errors, **{key: form[key] for key in (*kept, "row_order", "column_order")}}
+    if point.shape is None:
+        return {**about, "form": "dense"}
+    form = form_json(chosen.name, point.shape)
+    return {**about, "form": "block_terms", **{key: form[key] for key in (*_FORM_FIELDS, "row_order", "column_order")}}
 
 
 def _total_json(before: int, after: int) -> dict[str, Any]:

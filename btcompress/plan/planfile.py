@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 import yaml
 
 from btcompress import memory
 from btcompress.checkpoint import Checkpoint, replacing
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.orders import check_orders
-from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, growth
+from btcompress.packing import MOST_BITS, Integers, Precision, precision_of, precision_text
+from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, PlannedRounding, growth
 from btcompress.plan.plainyaml import load
 from btcompress.plan.planner import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
@@ -26,9 +28,10 @@ _VERSION = 1
 _HEADER = """\
 # The form of each matrix, as btcompress plan chose it. Edit and keep it, then:
 #     btcompress factorize {name} --plan THIS_FILE
+# precision: how numbers are stored, as int4/32 (4 bits, a scale for each 32 columns) or float16; may go.
 # predicted: for reading only. otherwise: what is taken where the fit's weight error comes out above; may go.
 # row_order, column_order: true gives the rows, or the columns, the best order that is found for them.
-# A matrix with "dense: true", or that is not listed, stays as it is.
+# A matrix with "dense: true", or that is not listed, stays as it is; with a precision, it is rounded.
 """
 _ADVICE = "Give a file that btcompress plan --save-plan wrote, or mend it."
 #: Characters of the reason why a matrix stays dense.
@@ -37,7 +40,7 @@ _MOST_REASON = 1000
 _MOST_SHOWN = 20
 _ORDERS = ("row_order", "column_order")
 _FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "core", *_ORDERS)
-_OTHER_FIELDS = ("size", "dense", "reason", "predicted", "otherwise")
+_OTHER_FIELDS = ("size", "dense", "precision", "reason", "predicted", "otherwise")
 
 
 def save_plan(priced: PricedPlan, path: Path, *, name: str, sha256: str | None) -> None:
@@ -80,6 +83,7 @@ def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth:
     value = _load(path)
     known = {target.name: target.shape for target in chosen.matrices}
     matrices: list[PlannedMatrix] = []
+    rounded: list[PlannedRounding] = []
     left_dense = list(chosen.left_dense)
     notices: list[str] = []
     for name, entry in _mapping(value.get("matrices"), f"{path}: matrices").items():
@@ -90,6 +94,10 @@ def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth:
             )
         where = f"{path}: {name}"
         fields = _entry_fields(entry, where)
+        precision = _precision(fields, checkpoint.tensors[name].dtype, where)
+        if fields.get("dense") and precision is not None:
+            rounded.append(PlannedRounding(name, (known[name].out_size, known[name].in_size), precision))
+            continue
         if fields.get("dense"):
             left_dense.append(LeftDense(name, fields.get("reason") or "the plan says so"))
             continue
@@ -102,28 +110,41 @@ def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth:
             left_dense.append(LeftDense(name, growth(shape)))
         else:
             _check_memory(shape, where)
-            matrices.append(PlannedMatrix(name, shape, _fallback(fields, known[name], where)))
+            fallback = _fallback(fields, known[name], checkpoint.tensors[name].dtype, where)
+            matrices.append(PlannedMatrix(name, shape, fallback, precision))
     notices += _differences(value, checkpoint, path)
-    return replace(chosen, matrices=tuple(matrices), left_dense=tuple(left_dense), notices=tuple(notices))
+    return replace(
+        chosen,
+        matrices=tuple(matrices),
+        left_dense=tuple(left_dense),
+        notices=tuple(notices),
+        rounded=tuple(rounded),
+    )
 
 
 def _entry(form: ChosenForm, fallback: Fallback | None) -> dict[str, Any]:
-    size = {"size": list(form.size)}
-    if form.point is None:
+    size, point = {"size": list(form.size)}, form.point
+    if point is None:
         return {**size, "dense": True, "reason": form.reason}
-    data = form.point.shape.to_dict()
-    entry = {**size, **{name: data[name] for name in _FIELDS if name in data}}
+    if point.shape is None:
+        entry: dict[str, Any] = {**size, "dense": True}
+    else:
+        data = point.shape.to_dict()
+        entry = {**size, **{name: data[name] for name in _FIELDS if name in data}}
+    if point.precision is not None:
+        entry["precision"] = precision_text(point.precision)
     what = "weighted_activation_error" if form.curve.on_inputs else "weight_error"
-    entry["predicted"] = {"params": form.point.n_params, what: form.point.error}
-    if form.point.activation_error is not None:
-        entry["predicted"]["activation_error"] = form.point.activation_error
-    if form.low_rank is not None:
+    entry["predicted"] = {"params": point.n_params, "bytes": form.n_bytes, what: point.error}
+    if point.activation_error is not None:
+        entry["predicted"]["activation_error"] = point.activation_error
+    if form.low_rank is not None and form.low_rank.shape is not None:
         low_rank = {"rank": form.low_rank.shape.part.ranks[0], "error": form.low_rank.error}
         entry["predicted"] |= {f"{'low_rank' if form.curve.on_inputs else 'svd'}_{k}": v for k, v in low_rank.items()}
     if fallback is not None:
         shape = fallback.shape
         instead = {"dense": True} if shape is None else {"low_rank": shape.part.ranks[0], "gates": shape.gates}
-        entry["otherwise"] = {"above_error": fallback.max_error, **instead}
+        stored = {} if fallback.precision is None else {"precision": precision_text(fallback.precision)}
+        entry["otherwise"] = {"above_error": fallback.max_error, **instead, **stored}
     return entry
 
 
@@ -142,7 +163,8 @@ def _entry_fields(entry: object, where: str) -> dict[str, Any]:
     unknown = sorted(fields.keys() - {*_FIELDS, *_OTHER_FIELDS})
     if unknown:
         raise BTCompressError(
-            f"{where}: there is no field {textwrap.shorten(unknown[0], 40)}. There are {', '.join(_FIELDS)} and dense."
+            f"{where}: there is no field {textwrap.shorten(unknown[0], 40)}. There are {', '.join(_FIELDS)}, "
+            "precision and dense."
         )
     if not isinstance(fields.get("dense", False), bool):
         raise BTCompressError(f"{where}: dense must be true or false, but {_shown(fields['dense'])} was given.")
@@ -202,7 +224,28 @@ def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixS
         raise ShapeError(f"{where}: {error}") from error
 
 
-def _fallback(fields: Mapping[str, Any], known: MatrixShape, where: str) -> Fallback | None:
+def _precision(fields: Mapping[str, Any], dtype: torch.dtype, where: str) -> Precision | None:
+    """The precision that an entry names; None where it names none, or that of the matrix itself."""
+    value = fields.get("precision")
+    if value is None:
+        return None
+    try:
+        # Of anything else than a text or a few bits there is no telling how long it is as a text.
+        readable = isinstance(value, str) or (isinstance(value, int) and abs(value) <= MOST_BITS)
+        precision = precision_of(value if readable else reprlib.repr(value))
+    except BTCompressError as error:
+        raise BTCompressError(f"{where}: {error}") from error
+    if precision == dtype:
+        return None
+    if not isinstance(precision, Integers) and precision.itemsize >= dtype.itemsize:
+        raise BTCompressError(
+            f"{where}: precision {precision_text(precision)} takes no fewer bytes than the matrix's own "
+            f"{precision_text(dtype)}. Name a smaller one, or leave it out."
+        )
+    return precision
+
+
+def _fallback(fields: Mapping[str, Any], known: MatrixShape, dtype: torch.dtype, where: str) -> Fallback | None:
     if fields.get("otherwise") is None:
         return None
     where = f"{where}: otherwise"
@@ -210,14 +253,15 @@ def _fallback(fields: Mapping[str, Any], known: MatrixShape, where: str) -> Fall
     limit = otherwise.get("above_error")
     if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 <= limit <= 1:
         raise BTCompressError(f"{where}: above_error must be a number from 0 to 1, but {_shown(limit)} was given.")
+    precision = _precision(otherwise, dtype, where)
     if otherwise.get("dense") is True:
-        return Fallback(float(limit), None)
+        return Fallback(float(limit), None, precision)
     (rank,) = _numbers([otherwise.get("low_rank")], f"{where}: low_rank")
     gates = otherwise.get("gates", "fused")
     rows = known.out_size // (len(GATE_NAMES) if gates == "separate" else 1)
     low_rank = {"in_modes": [known.in_size, 1], "out_modes": [1, rows], "tucker_ranks": [rank, rank]}
     shape = _shape({**low_rank, "core": "identity", "gates": gates}, known, where)
-    return Fallback(float(limit), shape.limited())
+    return Fallback(float(limit), shape.limited(), precision)
 
 
 def _mapping(value: object, where: str) -> dict[str, Any]:

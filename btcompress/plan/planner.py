@@ -10,19 +10,37 @@ import torch
 from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint
+from btcompress.checkpoint.tensors import count_bytes
 from btcompress.errors import BTCompressError, CheckpointError
-from btcompress.fit import Samples, explained, frobenius_norm, largest
+from btcompress.fit import Samples, explained
 from btcompress.modes import ShapeRequest
 from btcompress.orders import obstacle_to_orders
-from btcompress.plan.budget import allocate
-from btcompress.plan.candidates import candidates
-from btcompress.plan.choice import Fallback, Plan, PlannedMatrix
+from btcompress.packing import Precision, precision_text
+from btcompress.plan.candidates import Candidates, candidates
+from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, PlannedRounding
+from btcompress.plan.filesize import bytes_beside
+from btcompress.plan.ledger import Group, Ledger, acceptable, limited, told_of_budgets
 from btcompress.plan.wish import Wish
-from btcompress.pricing import Curve, Point, price, price_in_orders, price_on_inputs
+from btcompress.pricing import (
+    BitCurve,
+    Curve,
+    Point,
+    Room,
+    obstacle_to,
+    price,
+    price_in_bits,
+    price_in_orders,
+    price_on_inputs,
+    stored,
+)
+from btcompress.pricing.roundings import Rounder
 from btcompress.results import LeftDense, PricingProgress
-from btcompress.text import listed
 
 OnPricing = Callable[[PricingProgress], None]
+#: Allocations after which nothing more is rounded, but where even the smallest forms are only foretold.
+_ALLOCATIONS = 12
+#: What takes no more than this part of a matrix's bytes is priced even where a wish leaves less than that in all.
+_PRICED_ANYWAY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +50,13 @@ class ChosenForm:
     Attributes:
         name: the matrix's key in the checkpoint.
         size: its rows and columns.
-        point: the form chosen; None leaves the matrix dense.
-        low_rank: the best low-rank form with no more parameters; None if there is none so small.
-        reason: why the matrix stays dense; empty where it does not.
+        point: the form and the precision chosen; None leaves the matrix as it is.
+        low_rank: the best low-rank form of no larger size in its own dtype; None if there is none so small.
+        reason: why the matrix stays as it is; empty where it does not.
         curve: the forms there were; errors include rounding to the matrix's dtype.
+        dtype: of the matrix.
+        rounding: where sizes are bytes, the best rounding of the dense matrix of no more bytes that was measured; None
+            if there is none so small.
     """
 
     name: str
@@ -44,11 +65,23 @@ class ChosenForm:
     low_rank: Point | None
     reason: str
     curve: Curve
+    dtype: torch.dtype = torch.float32
+    rounding: Point | None = None
 
     @property
     def n_params(self) -> int:
         """Parameters after."""
         return self.curve.dense_params if self.point is None else self.point.n_params
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the matrix."""
+        return self.curve.dense_params * self.dtype.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes after."""
+        return self.bytes_before if self.point is None else self.point.n_bytes(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +93,18 @@ class PricedPlan:
         wish: what was wished for.
         forms: one entry for each matrix that was chosen.
         params_of_model: entries of all tensors before.
+        bytes_of_model: bytes of all tensors before.
+        in_bytes: whether sizes of the curves are bytes.
+        file_bytes: about the bytes of the file after, no less than it will have; None where nobody asked.
     """
 
     plan: Plan
     wish: Wish
     forms: tuple[ChosenForm, ...]
     params_of_model: int
+    bytes_of_model: int = 0
+    in_bytes: bool = False
+    file_bytes: int | None = None
 
     @property
     def params_before(self) -> int:
@@ -77,6 +116,16 @@ class PricedPlan:
         """Parameters of the forms chosen for them."""
         return sum(form.n_params for form in self.forms)
 
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the chosen matrices."""
+        return sum(form.bytes_before for form in self.forms)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the forms chosen for them."""
+        return sum(form.n_bytes for form in self.forms)
+
 
 def meet(
     checkpoint: Checkpoint,
@@ -85,17 +134,22 @@ def meet(
     request: ShapeRequest = ShapeRequest(),
     *,
     samples: Mapping[str, Samples] | None = None,
+    precision: Precision | None = None,
+    others: torch.dtype | None = None,
     order_units: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_progress: OnPricing | None = None,
 ) -> PricedPlan:
-    """Choose forms for the matrices of a plan so that a wish is met at the least loss.
+    """Choose forms for the matrices of a plan, and precisions, so that a wish is met at the least loss.
 
-    With a budget of parameters, the sum over the matrices of the squared weight error is least, or of what their
-    outputs on sample inputs add to the squared hidden-state error. These two cannot be compared, so where there are
-    matrices of both kinds, each kind has a budget of its own, in proportion to its entries. Without a budget, each
+    With a budget of parameters or bytes, the sum over the matrices of the squared weight error is least, or of what
+    their outputs on sample inputs add to the squared hidden-state error. These two cannot be compared, so where there
+    are matrices of both kinds, each kind has a budget of its own, in proportion to its size. Without a budget, each
     matrix gets the smallest form within the error wished for.
+
+    Where sizes are bytes, a matrix may become any form in any precision, or stay dense in any. Whatever is chosen was
+    really rounded; what else a curve shows may be foretold.
 
     Args:
         checkpoint: what the plan was made for.
@@ -104,6 +158,9 @@ def meet(
         request: modes and gates to keep to, where they fit; its ranks do not matter.
         samples: what matrices meet in the model, by their keys; these are priced on it, unless a weight error is
             wished for. All others are priced by their weight errors.
+        precision: of all matrices. With a wish in bytes the only one that is priced; with one in parameters, what forms
+            are stored in that were chosen in the matrices' own dtypes. With an error alone, sizes are then bytes.
+        others: what all other tensors are going to be stored as, for the size of a file; None for what they are.
         order_units: price forms also in orders of rows and columns, whose integers count.
         seed: of the random starts of fits.
         device: where to compute.
@@ -127,217 +184,293 @@ def meet(
             f"an activation error was wished for, but there are no sample inputs of {', '.join(unmeasured)}. Give "
             "those of their layers (--calibration), or choose only matrices that have them."
         )
-    curves: list[Curve] = []
-    for index, target in enumerate(targets):
-
-        def on_step(done: int, count: int, name: str = target.name, index: int = index) -> None:
-            if on_progress is not None:
-                on_progress(PricingProgress(name, index, len(targets), done / count))
-
-        sample = samples.get(target.name) if wish.max_error is None else None
-        curves.append(_priced(checkpoint, target, request, sample, seed, device, on_step, order_units=order_units))
-    groups = _groups(curves, wish, checkpoint.source.n_params)
-    picked = [each[0] if each else None for each in (_acceptable(curve, wish) for curve in curves)]
-    for group in groups:
-        for n, point in zip(group.members, _spend(group, curves, wish), strict=True):
-            picked[n] = point
-    short = {n for group in groups if group.budget < group.dense_params(curves) for n in group.members}
-    forms = tuple(
-        _form(target, curve, point, _why_dense(curve, wish, short=n in short) if point is None else "")
-        for n, (target, curve, point) in enumerate(zip(targets, curves, picked, strict=True))
+    in_bytes = wish.in_bytes or (precision is not None and not wish.has_size)
+    if precision is not None and not in_bytes and wish.errors != (None, None):
+        raise BTCompressError(
+            f"{wish} was wished for, stored as {precision_text(precision)}. Rounding adds to errors, which parameters do "
+            "not pay for: wish for a size in bytes (--max-bytes, or --of bytes), or leave the bits or the error out."
+        )
+    planner = _Planner(
+        checkpoint, targets, wish, samples if wish.max_error is None else {}, in_bytes, precision, others
     )
-    planned = tuple(
-        PlannedMatrix(form.name, form.point.shape, _fallback(form, wish)) for form in forms if form.point is not None
-    )
-    left_dense = tuple(LeftDense(form.name, form.reason) for form in forms if form.point is None)
-    on_inputs = {target.name for target, curve in zip(targets, curves, strict=True) if curve.on_inputs}
-    obstacles = (
-        (each.name, "they are priced on sample inputs" if each.name in on_inputs else obstacle_to_orders(each.shape))
-        for each in targets
-        if order_units
-    )
-    notices = (
-        *_told_of_budgets(groups, curves, [target.name for target in targets]),
-        *(f"{name}: none of its forms has an order, as {why}." for name, why in obstacles if why),
-    )
-    plan = replace(chosen, matrices=planned, left_dense=(*chosen.left_dense, *left_dense), notices=notices)
-    return PricedPlan(plan, wish, forms, checkpoint.source.n_params)
+    planner.price(request, order_units, seed, device, on_progress)
+    planner.choose()
+    return planner.priced(chosen, order_units=order_units)
 
 
-def _priced(
-    checkpoint: Checkpoint,
-    target: PlannedMatrix,
-    request: ShapeRequest,
-    sample: Samples | None,
-    seed: int,
-    device: torch.device | str,
-    on_step: Callable[[int, int], None],
-    *,
-    order_units: bool = False,
-) -> Curve:
-    shape, matrix = target.shape, checkpoint.tensors[target.name]
-    n_gates = shape.n_parts * shape.part.n_gates
-    tried = candidates(target.name, shape.out_size, shape.in_size, n_gates, request)
-    forms = (matrix, tried.without_core, tried.with_core)
-    try:
-        with explained(f"pricing forms of its {shape.out_size} x {shape.in_size} entries"):
-            if sample is not None:
-                curve = price_on_inputs(*forms, sample, seed=seed, device=device, on_step=on_step)
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        targets: Sequence[PlannedMatrix],
+        wish: Wish,
+        samples: Mapping[str, Samples],
+        in_bytes: bool,
+        precision: Precision | None,
+        others: torch.dtype | None,
+    ) -> None:
+        self._tensors, self._params_of_model = checkpoint.tensors, checkpoint.source.n_params
+        self._targets = targets
+        self._wish = wish
+        self._samples = samples
+        self._in_bytes = in_bytes
+        self._precision = precision
+        self._bytes_of_model = count_bytes(checkpoint.tensors)
+        names = tuple(target.name for target in targets)
+        beside = bytes_beside(checkpoint.tensors, names, others) if in_bytes and wish.of_all else None
+        of_model = self._bytes_of_model if in_bytes else self._params_of_model
+        self._ledger = Ledger(wish, names, of_model, beside, precision if in_bytes else None)
+        self._bits: list[BitCurve] = []
+        self._curves: list[Curve] = []
+        self._groups: list[Group] = []
+        self._picked: list[Point | None] = []
+
+    def price(
+        self,
+        request: ShapeRequest,
+        order_units: bool,
+        seed: int,
+        device: torch.device | str,
+        on_progress: OnPricing | None,
+    ) -> None:
+        """Price the forms of every matrix."""
+        for index, target in enumerate(self._targets):
+
+            def on_step(done: int, count: int, name: str = target.name, index: int = index) -> None:
+                if on_progress is not None:
+                    on_progress(PricingProgress(name, index, len(self._targets), done / count))
+
+            shape, matrix = target.shape, self._tensors[target.name]
+            tried = candidates(target.name, shape.out_size, shape.in_size, shape.n_parts * shape.part.n_gates, request)
+            job = _Job(matrix, tried, self._samples.get(target.name), seed, device, on_step, order_units=order_units)
+            try:
+                with explained(f"pricing forms of its {shape.out_size} x {shape.in_size} entries"):
+                    if self._in_bytes:
+                        self._bits.append(job.in_bits(self._precision, self._room(matrix)))
+                    else:
+                        self._curves.append(job.in_params())
+            except BTCompressError as error:
+                raise type(error)(f"{target.name}: {error}") from error
+
+    def choose(self) -> None:
+        """Spend what there is; where sizes are bytes, round what is to be chosen and spend anew, until all of it is."""
+        ledger, n_allocations = self._ledger, 0
+        while True:
+            n_allocations += 1
+            if self._in_bytes:
+                self._curves = [each.curve() for each in self._bits]
+            curves = self._curves
+            if n_allocations > _ALLOCATIONS:
+                known = [replace(each, points=tuple(p for p in each.points if p.measured)) for each in curves]
+                curves = known if ledger.fits(known) else curves
+            if ledger.fits(curves):
+                self._groups, self._picked = self._spent(curves)
+                wanted = list(enumerate(self._picked))
             else:
-                curve = price(*forms, seed=seed, device=device, on_step=on_step)
-                if order_units:
-                    curve = price_in_orders(matrix, curve, *forms[1:], seed=seed, device=device, on_step=on_step)
-    except BTCompressError as error:
-        raise type(error)(f"{target.name}: {error}") from error
-    rounding, formed = torch.finfo(matrix.dtype).eps / 2, rounding_of_entries(matrix)
+                wanted = [(n, ledger.smallest(n, curve)[1]) for n, curve in enumerate(curves)]
+            unsure = [(n, point) for n, point in wanted if point is not None and not point.measured]
+            if not unsure:
+                # Where nothing fits, this says so.
+                self._groups = ledger.groups(curves)
+                return
+            for n, point in unsure:
+                with explained(f"rounding {self._targets[n].name}"):
+                    self._bits[n].measure(point)
 
-    def rounded(points: Sequence[Point]) -> tuple[Point, ...]:
-        # Each tensor of a form is off by about this share once it is stored, and so is the matrix formed from them.
-        return tuple(
-            replace(point, error=math.hypot(point.error, rounding * len(point.shape.part.tensor_shapes) ** 0.5, formed))
-            for point in points
+    def priced(self, chosen: Plan, *, order_units: bool) -> PricedPlan:
+        """The plan, and all that there is to say of it."""
+        forms = tuple(map(self._form, range(len(self._targets))))
+        if self._precision is not None and not self._in_bytes:
+            forms = tuple(map(self._stored, forms))
+        planned = tuple(
+            PlannedMatrix(form.name, form.point.shape, self._fallback(form), form.point.precision)
+            for form in forms
+            if form.point is not None and form.point.shape is not None
+        )
+        rounded = tuple(
+            PlannedRounding(form.name, form.size, form.point.precision)
+            for form in forms
+            if form.point is not None and form.point.shape is None and form.point.precision is not None
+        )
+        left_dense = tuple(LeftDense(form.name, form.reason) for form in forms if form.point is None)
+        notices = (*told_of_budgets(self._groups, self._curves, self._ledger), *self._told(order_units=order_units))
+        plan = replace(
+            chosen,
+            matrices=planned,
+            rounded=rounded,
+            left_dense=(*chosen.left_dense, *left_dense),
+            notices=notices,
+        )
+        ledger = self._ledger
+        sizes = [
+            ledger.size(n, curve, form.point) for n, (curve, form) in enumerate(zip(self._curves, forms, strict=True))
+        ]
+        return PricedPlan(
+            plan,
+            self._wish,
+            forms,
+            self._params_of_model,
+            self._bytes_of_model,
+            self._in_bytes,
+            None if ledger.beside is None else ledger.beside + sum(sizes),
         )
 
-    return replace(curve, points=rounded(curve.points), low_rank=rounded(curve.low_rank))
+    def _room(self, matrix: Tensor) -> Room | None:
+        """What the wish leaves to a matrix; None where it does not say."""
+        ledger = self._ledger
+        dense = sum(self._tensors[name].nbytes for name in ledger.names)
+        budget = self._wish.budget(dense, ledger.of_model, ledger.beside)
+        if budget is None:
+            return None
+        mean = max(budget, 0) * matrix.nbytes // max(dense, 1)
+        return Room(mean, max(budget, matrix.nbytes // _PRICED_ANYWAY))
 
+    def _spent(self, curves: Sequence[Curve]) -> tuple[list[Group], list[Point | None]]:
+        groups = self._ledger.groups(curves)
+        picked = [next(iter(self._ledger.choices(curve)), None) for curve in curves]
+        for group in groups:
+            for n, point in zip(group.members, self._ledger.spend(group, curves), strict=True):
+                picked[n] = point
+        return groups, picked
 
-def _limited(wish: Wish) -> tuple[str, float | None, Callable[[Point], float]]:
-    """Which error of a form the wish limits, what it may be at most, and how to read it."""
-    if wish.max_activation_error is not None:
-        return "activation", wish.max_activation_error, lambda point: point.activation_error or 0.0
-    return "weight", wish.max_error, lambda point: point.error
+    def _form(self, n: int) -> ChosenForm:
+        target, curve, point = self._targets[n], self._curves[n], self._picked[n]
+        size = curve.dense_size if point is None else curve.size_of(point)
+        return ChosenForm(
+            target.name,
+            (target.shape.out_size, target.shape.in_size),
+            point,
+            curve.low_rank_within(size),
+            self._why_dense(n) if point is None else "",
+            curve,
+            self._tensors[target.name].dtype,
+            curve.rounding_within(size),
+        )
 
+    def _stored(self, form: ChosenForm) -> ChosenForm:
+        """A form that was chosen in its own dtype, in the precision that all are to be stored in."""
+        matrix, precision = self._tensors[form.name], self._precision
+        if precision is None or precision == matrix.dtype or obstacle_to(precision, matrix):
+            return form
+        if form.point is not None:
+            return replace(form, point=replace(form.point, precision=precision, measured=False))
+        loss = Rounder(matrix, self._samples.get(form.name), torch.device("cpu")).dense(precision)
+        return replace(form, point=Point(None, loss.error, loss.activation_error, precision, form.size), reason="")
 
-def _acceptable(curve: Curve, wish: Wish) -> list[Point]:
-    """The forms within the error wished for, the smallest first."""
-    _, limit, error_of = _limited(wish)
-    return [point for point in curve.points if limit is None or error_of(point) <= limit]
+    def _fallback(self, form: ChosenForm) -> Fallback | None:
+        """What is taken, and comes out as foreseen, for a form whose fit may come out worse."""
+        point = form.point
+        if point is None or point.shape is None or form.curve.on_inputs:
+            return None  # what is priced on inputs is fitted to them later, where a weight error means nothing
+        part, rounded = point.shape.part, point.precision not in (None, form.dtype)
+        if rounded and not self._in_bytes:
+            return None  # it was chosen by the error that it has before it is rounded
+        if part.core == "identity" and not part.order_sizes and not rounded:
+            return None
+        rivals = [each for each in (form.low_rank, form.rounding) if each is not None]
+        at_equal_size = min((each.error for each in rivals), default=math.inf)
+        limit = self._wish.max_error
+        if limit is not None and limit < at_equal_size:
+            every = sorted((*form.curve.low_rank, *form.curve.roundings), key=form.curve.size_of)
+            within = next((each for each in every if each.error <= limit), None)
+            return Fallback(limit, None) if within is None else Fallback(limit, within.shape, within.precision)
+        if not rivals:
+            return None
+        best = min(rivals, key=lambda each: each.error)
+        return Fallback(at_equal_size, best.shape, best.precision)
+
+    def _why_dense(self, n: int) -> str:
+        """Why a matrix stays as it is."""
+        curve, wish = self._curves[n], self._wish
+        whole = f"{curve.dense_size:,} {'bytes' if self._in_bytes else 'parameters'}"
+        if not curve.points:
+            obstacle = obstacle_to(self._precision, self._tensors[self._targets[n].name]) if self._precision else ""
+            return obstacle or f"no form has fewer {whole.split(' ')[1]} than its {whole.split(' ')[0]}"
+        what, limit, error_of = limited(wish)
+        if limit is not None and not acceptable(curve, wish):
+            closest = min(curve.points, key=error_of)
+            return (
+                f"no smaller form keeps its {what} error within {limit:g}; the closest reaches {error_of(closest):.3g} "
+                f"with {curve.size_of(closest):,} of {whole}"
+            )
+        budgets = {m: group for group in self._groups for m in group.members}
+        if n not in budgets or budgets[n].budget >= budgets[n].dense_size(self._curves):
+            return "the budget has room for all matrices as they are"
+        closest = curve.points[-1]
+        error = f"{'weighted activation' if curve.on_inputs else 'weight'} error {closest.error:.3g}"
+        return (
+            f"even its most accurate form ({curve.size_of(closest):,} of {whole}, {error}) would lose more than the "
+            "other matrices gain by what it saves"
+        )
+
+    def _told(self, *, order_units: bool) -> Iterator[str]:
+        """What else to know."""
+        for target in self._targets if order_units else ():
+            on_inputs = target.name in self._samples
+            why = "they are priced on sample inputs" if on_inputs else obstacle_to_orders(target.shape)
+            if why:
+                yield f"{target.name}: none of its forms has an order, as {why}."
+        if order_units and self._in_bytes:
+            yield "Forms in orders were priced in the matrices' own dtypes alone."
+        if self._precision is not None and not self._in_bytes:
+            yield f"Forms were chosen by their errors before they are rounded to {precision_text(self._precision)}."
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Matrices whose errors can be compared, and what they may have together.
+class _Job:
+    """The pricing of one matrix.
 
     Attributes:
-        members: their positions among all.
-        budget: most parameters of them.
-        on_inputs: whether they are priced on sample inputs.
+        matrix: what to price.
+        tried: the forms.
+        samples: what it meets; None to price it by its entries.
+        seed: of random starts.
+        device: where to compute.
+        on_step: told of steps done and steps in all.
+        order_units: price forms in orders, too.
     """
 
-    members: tuple[int, ...]
-    budget: int
-    on_inputs: bool
+    matrix: Tensor
+    tried: Candidates
+    samples: Samples | None
+    seed: int
+    device: torch.device | str
+    on_step: Callable[[int, int], None]
+    order_units: bool
 
-    def dense_params(self, curves: Sequence[Curve]) -> int:
-        """Their entries."""
-        return sum(curves[n].dense_params for n in self.members)
-
-
-def _groups(curves: Sequence[Curve], wish: Wish, params_of_model: int) -> list[_Group]:
-    """A budget for those priced on inputs and one for the others; no group where there is no limit.
-
-    Raises:
-        BTCompressError: the smallest forms have more parameters than there may be.
-    """
-    kinds = [kind for kind in (True, False) if any(curve.on_inputs is kind for curve in curves)]
-    members = [tuple(n for n, curve in enumerate(curves) if curve.on_inputs is kind) for kind in kinds]
-    dense = [sum(curves[n].dense_params for n in own) for own in members]
-    budget, shares = wish.budget(sum(dense), params_of_model), wish.budgets(dense, params_of_model)
-    if budget is None or shares is None:
-        return []
-    least = [sum(_smallest(curves[n], wish) for n in own) for own in members]
-    if sum(least) > budget:
-        raise BTCompressError(_out_of_reach(wish, budget, sum(least), curves, params_of_model))
-    for n, needed in enumerate(least):
-        if needed > shares[n]:  # of two groups, then, the other has room
-            shares[n], shares[1 - n] = needed, budget - needed
-    return [_Group(*each) for each in zip(members, shares, kinds, strict=True)]
-
-
-def _smallest(curve: Curve, wish: Wish) -> int:
-    return min((point.n_params for point in _acceptable(curve, wish)), default=curve.dense_params)
-
-
-def _spend(group: _Group, curves: Sequence[Curve], wish: Wish) -> list[Point | None]:
-    """One form for each matrix of a group, or None to leave it dense: the least sum of squared losses in the budget."""
-    own = [curves[n] for n in group.members]
-    choices = [[*_acceptable(curve, wish), None] for curve in own]
-    options = [
-        [
-            (curve.dense_params, 0.0) if point is None else (point.n_params, (curve.stake * point.error) ** 2)
-            for point in each
-        ]
-        for each, curve in zip(choices, own, strict=True)
-    ]
-    chosen = allocate(options, group.budget)
-    if chosen is None:
-        raise ValueError("the smallest forms are larger than the budget")
-    return [each[n] for each, n in zip(choices, chosen, strict=True)]
-
-
-def _told_of_budgets(groups: Sequence[_Group], curves: Sequence[Curve], names: Sequence[str]) -> Iterator[str]:
-    """What to know where errors of two kinds met."""
-    if len(groups) < 2:
-        return
-    with_inputs, without = groups
-    yield (
-        f"There are no sample inputs of {listed([names[n] for n in without.members])}: priced by their weight errors, "
-        f"with a budget of their own of {without.budget:,} of {without.dense_params(curves):,} parameters. Those with "
-        f"sample inputs have {with_inputs.budget:,} of {with_inputs.dense_params(curves):,}."
-    )
-
-
-def _out_of_reach(wish: Wish, budget: int, least: int, curves: Sequence[Curve], params_of_model: int) -> str:
-    before = sum(curve.dense_params for curve in curves)
-    others = params_of_model - before if wish.of == "model" else 0
-    room = f"{max(budget, 0):,} parameters" if budget > 0 else "no parameters"
-    what, limit, _ = _limited(wish)
-    within = f" with {what} errors of at most {limit:g}" if limit is not None else ""
-    beside = f", beside {others:,} of other tensors" if others else ""
-    reach = (before + others) / (least + others)
-    return (
-        f"{wish} leaves {room} to the matrices chosen ({len(curves)}){beside}, but the smallest forms{within} have "
-        f"{least:,}. What is in reach is {least + others:,} parameters, a ratio of {math.floor(reach * 100) / 100:g}: "
-        "wish for that, allow a larger error, or choose more matrices."
-    )
-
-
-def _form(target: PlannedMatrix, curve: Curve, point: Point | None, reason: str) -> ChosenForm:
-    size = (target.shape.out_size, target.shape.in_size)
-    low_rank = curve.low_rank_within(curve.dense_params if point is None else point.n_params)
-    return ChosenForm(target.name, size, point, low_rank, reason, curve)
-
-
-def _why_dense(curve: Curve, wish: Wish, *, short: bool) -> str:
-    """Why a matrix stays dense; ``short`` says that not all of its budget's matrices can."""
-    if not curve.points:
-        return f"no form has fewer parameters than its {curve.dense_params:,}"
-    what, limit, error_of = _limited(wish)
-    if limit is not None and not _acceptable(curve, wish):
-        closest = min(curve.points, key=error_of)
-        return (
-            f"no smaller form keeps its {what} error within {limit:g}; the closest reaches {error_of(closest):.3g} "
-            f"with {closest.n_params:,} of {curve.dense_params:,} parameters"
+    def in_bits(self, precision: Precision | None, room: Room | None) -> BitCurve:
+        """Forms in all precisions, or in one."""
+        others: tuple[Point, ...] = ()
+        if self.order_units and self.samples is None:
+            plain = price(self.matrix, self.tried.without_core, (), seed=self.seed, device=self.device)
+            ordered = self._ordered(plain, lambda _, __: None).points
+            others = tuple(each for each in ordered if each.shape is not None and each.shape.part.order_sizes)
+        return price_in_bits(
+            self.matrix,
+            self.tried.without_core,
+            self.tried.with_core,
+            precision,
+            self.samples,
+            others=others,
+            room=room,
+            seed=self.seed,
+            device=self.device,
+            on_step=self.on_step,
         )
-    if not short:
-        return "the budget has room for all matrices as they are"
-    closest = curve.points[-1]
-    error = f"{'weighted activation' if curve.on_inputs else 'weight'} error {closest.error:.3g}"
-    return (
-        f"even its most accurate form ({closest.n_params:,} of {curve.dense_params:,} parameters, {error}) would lose "
-        "more than the other matrices gain by what it saves"
-    )
 
+    def in_params(self) -> Curve:
+        """Forms in the matrix's own dtype, errors with rounding to it."""
+        forms = (self.matrix, self.tried.without_core, self.tried.with_core)
+        if self.samples is not None:
+            curve = price_on_inputs(*forms, self.samples, seed=self.seed, device=self.device, on_step=self.on_step)
+        else:
+            curve = price(*forms, seed=self.seed, device=self.device, on_step=self.on_step)
+            if self.order_units:
+                curve = self._ordered(curve, self.on_step)
+        return replace(curve, points=stored(curve.points, self.matrix), low_rank=stored(curve.low_rank, self.matrix))
 
-def _fallback(form: ChosenForm, wish: Wish) -> Fallback | None:
-    """What is fitted exactly, for a form whose fit may come out worse than foreseen."""
-    if form.point is None or form.curve.on_inputs:
-        return None  # what is priced on inputs is fitted to them later, where a weight error means nothing
-    part = form.point.shape.part
-    if part.core == "identity" and not part.order_sizes:
-        return None
-    at_equal_size = math.inf if form.low_rank is None else form.low_rank.error
-    if wish.max_error is not None and wish.max_error < at_equal_size:
-        within = (point.shape for point in form.curve.low_rank if point.error <= wish.max_error)
-        return Fallback(wish.max_error, next(within, None))
-    return None if form.low_rank is None else Fallback(at_equal_size, form.low_rank.shape)
+    def _ordered(self, curve: Curve, on_step: Callable[[int, int], None]) -> Curve:
+        forms = (self.tried.without_core, self.tried.with_core)
+        return price_in_orders(self.matrix, curve, *forms, seed=self.seed, device=self.device, on_step=on_step)

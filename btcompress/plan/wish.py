@@ -40,7 +40,7 @@ class Wish:
     def __post_init__(self) -> None:
         if self.of not in get_args(Of):
             raise BTCompressError(f"of must be one of {', '.join(get_args(Of))}, but {self.of!r} was given.")
-        errors = (self.max_error, self.max_activation_error)
+        errors = self.errors
         if not self.has_size and errors == (None, None):
             raise BTCompressError(
                 "nothing is wished for. Give a target ratio, a number of parameters or of bytes, or an error."
@@ -84,6 +84,11 @@ class Wish:
     def has_size(self) -> bool:
         """Whether a size is wished for, and not an error alone."""
         return (self.target_ratio, self.max_params, self.max_bytes) != (None, None, None)
+
+    @property
+    def errors(self) -> tuple[float | None, float | None]:
+        """The weight error and the activation error wished for."""
+        return self.max_error, self.max_activation_error
 
     @property
     def in_bytes(self) -> bool:

@@ -1,8 +1,9 @@
-"""What a matrix costs and loses in forms and precisions: bytes against weight error, or against errors on sample inputs.
+"""What a matrix costs and loses in forms and precisions: bytes against weight error, or against errors on inputs.
 
-A form of error ``e`` in a precision that loses the share ``v`` of what is rounded loses about ``e^2 + (1 - e^2) f v`` of
-the squares in all, with ``f`` near 1, which whatever was rounded last of the matrix tells. That foretells every form in every
-precision. What is worth choosing by it is really rounded and measured, so that nothing is chosen by what is foretold.
+A form of error ``e``, in a precision that loses the share ``v`` of the squares of what is rounded, loses about
+``e^2 + (1 - e^2) f v`` of them in all, with ``f`` near 1; what was rounded last of the matrix tells ``f``. That foretells
+every form in every precision. What is to be chosen is really rounded and measured, so that nothing is chosen by what
+is foretold.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from btcompress.blockterm import BlockTerm
 from btcompress.fit import Samples, largest, obstacle_to_integers
 from btcompress.fit.blockfit import check_finite
 from btcompress.packing import LEAST_GROUP, Integers, Precision, bytes_of, precision_text
-from btcompress.pricing.curves import Curve, FormsWithCore, Point, form_bytes, front_of, offer_with_core, price, rounding_of_entries
+from btcompress.pricing.curves import Curve, FormsWithCore, Point, form_bytes, front_of, offer_with_core, price, stored
 from btcompress.pricing.inputcurves import offer_with_core_on, price_on_inputs, quick_samples
 from btcompress.pricing.roundings import Rounder
 from btcompress.shapes import MatrixShape
@@ -40,8 +42,8 @@ _RIVALS: tuple[tuple[int, int | None], ...] = ((8, None), (4, 32))
 _FACTORS = {"dense": 1.0, "without core": 1.2, "with core": 1.0}
 #: What is only foretold has to promise an error lower by this share than what was measured of no larger forms.
 _ALIKE = 0.01
-#: Forms with a core smaller than this share of what a matrix may take in the mean are passed over: what a matrix so small
-#: could still save is next to nothing.
+#: Forms with a core smaller than this share of what a matrix may take in the mean are passed over: what could still be
+#: saved on one so small is next to nothing.
 _LEAST_SHARE = 1 / 32
 
 
@@ -82,6 +84,10 @@ class Room:
     most: int
 
 
+#: Gives the block terms of a form.
+Parts: TypeAlias = Callable[[], Sequence[BlockTerm]]
+
+
 @dataclass(slots=True, eq=False)
 class _Candidate:
     """A form in a precision.
@@ -101,7 +107,7 @@ class _Candidate:
     n_bytes: int
     error: float
     kind: str
-    parts: Callable[[], Sequence[BlockTerm]] | None = None
+    parts: Parts | None = None
     point: Point | None = None
 
 
@@ -135,9 +141,7 @@ class BitCurve:
         self._own = own
         self._room = room
         self._stake = stake
-        self._rounding = torch.finfo(self._dtype).eps / 2
-        self._formed = rounding_of_entries(rounder.matrix)
-        self._low_rank = tuple(replace(each, error=self._stored(_shape(each), each.error)) for each in low_rank)
+        self._low_rank = stored(low_rank, rounder.matrix)
         self._candidates: list[_Candidate] = []
         self._factors: dict[tuple[str, Precision], float] = {}
         self._latest = dict(_FACTORS)
@@ -160,17 +164,19 @@ class BitCurve:
 
     def offer(self, point: Point, parts: Callable[[], Sequence[BlockTerm]]) -> None:
         """Take in a form with a core whose error fell below its target."""
-        self._add(point, "with core", parts)
+        self._add([point], "with core", lambda _: parts)
 
     def add_without_core(self, points: Sequence[Point]) -> None:
         """Take in forms without a core, and any with orders, which can only be stored in the matrix's own dtype."""
         most: dict[MatrixShape, int] = {}
         for shape in map(_shape, points):
             most[_modes(shape)] = max(most.get(_modes(shape), 0), shape.part.ranks[0])
-        for point in points:
-            shape = _shape(point)
-            fit = partial(self._rounder.without_core, shape, most[_modes(shape)])
-            self._add(point, "without core", None if shape.part.order_sizes else fit)
+
+        def parts_of(shape: MatrixShape) -> Parts | None:
+            most_rank = most[_modes(shape)]
+            return None if shape.part.order_sizes else partial(self._rounder.without_core, shape, most_rank)
+
+        self._add(points, "without core", parts_of)
 
     def add_dense(self, *, rivals: bool) -> None:
         """Take in the dense matrix in every precision.
@@ -215,21 +221,20 @@ class BitCurve:
         key = (point.shape, point.precision)
         self._measure(next(each for each in self._candidates if (each.shape, each.precision) == key))
 
-    def _add(self, point: Point, kind: str, parts: Callable[[], Sequence[BlockTerm]] | None) -> None:
-        shape = _shape(point)
-        if self._own:
-            stored = replace(point, error=self._stored(shape, point.error))
-            own = form_bytes(shape, self._dtype)
-            self._candidates.append(_Candidate(shape, self._dtype, own, point.error, kind, None, stored))
-        for precision in self._precisions if parts is not None else ():
-            n_bytes = form_bytes(shape, precision)
-            if self._room is None or n_bytes <= self._room.most:
-                self._candidates.append(_Candidate(shape, precision, n_bytes, point.error, kind, parts))
+    def _add(self, points: Sequence[Point], kind: str, parts_of: Callable[[MatrixShape], Parts | None]) -> None:
+        in_own_dtype = stored(points, self._rounder.matrix) if self._own else ()
+        for point in in_own_dtype:
+            shape = _shape(point)
+            n_bytes = form_bytes(shape, self._dtype)
+            self._candidates.append(_Candidate(shape, self._dtype, n_bytes, point.error, kind, None, point))
+        for point in points:
+            shape = _shape(point)
+            parts = parts_of(shape)
+            for precision in self._precisions if parts is not None else ():
+                n_bytes = form_bytes(shape, precision)
+                if self._room is None or n_bytes <= self._room.most:
+                    self._candidates.append(_Candidate(shape, precision, n_bytes, point.error, kind, parts))
         self._front = None
-
-    def _stored(self, shape: MatrixShape, error: float) -> float:
-        """In the matrix's own dtype each tensor is off by about this share, and so is the matrix formed of them."""
-        return math.hypot(error, self._rounding * len(shape.part.tensor_shapes) ** 0.5, self._formed)
 
     def _share_lost(self, precision: Precision) -> float:
         if precision == self._dtype:
@@ -248,10 +253,11 @@ class BitCurve:
 
     def _measure(self, candidate: _Candidate) -> None:
         precision = candidate.precision
-        dense = candidate.parts is None
-        loss = self._rounder.dense(precision) if dense else self._rounder.form(candidate.parts(), precision)
-        size = self._rounder.matrix.shape if dense else (0, 0)
-        candidate.point = Point(candidate.shape, loss.error, loss.activation_error, precision, tuple(size))
+        if candidate.parts is None:
+            loss = self._rounder.dense(precision)
+        else:
+            loss = self._rounder.form(candidate.parts(), precision)
+        candidate.point = Point(candidate.shape, loss.error, loss.activation_error, precision, self._size_of(candidate))
         lost, kept = self._share_lost(precision), 1 - candidate.error**2
         if lost > 0 and kept > 0 and loss.error < 1:
             factor = max((loss.error**2 - candidate.error**2) / kept / lost, 0.0)
@@ -261,9 +267,12 @@ class BitCurve:
     def _point(self, candidate: _Candidate) -> Point:
         if candidate.point is not None:
             return candidate.point
-        size = self._rounder.matrix.shape if candidate.shape is None else (0, 0)
-        error = self._foretold(candidate)
-        return Point(candidate.shape, error, None, candidate.precision, tuple(size), measured=False)
+        error, size = self._foretold(candidate), self._size_of(candidate)
+        return Point(candidate.shape, error, None, candidate.precision, size, measured=False)
+
+    def _size_of(self, candidate: _Candidate) -> tuple[int, int]:
+        rows, columns = self._rounder.matrix.shape
+        return (rows, columns) if candidate.shape is None else (0, 0)
 
     def _sorted(self) -> list[tuple[int, float, _Candidate]]:
         """What no other beats, by rising bytes."""

@@ -253,6 +253,17 @@ def rounding_of_entries(matrix: Tensor) -> float:
     return max(limits.eps / 2, limits.smallest_normal * limits.eps / (math.sqrt(12) * root_mean_square))
 
 
+def stored(points: Iterable[Point], matrix: Tensor) -> tuple[Point, ...]:
+    """Points of forms in a matrix's own dtype, errors with rounding to it: of each tensor, and of the matrix formed."""
+    rounding, formed = torch.finfo(matrix.dtype).eps / 2, rounding_of_entries(matrix)
+
+    def error(point: Point) -> float:
+        n_tensors = 0 if point.shape is None else len(point.shape.part.tensor_shapes)
+        return math.hypot(point.error, rounding * n_tensors**0.5, formed)
+
+    return tuple(replace(point, error=error(point)) for point in points)
+
+
 class ParamFront:
     """What is known of a matrix while its forms are priced: those that no other beats in parameters and error."""
 
