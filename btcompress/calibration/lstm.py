@@ -19,7 +19,7 @@ from btcompress.calibration.inputs import dtype_of
 from btcompress.calibration.layers import Layer, dense_layers, layers_of
 from btcompress.calibration.progress import Job, Tell, silent
 from btcompress.calibration.refit import fit_job
-from btcompress.calibration.rounding import is_in_fewer_bits, rounding_job, with_rounded
+from btcompress.calibration.rounding import rounding_job, with_rounded
 from btcompress.calibration.stacks import GivenStates, Room, Stack, Taught
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
 from btcompress.checkpoint.compressed import part_names
@@ -82,7 +82,7 @@ class LSTMCalibration:
         fits = [
             fit_job(compressed, key, self.dense, samples)
             for key, samples in self.samples.items()
-            if key in compressed.matrices and not is_in_fewer_bits(compressed, key)
+            if key in compressed.matrices and not compressed.has_fewer_bits(key)
         ]
         yield Job(f"measuring {name} as fitted to the weights", measuring, silent(self._measure_start))
         yield from fits

@@ -59,17 +59,14 @@ def rounding_job(key: str, dense: Checkpoint, precision: Precision, samples: Sam
     return Job(f"rounding {key}", float(_FEEDING * rows * columns**2), silent(do))
 
 
-def is_in_fewer_bits(compressed: CompressedCheckpoint, key: str) -> bool:
-    """Whether a matrix, or any of its cores and factors, is stored otherwise than as it is."""
-    matrix = compressed.matrices.get(key)
-    names = (key,) if matrix is None else (name for names in part_names(key, matrix.shape) for name in names)
-    return any(name in compressed.stored for name in names)
-
-
 def weighed_anew(compressed: CompressedCheckpoint, dense: Checkpoint) -> CompressedCheckpoint:
-    """With the weight errors of the tensors as they are now."""
+    """With the weight errors of the tensors as they are now, and nothing said of what 8 bits would make of them."""
     matrices = {
-        key: replace(matrix, weight_error=weight_error(dense.tensors[key], compressed.parts(key), matrix.dtype))
+        key: replace(
+            matrix,
+            weight_error=weight_error(dense.tensors[key], compressed.parts(key), matrix.dtype),
+            in_8_bits=None,
+        )
         for key, matrix in compressed.matrices.items()
     }
     rounded = {
