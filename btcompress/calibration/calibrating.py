@@ -17,7 +17,7 @@ from btcompress.calibration.linear import linear_jobs
 from btcompress.calibration.lstm import LSTMCalibration, work_of_run
 from btcompress.calibration.progress import Job, OnProgress, Tell, do_jobs
 from btcompress.calibration.request import CalibrationRequest
-from btcompress.calibration.rounding import is_in_fewer_bits, weighed_anew
+from btcompress.calibration.rounding import weighed_anew
 from btcompress.calibration.sampling import samples_of
 from btcompress.calibration.sources import Source, sources_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
@@ -137,7 +137,7 @@ def _jobs(
     train, held = source.split(request, config.seed)
     chosen = {*compressed.chosen, *precisions}
     own = {key: samples[key] for key in source.keys if key in samples and key in chosen}
-    bits = {key: precisions[key] for key in own if key in precisions and not is_in_fewer_bits(compressed, key)}
+    bits = {key: precisions[key] for key in own if key in precisions and not compressed.has_fewer_bits(key)}
     if isinstance(source.entry, LSTMEntry):
         calibration = LSTMCalibration(source.entry, source.head, train, held, dense, own, config, bits)
         own_matrices = any(key in chosen for key in source.entry.matrix_keys)

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, RoundedMatrix
 from btcompress.fit import OutputErrors, Samples, weight_error
-from btcompress.fit.rounding import nearest
+from btcompress.fit.measures import difference_error
 from btcompress.fit.samples import Form, Forms, output_errors, product_by
-from btcompress.reporting.rows import has_fewer_bits, matrix_of, svd_yardstick, with_matrices
+from btcompress.reporting.rows import matrix_of, svd_yardstick, with_matrices
 from btcompress.results import RoundingReport
 from btcompress.yardsticks import (
     QUICK_ENTRIES,
     Rounding,
-    dense_error,
     fed_back_rounding,
     parts_in_8_bits,
+    rounded_alone,
     roundings_of,
 )
 
@@ -144,7 +144,7 @@ def alternatives(compressed: CompressedCheckpoint, key: str, matrix: Tensor, mea
     if samples is None:
         alone = [Alternative(_report(each)) for each in every]
     else:
-        alone = [Alternative(_report(each), nearest(matrix, each.integers).values()) for each in every]
+        alone = [Alternative(_report(each), rounded_alone(matrix, each.integers)) for each in every]
         if matrix.numel() <= QUICK_ENTRIES:
             again = (fed_back_rounding(matrix, each, samples.inputs) for each in every)
             alone += [Alternative(_report(each), values) for each, values in again]
@@ -158,7 +158,7 @@ def _report(rounding: Rounding) -> RoundingReport:
 def _in_8_bits(compressed: CompressedCheckpoint, key: str, matrix: Tensor, *, to_measure: bool) -> Alternative | None:
     """The block terms of a matrix in 8 bits; None where they are in fewer bits than their own, or cannot be."""
     own = compressed.matrices.get(key)
-    if own is None or has_fewer_bits(compressed, key):
+    if own is None or compressed.has_fewer_bits(key):
         return None
     rounded = parts_in_8_bits(compressed.parts(key))
     if rounded is None:
@@ -193,7 +193,7 @@ def with_yardsticks(
     measure = OnSamples(dense, samples or {})
     for key in compressed.chosen if keys is None else keys:
         matrix, own = dense.tensors[key], matrix_of(compressed, key)
-        if has_fewer_bits(compressed, key):
+        if compressed.has_fewer_bits(key):
             own = measured_anew(compressed, key, matrix, device)
         if matrix.numel() <= QUICK_ENTRIES:
             every = alternatives(compressed, key, matrix, measure)
@@ -208,7 +208,7 @@ def measured_anew(
     """What is recorded of a matrix, with its weight error and that of the truncated SVD as they are now."""
     own, svd = matrix_of(compressed, key), svd_yardstick(compressed, key, matrix, device)
     if isinstance(own, RoundedMatrix):
-        error = dense_error(matrix, compressed.tensors[key])
+        error = difference_error(matrix, compressed.tensors[key])
     else:
         error = weight_error(matrix, compressed.parts(key), own.dtype)
     return replace(own, weight_error=error, svd_rank=svd.rank, svd_error=svd.error)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint
 from btcompress.fit import Samples
-from btcompress.fit.rounding import fed_back, nearest
+from btcompress.fit.rounding import fed_back
 from btcompress.packing import Integers, precision_of
 from btcompress.results import InputsReport, MatrixReport, RoundedLSTM
-from btcompress.yardsticks import INT4, int8_by_rows, same_integers_within
+from btcompress.yardsticks import INT4, int8_by_rows, rounded_alone, same_integers_within
 
 
 class OfLSTMs(Protocol):
@@ -75,4 +75,4 @@ def _rounded(key: str, integers: Integers, dense: Checkpoint, measure: OfLSTMs, 
     matrix, samples = dense.tensors[key], measure.samples(key)
     if samples is None:
         return None
-    return (fed_back(matrix, integers, samples.inputs) if is_fed_back else nearest(matrix, integers)).values()
+    return fed_back(matrix, integers, samples.inputs).values() if is_fed_back else rounded_alone(matrix, integers)

@@ -35,16 +35,11 @@ def size_of(matrix: CompressedMatrix | RoundedMatrix) -> tuple[int, int]:
     return matrix.shape if isinstance(matrix, RoundedMatrix) else (matrix.shape.out_size, matrix.shape.in_size)
 
 
-def has_fewer_bits(compressed: CompressedCheckpoint, key: str) -> bool:
-    """Whether a matrix is stored in another precision than the dense one."""
-    return compressed.precisions_of_matrix(key) != (matrix_of(compressed, key).dtype,)
-
-
 def svd_yardstick(
     compressed: CompressedCheckpoint, key: str, matrix: Tensor, device: torch.device | str = "cpu"
 ) -> SVDYardstick:
     """The truncated SVD of as many parameters; where a matrix has fewer bits of as many bytes, in its own dtype."""
-    if has_fewer_bits(compressed, key):
+    if compressed.has_fewer_bits(key):
         return truncated_svd(matrix, compressed.bytes_of_matrix(key) // matrix.dtype.itemsize, device)
     return truncated_svd(matrix, params_of(compressed.parts(key)), device)
 

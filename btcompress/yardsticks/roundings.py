@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
-from btcompress.fit.measures import CHUNK_ENTRIES, largest
+from btcompress.fit.measures import CHUNK_ENTRIES, difference_error, largest
 from btcompress.fit.rounding import fed_back, nearest, obstacle_to_integers
 from btcompress.packing import LEAST_BITS, LEAST_GROUP, MOST_BITS, Integers
 
@@ -98,24 +98,15 @@ def roundings_of(matrix: Tensor, max_bytes: int) -> tuple[Rounding, ...]:
         return ()
     every = (int8_by_rows(matrix.shape[1]), INT4, *integers_within(matrix.shape, max_bytes))
     return tuple(
-        Rounding(integers, integers.n_bytes(matrix.shape), rounding_error(matrix, integers))
+        Rounding(integers, integers.n_bytes(matrix.shape), difference_error(matrix, rounded_alone(matrix, integers)))
         for integers in dict.fromkeys(every)
     )
 
 
-def rounding_error(matrix: Tensor, integers: Integers) -> float:
-    """``||W - W'||_F / ||W||_F`` of the nearest integers, found for a chunk of rows at a time."""
-    return _error(((chunk, nearest(chunk, integers).values()) for chunk in _chunks(matrix)), largest(matrix))
-
-
-def dense_error(matrix: Tensor, values: Tensor) -> float:
-    """``||W - W'||_F / ||W||_F`` of a matrix and a dense one in its place; 0 where there is nothing to miss.
-
-    Args:
-        matrix: ``W``, shape ``(J, I)``.
-        values: ``W'``, likewise.
-    """
-    return _error(zip(_chunks(matrix), _chunks(values), strict=True), largest(matrix) or 1.0)
+def rounded_alone(matrix: Tensor, integers: Integers) -> Tensor:
+    """The matrix that the nearest integers make, in its own dtype; they are found for a chunk of rows at a time."""
+    chunks = matrix.detach().split(max(1, CHUNK_ENTRIES // matrix.shape[1]))
+    return torch.cat([nearest(chunk, integers).values() for chunk in chunks])
 
 
 def fed_back_rounding(matrix: Tensor, rounding: Rounding, inputs: Tensor) -> tuple[Rounding, Tensor]:
@@ -127,7 +118,7 @@ def fed_back_rounding(matrix: Tensor, rounding: Rounding, inputs: Tensor) -> tup
         inputs: as :class:`btcompress.fit.Samples` has them.
     """
     values = fed_back(matrix, rounding.integers, inputs).values()
-    return replace(rounding, error=dense_error(matrix, values), fed_back=True), values
+    return replace(rounding, error=difference_error(matrix, values), fed_back=True), values
 
 
 def parts_in_8_bits(parts: Sequence[BlockTerm]) -> tuple[tuple[BlockTerm, ...], Integers, int] | None:
@@ -144,19 +135,3 @@ def parts_in_8_bits(parts: Sequence[BlockTerm]) -> tuple[tuple[BlockTerm, ...], 
         n_saved += sum(tensor.nbytes - each.n_bytes for tensor, each in zip(part.tensors, packed, strict=True))
         found.append(BlockTerm.of(part.shape, [each.values() for each in packed], part.orders))
     return tuple(found), integers, n_saved
-
-
-def _error(pairs: Iterable[tuple[Tensor, Tensor]], scale: float) -> float:
-    """The weight error of pairs of rows and what stands for them; scaled, so that no square overflows."""
-    missed = total = 0.0
-    for rows, values in pairs:
-        wanted = rows.double() / scale
-        missed += float((values.double() / scale - wanted).square().sum())
-        total += float(wanted.square().sum())
-    if not total:
-        return math.inf if missed else 0.0
-    return math.sqrt(missed / total)
-
-
-def _chunks(matrix: Tensor) -> tuple[Tensor, ...]:
-    return matrix.detach().split(max(1, CHUNK_ENTRIES // matrix.shape[1]))
