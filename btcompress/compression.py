@@ -224,6 +224,8 @@ def _priced(chosen: Prepared, wish: Wish, step: FactorizeStep, on_progress: OnPr
         wish,
         step.shapes,
         samples=chosen.samples,
+        precision=step.precision,
+        others=None if step.others is None else FLOATS[step.others],
         order_units=step.order_units,
         seed=step.seed,
         device=step.device,

@@ -81,14 +81,16 @@ class YardstickReport:
 
 @dataclass(frozen=True, slots=True)
 class RoundingReport:
-    """A dense matrix rounded to the nearest integers, with the best clipping: what form and precision compete with.
+    """Something rounded to integers with the best clipping, and nothing done beside that.
 
     Attributes:
         precision: bits and group, as ``"int4/32"``.
         bytes: that it takes.
         weight_error: ``||W - W'||_F / ||W||_F``.
-        activation_error: on the inputs given; None where it was not measured.
+        activation_error: on inputs, as that of the matrix; None where it was not measured.
         weighted_activation_error: likewise, weighted as those of the matrix are.
+        fed_back: whether errors were fed back by the second moments of the inputs; else each number is rounded to the
+            nearest.
     """
 
     precision: str
@@ -96,11 +98,17 @@ class RoundingReport:
     weight_error: float
     activation_error: float | None = None
     weighted_activation_error: float | None = None
+    fed_back: bool = False
+
+    @property
+    def error(self) -> float:
+        """The weighted activation error where that was measured, else the weight error."""
+        return self.weight_error if self.weighted_activation_error is None else self.weighted_activation_error
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixReport:
-    """One factorized matrix, before and after.
+    """One matrix that was chosen, before and after.
 
     Attributes:
         name: its key in the checkpoint.
@@ -110,12 +118,13 @@ class MatrixReport:
         gates: ``"fused"`` or ``"separate"``.
         cp_rank: ``N``.
         tucker_ranks: ``(R_1..R_d)``.
-        core: ``"full"``, or ``"identity"`` for a form without parameters in its core.
+        core: ``"full"``, or ``"identity"`` for a form without parameters in its core; ``"none"`` for a dense matrix.
         params_before: entries of the dense matrix.
         params_after: entries of the tensors that replace it, counted on those tensors; an order of several of its sides
             counts once, one that it shares with other matrices counts here too.
         weight_error: ``||W - W'||_F / ||W||_F``, measured on the tensors as stored.
-        svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
+        svd_rank: rank of a truncated SVD with at most as many parameters, or for a matrix in fewer bits with at most as
+            many bytes, its factors in the dtype of the matrix; may be 0.
         svd_error: weight error of that truncated SVD.
         activation_error: ``||(W - W') X||_F / ||W X||_F`` on the inputs given, or, where nothing was done since it
             was calibrated but to calibrate others, on the sequences held back then; None where it was not measured.
@@ -124,10 +133,15 @@ class MatrixReport:
         row_order: whether its rows are in an order of their own, or of the units.
         column_order: likewise for its columns.
         form: ``"block_terms"``, or ``"dense"`` for a matrix that stays dense in fewer bits: it has no modes and ranks.
-        precision: how its numbers are stored: ``"float32"`` and so on, or bits and group as ``"int4/32"``.
+        precision: how its numbers are stored: ``"float32"`` and so on, or bits and group as ``"int4/32"``; several of
+            these where its tensors differ.
         bytes_before: of the dense matrix.
         bytes_after: of what replaces it, as stored.
-        roundings: the matrix rounded alone, where that was measured.
+        roundings: the dense matrix rounded alone, where that was measured: in 8 bits by rows, in 4 bits in groups of
+            32, and in the integers that take no more bytes than it does now.
+        dtype: of the dense matrix.
+        in_8_bits: cores and factors that are floats, rounded to 8 bits in groups of 32; None where that was not
+            measured.
     """
 
     name: str
@@ -153,6 +167,24 @@ class MatrixReport:
     bytes_before: int = 0
     bytes_after: int = 0
     roundings: tuple[RoundingReport, ...] = ()
+    dtype: str = "float32"
+    in_8_bits: RoundingReport | None = None
+
+    @property
+    def has_fewer_bits(self) -> bool:
+        """Whether its numbers are stored in another precision than the dense ones."""
+        return self.precision != self.dtype
+
+    @property
+    def roundings_within(self) -> tuple[RoundingReport, ...]:
+        """The roundings that take no more bytes."""
+        return tuple(each for each in self.roundings if each.bytes <= self.bytes_after)
+
+    @property
+    def best_rounding(self) -> RoundingReport | None:
+        """Of those the one to the nearest with the least error."""
+        nearest = (each for each in self.roundings_within if not each.fed_back)
+        return min(nearest, key=lambda each: each.error, default=None)
 
     @property
     def bytes_ratio(self) -> float:
@@ -166,7 +198,7 @@ class MatrixReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
-        return {**asdict(self), "weights_ratio": self.weights_ratio}
+        return {**asdict(self), "weights_ratio": self.weights_ratio, "bytes_ratio": self.bytes_ratio}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +224,7 @@ class ModelReport:
         bytes_before: of all tensors in, tied ones counted once.
         bytes_after: size of the result.
         file_bytes_before: size of the input file or files, which may hold more than its tensors; 0 where not known.
+        tensor_bytes_after: of all tensors out, as stored, tied ones counted once.
     """
 
     params_before: int
@@ -199,6 +232,7 @@ class ModelReport:
     bytes_before: int
     bytes_after: int
     file_bytes_before: int = 0
+    tensor_bytes_after: int = 0
 
     @property
     def ratio(self) -> float:
@@ -310,7 +344,7 @@ class CalibrationReport:
 
     Attributes:
         lstm: its name.
-        hidden_state_error_before: ``||h - h'|| / ||h||`` of the block terms as fitted to the weights.
+        hidden_state_error_before: ``||h - h'|| / ||h||`` of the matrices as fitted, and rounded, by the weights alone.
         hidden_state_error_after: of the result.
         epochs: trained over all layers together; in files of older versions, those of all stages.
         n_train: sequences trained on.
@@ -320,6 +354,8 @@ class CalibrationReport:
         layer_epochs: trained over single layers before, added up.
         agreement_before: of decisions with the dense model's, as fitted to the weights; None where no head is known.
         agreement_after: likewise of the result.
+        hidden_state_error_rounded: of the matrices rounded with their errors fed back, before training; None where
+            nothing was rounded.
     """
 
     lstm: str
@@ -333,6 +369,24 @@ class CalibrationReport:
     layer_epochs: int = 0
     agreement_before: Agreement | None = None
     agreement_after: Agreement | None = None
+    hidden_state_error_rounded: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedLSTM:
+    """The dense LSTM with its chosen matrices rounded alone, each number to the nearest unless errors are fed back.
+
+    Attributes:
+        precision: ``"int8"`` by rows, ``"int4"`` in groups of 32, ``"equal_bytes"``: each matrix in the integers that
+            come nearest to it at no more bytes than it takes now, or ``"same"``: all in the most bits that they can
+            have alike at no more bytes than all take now.
+        fed_back: whether errors were fed back by the second moments of the inputs.
+        hidden_state_error: ``||h - h'|| / ||h||``.
+    """
+
+    precision: str
+    fed_back: bool
+    hidden_state_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,27 +398,32 @@ class InputsReport:
         n_sequences: of inputs.
         hidden_state_error: ``||h - h'|| / ||h||`` of the tensors as they are.
         agreement: of decisions with the dense model's; None where no head is known.
+        rounded: what rounding alone would leave, where that was measured.
     """
 
     lstm: str
     n_sequences: int
     hidden_state_error: float
     agreement: Agreement | None = None
+    rounded: tuple[RoundedLSTM, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class UntouchedReport:
-    """Tensors that were not factorized, compared bit for bit with the dense checkpoint.
+    """Tensors that were not chosen, compared bit for bit with the dense checkpoint.
 
     Attributes:
         same: how many are the dense checkpoint's own, in dtype, shape and every bit.
         changed: names of the others.
         trained: whether something was trained since, which is what changes them.
+        rounded: how many are the dense checkpoint's own in every bit, once these are rounded to the floats that they
+            are stored as.
     """
 
     same: int
     changed: tuple[str, ...]
     trained: bool
+    rounded: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,7 @@ def test_inputs_on_which_nothing_can_be_measured_are_refused_before_anything_is(
         on_inputs(compressed, from_state_dict({"a": torch.ones(2)}), [SampleInputs(right, "b")])
     only_head = nn.ModuleDict({"lstm": nn.LSTM(12, 5), "head": nn.Linear(40, 30)})
     unchanged = btcompress.factorize(only_head, matrices=("linear",), allow_growth=True, **QUICK)
-    with pytest.raises(BTCompressError, match="no block-term matrices to measure"):
+    with pytest.raises(BTCompressError, match="no compressed matrices to measure"):
         on_inputs(unchanged, from_state_dict(only_head.state_dict()), [SampleInputs(right)])
 
 

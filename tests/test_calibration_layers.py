@@ -135,8 +135,8 @@ def test_a_layer_without_inputs_stays_as_fitted_and_one_without_block_terms_is_p
     dense, compressed = low_rank(model, layers=["encoder.*"])
     result = calibrate(compressed, dense, request_of(tmp_path, "encoder", "decoder"), CONFIG)
     assert list(steps_of(result)) == ["encoder"]
-    assert "decoder has sample inputs, but no block-term matrices" in " ".join(result.notices)
-    with pytest.raises(BTCompressError, match="decoder has no block-term matrices to calibrate"):
+    assert "decoder has sample inputs, but no compressed matrices" in " ".join(result.notices)
+    with pytest.raises(BTCompressError, match="decoder has no compressed matrices to calibrate"):
         calibrate(compressed, dense, request_of(tmp_path, "decoder"), CONFIG)
     dense, compressed = low_rank(model)
     result = calibrate(compressed, dense, request_of(tmp_path, "encoder"), CONFIG)

@@ -104,7 +104,7 @@ def test_a_layer_cut_out_computes_as_it_does_within_and_goes_back_where_it_was(p
     for layer in layers_of(entry):
         cut = layer.cut(compressed)
         below = student_of(cut, layer.entry)(below)[0]
-        back = layer.put_back(compressed, {name: tensor + layer.number for name, tensor in cut.tensors.items()})
+        back = layer.put_back(compressed, {name: tensor + layer.number for name, tensor in cut.tensors.items()}, {})
         changed = {name for name in back.tensors if not torch.equal(back.tensors[name], compressed.tensors[name])}
         assert changed == ({name for name in back.tensors if "_l1" in name} if layer.number else set())
     torch.testing.assert_close(below, student_of(compressed, entry)(x)[0])

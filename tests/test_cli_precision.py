@@ -10,9 +10,6 @@ from torch import nn
 import btcompress
 from btcompress import FactorizeStep, SampleInputs
 
-# Runs once jobs do what their bits say.
-pytestmark = pytest.mark.skip(reason="compression.py does not heed bits yet")
-
 LSTM = ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
 ALL = ("--matrices", "input,recurrent")
 BOTH = ("input", "recurrent")
@@ -21,9 +18,9 @@ BOTH = ("input", "recurrent")
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.words = nn.Embedding(60, 48)
-        self.lstm = nn.LSTM(48, 32, batch_first=True)
-        self.head = nn.Linear(32, 10)
+        self.words = nn.Embedding(60, 24)
+        self.lstm = nn.LSTM(24, 16, batch_first=True)
+        self.head = nn.Linear(16, 10)
 
     def forward(self, x):
         return self.head(self.lstm(self.words(x))[0])
@@ -37,7 +34,9 @@ def place(tmp_path, monkeypatch):
         for matrix in (model.lstm.weight_ih_l0, model.lstm.weight_hh_l0):
             matrix.mul_(3)
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    x = np.random.default_rng(0).normal(size=(60, 8, 48)) * np.linspace(0.2, 2, 48)
+    generator = np.random.default_rng(0)
+    few, many = generator.normal(size=(60, 8, 6)) / 2, generator.normal(size=(60, 8, 24)) / 10
+    x = few @ generator.normal(size=(6, 24)) + many
     np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
@@ -64,15 +63,15 @@ JOBS = {
     ),
     "bits and group": ([*ALL, "--bits", "int3", "--group", "16"], {"matrices": BOTH, "bits": 3, "group": 16}),
     "ranks": (["-n", "2", "-r", "3", "--bits", "6"], {"cp_rank": 2, "tucker_rank": 3, "bits": 6}),
-    "parameters": ([*ALL, "--target-ratio", "2", "--bits", "8"], {"matrices": BOTH, "target_ratio": 2, "bits": 8}),
+    "parameters": ([*ALL, "--target-ratio", "1.7", "--bits", "8"], {"matrices": BOTH, "target_ratio": 1.7, "bits": 8}),
     "ratio of bytes": (
         [*ALL, "--target-ratio", "8", "--of", "bytes"],
         {"matrices": BOTH, "target_ratio": 8, "of": "bytes"},
     ),
-    "bytes": ([*ALL, "--max-bytes", "4.5k", "--bits", "auto"], {"matrices": BOTH, "max_bytes": 4500}),
+    "bytes": ([*ALL, "--max-bytes", "1.5k", "--bits", "auto"], {"matrices": BOTH, "max_bytes": 1500}),
     "bytes of the file": (
-        [*ALL, "--max-bytes", "24k", "--of", "file", "--others", "float16"],
-        {"matrices": BOTH, "max_bytes": "24k", "of": "file", "others": "float16"},
+        [*ALL, "--max-bytes", "16.5k", "--of", "file", "--others", "float16"],
+        {"matrices": BOTH, "max_bytes": "16.5k", "of": "file", "others": "float16"},
     ),
     "bits on inputs": (
         [*ALL, "--bits", "3", "--calibration", "x.npz", "--calibration-epochs", "2"],
@@ -115,15 +114,15 @@ def test_bits_alone_leave_matrices_dense_with_so_many_values_in_a_group(bits, pl
     rows = factorized(run, *ALL, "--bits", bits, "--group", "16")["matrices"]
     assert [row["name"] for row in rows] == list(LSTM)
     compressed = btcompress.load("out.safetensors")
-    assert list(compressed.rounded) == list(LSTM)
+    assert set(compressed.rounded) == set(LSTM)
     assert not compressed.matrices
     written, given = compressed.dense_state_dict(), dense()
     for row in rows:
         assert (row["form"], row["precision"]) == ("dense", f"int{bits}/16")
-        n_groups = row["params_before"] // 16
+        n_groups = row["shape"][0] * -(-row["shape"][1] // 16)
         codes, zeros = row["params_before"] * bits, n_groups * (bits + 1)
         assert row["bytes_after"] == -(-codes // 8) + -(-zeros // 8) + 2 * n_groups
-        groups = written[row["name"]].reshape(-1, 16)
+        groups = [group for part in written[row["name"]].split(16, dim=1) for group in part]
         assert 2 < max(len(group.unique()) for group in groups) <= 2**bits
         error = float((written[row["name"]] - given[row["name"]]).norm() / given[row["name"]].norm())
         assert row["weight_error"] == pytest.approx(error, rel=1e-4)
@@ -164,8 +163,8 @@ def test_a_wish_in_bytes_is_kept_on_the_bytes_that_are_stored(bits, place, run):
     left_dense = 4 * sum(dense()[name].numel() for name in LSTM)
     for options, most in (
         (("--target-ratio", "9", "--of", "bytes"), left_dense / 9),
-        (("--max-bytes", "4.2k"), 4200),
-        (("--max-bytes", "4200", "--of", "bytes"), 4200),
+        (("--max-bytes", "1.4k"), 1400),
+        (("--max-bytes", "1400", "--of", "bytes"), 1400),
     ):
         told = factorized(run, *ALL, *options, *bits, "--force")
         before, after = bytes_of_matrices(told)
@@ -180,33 +179,38 @@ def test_a_wish_in_bytes_is_kept_on_the_bytes_that_are_stored(bits, place, run):
 
 
 def test_a_wish_in_bytes_of_the_file_is_kept_by_the_file(place, run):
-    n_bytes = sum(tensor.nbytes for tensor in dense().values())
+    state = nn.LSTM(64, 24).state_dict()
+    torch.save(state, "model.pt")
+    n_bytes = sum(tensor.nbytes for tensor in state.values())
     for options, most in (
-        (("--target-ratio", "2.5"), n_bytes / 2.5),
-        (("--max-bytes", "26k"), 26_000),
-        (("--max-bytes", "18k", "--others", "float16"), 18_000),
+        (("--target-ratio", "1.7", "--of", "file"), n_bytes / 1.7),
+        (("--max-bytes", "19k", "--of", "file"), 19_000),
+        (("--max-bytes", "19k", "--of", "model"), 19_000),
+        (("--max-bytes", "14k", "--of", "file", "--others", "float16"), 14_000),
     ):
-        told = factorized(run, *ALL, *options, "--of", "file", "--force")
+        told = factorized(run, *options, "--force")
         size = (place / "out.safetensors").stat().st_size
-        assert told["model"]["bytes_after"] == size <= most
-        assert size > 0.8 * most
-    told = factorized(run, *ALL, "--max-bytes", "26k", "--of", "model", "--force")
-    assert told["model"]["bytes_after"] <= 26_000
+        assert told["model"]["bytes_after"] == size
+        assert 0.6 * most < size <= most
 
 
 def test_auto_is_what_a_wish_in_bytes_does_anyway(place, run):
     for name, more in (("a", ()), ("b", ("--bits", "auto"))):
-        factorized(run, *ALL, "--max-bytes", "4k", *more, name=name)
+        factorized(run, *ALL, "--max-bytes", "1.3k", *more, name=name)
     assert (place / "a").read_bytes() == (place / "b").read_bytes()
 
 
 def test_bits_with_a_wish_in_parameters_are_those_of_the_same_forms(place, run):
-    plain = factorized(run, *ALL, "--target-ratio", "2", name="plain")["matrices"]
-    told = factorized(run, *ALL, "--target-ratio", "2", "--bits", "8")["matrices"]
-    for row, same in zip(told, plain, strict=True):
+    plain = factorized(run, *ALL, "--target-ratio", "1.7", name="plain")["matrices"]
+    told = {row["name"]: row for row in factorized(run, *ALL, "--target-ratio", "1.7", "--bits", "8")["matrices"]}
+    assert plain
+    for same in plain:
+        row = told.pop(same["name"])
         assert row["precision"] == "int8/32"
+        assert row["tucker_ranks"] == same["tucker_ranks"]
         assert row["params_after"] == same["params_after"]
-        assert row["bytes_after"] < same["bytes_after"] / 3
+        assert row["bytes_after"] < same["bytes_after"] / 2
+    assert all((row["form"], row["precision"]) == ("dense", "int8/32") for row in told.values())
 
 
 @pytest.mark.parametrize("job", ["bits", "float", "bits and group", "ranks"])
@@ -224,9 +228,9 @@ def test_a_dry_run_and_inspect_say_beforehand_how_things_are_stored(job, place, 
 
 
 def test_a_dry_run_of_a_wish_in_bytes_shows_forms_and_bits_within_it(place, run):
-    rows = json.loads(run("factorize", "model.pt", *ALL, "--max-bytes", "4k", "--dry-run", "--json")[0])["matrices"]
+    rows = json.loads(run("factorize", "model.pt", *ALL, "--max-bytes", "1.3k", "--dry-run", "--json")[0])["matrices"]
     assert [row["name"] for row in rows] == list(LSTM)
-    assert sum(row["bytes_after"] for row in rows) <= 4000
+    assert sum(row["bytes_after"] for row in rows) <= 1300
     assert sorted(path.name for path in place.iterdir()) == ["model.pt", "x.npz"]
 
 
@@ -254,7 +258,8 @@ def test_sample_inputs_bring_rounded_hidden_states_nearer(place, run):
         report(run, name, "--against", "model.pt", "--inputs", "lstm=x.npz")["on_inputs"][0]["hidden_state_error"]
         for name in ("rounded", "fed_back", "trained")
     ]
-    assert errors[0] > 1.05 * errors[1] > 1.05 * errors[2]
+    assert errors[0] > 1.5 * errors[1]
+    assert errors[1] > errors[2]
     assert report(run, "trained")["calibrated"]
 
 
@@ -269,7 +274,7 @@ def test_an_embedding_that_is_named_exactly_stays_one_in_few_bits(place, run):
     btcompress.apply(model, "out.safetensors")
     assert type(model.words) is nn.Embedding
     x = torch.arange(60).view(4, 15)
-    assert 0 < float((model.words(x) - given.words(x)).norm() / given.words(x).norm()) < 0.01
+    assert 0 < float((model.words(x) - given.words(x)).detach().norm() / given.words(x).detach().norm()) < 0.01
 
 
 def test_a_recipe_that_rounds_and_fine_tunes_ends_in_the_same_bits(place, run):

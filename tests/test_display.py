@@ -22,7 +22,10 @@ from btcompress.results import (
     InputsReport,
     LeftDense,
     PricingProgress,
+    RoundedLSTM,
+    RoundingReport,
     Sweep,
+    UntouchedReport,
 )
 
 #: Everything that moves a cursor, sets a title, turns a line around or ends it, and what rich would take as markup.
@@ -154,6 +157,131 @@ def test_numbers_are_whole_on_terminals_of_any_width(columns, report, terminal, 
     ranks = ",".join(map(str, range(11, 23)))
     numbers = [ranks, "58,982,400", "3,392", "17,389x", "0.123", "0.456", "0.789", "321)", "1,234,567,890,123"]
     for number in [*numbers, "987,654,321", "57600", "8,20,20,18"]:
+        assert number in words
+    assert not any("…" in word for word in words)
+
+
+def in_fewer_bits(report, **fields):
+    """The report with its matrix in 4 bits."""
+    row = replace(report.matrices[0], precision="int4/32", bytes_before=8192, bytes_after=700, **fields)
+    return replace(report, matrices=(row,))
+
+
+def lines_of(capsys):
+    plain = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    return [" ".join(line.split()) for line in plain.splitlines()]
+
+
+def test_where_a_matrix_has_fewer_bits_sizes_are_bytes_behind_what_numbers_are_stored_as(report, capsys):
+    display.show_report(report)
+    plain = lines_of(capsys)
+    assert "matrix N R before after ratio error equal size" in plain
+    assert not any("stored as" in line or "of which" in line for line in plain)
+    few = in_fewer_bits(report, svd_rank=1, svd_error=0.9)
+    dense = replace(
+        few.matrices[0],
+        name="lstm.weight_hh_l0",
+        shape=(128, 32),
+        form="dense",
+        core="none",
+        precision="int3/32",
+        cp_rank=0,
+        tucker_ranks=(),
+        in_modes=(),
+        out_modes=(),
+        bytes_after=1300,
+    )
+    display.show_report(replace(few, matrices=(*few.matrices, dense)))
+    lines = lines_of(capsys)
+    assert "matrix N R stored as before after ratio error equal bytes" in lines
+    error = f"{few.matrices[0].weight_error:.3f}"
+    assert f"lstm.weight_ih_l0 1 3 int4/32 8.2 kB 700 bytes 11.7x {error} 0.900 (rank 1)" in lines
+    second = lines.index(f"lstm.weight_hh_l0 - - int3 by rows 8.2 kB 1.3 kB 6.30x {error} 0.900 (rank 1)")
+    assert lines[second + 1 : second + 3] == ["128 x 32", "as dense"]
+    assert "of which the matrices above 16.4 kB 2.0 kB 8.19x" in lines
+
+
+def test_several_precisions_of_a_matrix_are_all_shown(report, capsys):
+    display.show_report(
+        replace(report, matrices=(replace(report.matrices[0], precision="int4/64, float16", bytes_after=9),))
+    )
+    assert any("int4 by rows, float16" in line for line in lines_of(capsys))
+
+
+ROUNDINGS = (
+    RoundingReport("int8/64", 8192, 0.0041, 0.0051, 0.0061),
+    RoundingReport("int4/32", 5000, 0.0812, 0.0712, 0.0612),
+    RoundingReport("int2/32", 690, 0.5, 0.3, 0.4),
+    RoundingReport("int2/64", 600, 0.35, 0.32, 0.41),
+    RoundingReport("int4/32", 5000, 0.09, 0.06, 0.0512, fed_back=True),
+    RoundingReport("int2/32", 690, 0.4, 0.25, 0.3012, fed_back=True),
+)
+
+
+def test_yardsticks_of_rounding_alone_stand_beside_the_matrix_as_it_is(report, capsys):
+    few = in_fewer_bits(report, roundings=ROUNDINGS, activation_error=0.2, weighted_activation_error=0.1)
+    display.show_report(few)
+    lines = lines_of(capsys)
+    first = lines.index("rounded alone as it is by rows groups of 32 no more bytes")
+    assert lines[first + 1 : first + 7] == [
+        "lstm.weight_ih_l0",
+        "bytes 700 bytes 8.2 kB 5.0 kB int2/32",
+        f"weight error {few.matrices[0].weight_error:.3f} 0.004 0.081 0.500",
+        "activation error 0.200 0.005 0.071 0.300",
+        "weighted activation error 0.100 0.006 0.061 0.400",
+        "errors fed back - 0.051 0.301",
+    ]
+
+
+def test_where_no_rounding_is_so_small_it_is_said(report, capsys):
+    display.show_report(in_fewer_bits(report, roundings=ROUNDINGS[:2]))
+    lines = lines_of(capsys)
+    assert "bytes 700 bytes 8.2 kB 5.0 kB none so few" in lines
+    assert "activation error not measured 0.005 0.071 -" in lines
+    display.show_report(report)
+    assert "rounded alone" not in capsys.readouterr().out
+
+
+def test_lstms_with_their_matrices_rounded_alone_have_a_table(report, capsys):
+    ways = [("int8", False, 0.01), ("int4", False, 0.05), ("same", False, 0.06), ("equal_bytes", True, 0.045)]
+    given = InputsReport("decoder", 25, 0.0234, None, tuple(RoundedLSTM(*way) for way in ways))
+    display.show_report(replace(report, on_inputs=(given, InputsReport("other", 3, 0.5))))
+    lines = lines_of(capsys)
+    first = lines.index("matrices rounded alone as it is by rows groups of 32 no more bytes at no more bytes")
+    assert lines[first + 1 : first + 3] == [
+        "hidden-state error of decoder 0.0234 0.0100 0.0500 - 0.0600",
+        "errors fed back - - 0.0450 -",
+    ]
+    assert "other" not in lines[first + 3]
+
+
+def test_calibrations_that_rounded_tell_the_error_before_training_through_it(report, terminal, capsys):
+    terminal(160)
+    row = CalibrationReport("rnn", 0.0755, 0.0312, 10, 640, 160, 1.5, 0.0524, 15, AGREEMENT, AGREEMENT, 0.0811)
+    display.show_report(replace(report, calibrated=(row, CalibrationReport("", 0.5, 0.25, 10, 640, 160, 1.5))))
+    lines = lines_of(capsys)
+    assert "on sequences held back the weights the inputs rounded calibrated epochs sequences" in lines
+    first = lines.index("hidden-state error of rnn 0.0755 0.0524 0.0811 0.0312 15 by layer + 10 160")
+    assert lines[first + 1] == "decides as the dense one, of 5,320 steps 99.1% 99.1%"
+    assert "hidden-state error 0.5000 not measured not measured 0.2500 10 160" in lines
+
+
+def test_tensors_that_are_the_originals_but_for_their_precision_are_counted_apart(report, capsys):
+    display.show_report(replace(report, untouched=UntouchedReport(5, (), trained=False, rounded=2)))
+    words = (
+        "5 of 7 tensors are the dense checkpoint's, bit for bit, and 2 more once rounded to what they are stored as."
+    )
+    assert f"Not factorized: {words}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("columns", [1, 20, 40, 80])
+def test_bits_and_bytes_are_whole_on_terminals_of_any_width(columns, report, terminal, capsys):
+    terminal(columns)
+    few = in_fewer_bits(report, roundings=ROUNDINGS, activation_error=0.2, weighted_activation_error=0.1)
+    given = InputsReport("decoder", 25, 0.0234, None, (RoundedLSTM("int4", False, 0.0512),))
+    display.show_report(replace(few, on_inputs=(given,)))
+    words = capsys.readouterr().out.replace("\x1b[0m", "").split()
+    for number in ("int4/32", "8.2", "700", "11.7x", "0.061", "0.301", "int2/32", "0.0512", "0.0234"):
         assert number in words
     assert not any("…" in word for word in words)
 

@@ -124,7 +124,7 @@ def test_labels_train_every_factorized_matrix(matrices, tmp_path):
 
 def test_dense_lstm_has_nothing_to_learn_from_its_own_hidden_states(tmp_path):
     dense, compressed = saved_pair(tmp_path, Classifier(), matrices=["linear"])
-    with pytest.raises(BTCompressError, match="lstm has no block-term matrices"):
+    with pytest.raises(BTCompressError, match="lstm has no compressed matrices"):
         tune(tmp_path, compressed, npz(tmp_path, x=draw(20, 3, 24)), dense)
 
 

@@ -113,6 +113,22 @@ def test_a_reader_of_checkpoints_that_gives_something_else_is_caught(kind, chang
     assert said in group(kind, sample(kind), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["integers", "integers by rows", "floats"])
+def test_a_reader_of_tensors_in_fewer_bits_that_gives_something_else_is_caught(name, tmp_path, monkeypatch):
+    data, dense = TARGETS["compressed"].samples()[name], btcompress.to_dense
+    assert judge("compressed", data, tmp_path).outcome == "right"
+
+    def changed(value):
+        found = dense(value)
+        return {
+            **found,
+            "head.weight": found["head.weight"].nextafter(torch.tensor(9.0, dtype=found["head.weight"].dtype)),
+        }
+
+    monkeypatch.setattr(btcompress, "to_dense", changed)
+    assert "a tensor in fewer bits" in group("compressed", data, tmp_path)
+
+
 def test_a_reader_of_results_that_gives_something_else_is_caught(sample, tmp_path, monkeypatch):
     data, load, dense = sample("compressed"), btcompress.load, btcompress.to_dense
     monkeypatch.setattr(btcompress, "to_dense", lambda value: {k: t + 1e-3 for k, t in dense(value).items()})

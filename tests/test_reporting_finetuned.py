@@ -104,6 +104,9 @@ def test_what_was_measured_on_the_inputs_given_goes_before_what_was_held_back(co
         def __call__(self, forms):
             return {}
 
+        def samples(self, key):
+            return None
+
         def reports(self):
             return (InputsReport("", 25, 0.5, Agreement(0.6, None, 250, 0)),)
 
@@ -119,6 +122,7 @@ def test_what_was_measured_on_the_inputs_given_goes_before_what_was_held_back(co
             "n_sequences": 25,
             "hidden_state_error": 0.5,
             "agreement": {"steps": 0.6, "ends": None, "n_steps": 250, "n_ends": 0},
+            "rounded": (),
         }
     ]
 

@@ -297,6 +297,8 @@ def test_the_document_names_every_field_of_a_precision(written):
         "dtype",
         "stored",
         "weight_error",
+        "svd_rank",
+        "svd_error",
     }
     for field in ("precisions", "rounded", *(field for record in records for field in record)):
         assert f"`{field}`" in text
@@ -508,6 +510,16 @@ def test_another_code_in_memory_is_found_before_anything_is_written(tmp_path):
         with pytest.raises(OutputError, match=f"{key.split('.')[0]}.* gives other outputs"):
             write(compressed, tmp_path / "out", check=lambda _, found=different: check_same_outputs(compressed, found))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_lstm_of_rounded_matrices_alone_is_run_with_all_of_its_tensors():
+    model = nn.LSTM(20, 12)
+    plain = btcompress.factorize(nn.Sequential(model, nn.Linear(12, 20)), tucker_rank=2, matrices=("linear",))
+    compressed = in_fewer_bits(plain, None, {"0.weight_hh_l0": INT3})
+    check_same_outputs(compressed, compressed)
+    changed = compressed.with_tensors({"0.bias_hh_l0": compressed.tensors["0.bias_hh_l0"] + 1})
+    with pytest.raises(OutputError, match="0 gives other outputs"):
+        check_same_outputs(compressed, changed)
 
 
 def test_codes_that_are_unpacked_otherwise_than_they_were_packed_are_not_kept(tmp_path, monkeypatch):

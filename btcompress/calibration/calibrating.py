@@ -2,8 +2,9 @@
 
 The weights of a trained matrix count as much as the inputs that meet them, and its errors as much as the recurrence
 lets them grow; only the hidden states say both. So each matrix is fitted to its inputs first, as its outputs count for
-the hidden states. Then the block terms of each LSTM with sample inputs, and with them all else that it has, are trained
-for a short while to give the dense LSTM's hidden states. Linear layers are fitted to their inputs alone.
+the hidden states. What is to be stored in fewer bits is then rounded, its errors fed back. Then the matrices of each
+LSTM with sample inputs, and with them all else that it has, are trained, through the rounding, for a short while to
+give the dense LSTM's hidden states. Linear layers are fitted to their inputs and rounded alone.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from btcompress.calibration.linear import linear_jobs
 from btcompress.calibration.lstm import LSTMCalibration, work_of_run
 from btcompress.calibration.progress import Job, OnProgress, Tell, do_jobs
 from btcompress.calibration.request import CalibrationRequest
+from btcompress.calibration.rounding import weighed_anew
 from btcompress.calibration.sampling import samples_of
 from btcompress.calibration.sources import Source, sources_of
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.finetune import TrainConfig
-from btcompress.fit import Samples, weight_error
+from btcompress.fit import Samples
+from btcompress.packing import Precision
 
 #: The learning rate follows where the fit to the inputs stands.
 DEFAULT = TrainConfig(epochs=10)
@@ -59,8 +62,12 @@ def calibrate(
     config: TrainConfig = DEFAULT,
     on_progress: OnProgress | None = None,
     samples: Mapping[str, Samples] | None = None,
+    precisions: Mapping[str, Precision] | None = None,
 ) -> CompressedCheckpoint:
     """Fit matrices to their inputs, then train each LSTM that has any to give the hidden states of the dense one.
+
+    What is to be stored in fewer bits is rounded in between, and the training goes on through the rounding; so it does
+    through that of what is stored in fewer bits already, which is not fitted anew.
 
     No labels are needed. An LSTM's other tensors, ``U`` and the biases, change along, unless ``config.freeze`` names
     them. The best state on the sequences held back is kept, the start included. Layers without sample inputs stay as
@@ -74,30 +81,34 @@ def calibrate(
             half as many. Without a learning rate it is that of :func:`btcompress.finetune.config.rate_from`.
         on_progress: called as each part of it goes on.
         samples: what :func:`gather_samples` gave for the same request and seed; gathered anew where left out.
+        precisions: how the numbers of matrices are to be stored, by key: of those with block terms, and of others,
+            which stay dense and are rounded. A matrix that no inputs are for stays as it is.
 
     Returns:
         The checkpoint with the tensors that changed, its weight errors measured anew, and for each layer a step that
         says what was measured on the sequences held back.
 
     Raises:
-        BTCompressError: the inputs are not those of layers with block terms, one of the matrices meets only zeros, or
-            training diverged.
+        BTCompressError: the inputs are not those of layers with chosen matrices, one of the matrices meets only zeros
+            or cannot be rounded, or training diverged.
         CheckpointError: the dense checkpoint does not fit.
     """
-    every = sources_of(compressed.outline(), request.inputs, compressed.matrices)
-    sources = [source for source in every if any(key in compressed.matrices for key in source.keys)]
+    precisions = precisions or {}
+    chosen = {*compressed.chosen, *precisions}
+    every = sources_of(compressed.outline(), request.inputs, chosen)
+    sources = [source for source in every if any(key in chosen for key in source.keys)]
     passed_over = [source.name for source in every if source not in sources]
     if not sources:
         raise BTCompressError(
-            f"{', '.join(passed_over)} has no block-term matrices to calibrate. Give the inputs of other layers, or "
-            "factorize it."
+            f"{', '.join(passed_over)} has no compressed matrices to calibrate. Give the inputs of other layers, or "
+            "choose some of its matrices."
         )
     if samples is None:
-        samples = gather_samples(dense, request, config.seed, compressed.matrices, on_progress)
-    jobs = [job for source in sources for job in _jobs(source, compressed, dense, samples, request, config)]
-    notices = [f"{name} has sample inputs, but no block-term matrices: it was not calibrated." for name in passed_over]
+        samples = gather_samples(dense, request, config.seed, chosen, on_progress)
+    jobs = [job for source in sources for job in _jobs(source, compressed, dense, samples, request, config, precisions)]
+    notices = [f"{name} has sample inputs, but no compressed matrices: it was not calibrated." for name in passed_over]
     started = replace(compressed, notices=(*compressed.notices, *notices))
-    return _weighed_anew(do_jobs(jobs, started, on_progress), dense)
+    return weighed_anew(do_jobs(jobs, started, on_progress), dense)
 
 
 def _gathering(
@@ -121,15 +132,19 @@ def _jobs(
     samples: Mapping[str, Samples],
     request: CalibrationRequest,
     config: TrainConfig,
+    precisions: Mapping[str, Precision],
 ) -> Iterator[Job[CompressedCheckpoint]]:
     train, held = source.split(request, config.seed)
-    own = {key: samples[key] for key in source.keys if key in samples and key in compressed.matrices}
+    chosen = {*compressed.chosen, *precisions}
+    own = {key: samples[key] for key in source.keys if key in samples and key in chosen}
+    bits = {key: precisions[key] for key in own if key in precisions and not compressed.has_fewer_bits(key)}
     if isinstance(source.entry, LSTMEntry):
-        calibration = LSTMCalibration(source.entry, source.head, train, held, dense, own, config)
-        own_terms = any(key in compressed.matrices for key in source.entry.matrix_keys)
-        yield from calibration.jobs(compressed, train=request.train and own_terms)
+        calibration = LSTMCalibration(source.entry, source.head, train, held, dense, own, config, bits)
+        own_matrices = any(key in chosen for key in source.entry.matrix_keys)
+        yield from calibration.jobs(compressed, train=request.train and own_matrices)
     else:
-        yield from linear_jobs(source.entry, train, held, compressed, dense, own[source.entry.key])
+        key = source.entry.key
+        yield from linear_jobs(source.entry, train, held, compressed, dense, own[key], bits.get(key))
 
 
 def _not_zero(samples: dict[str, Samples]) -> dict[str, Samples]:
@@ -142,12 +157,3 @@ def _not_zero(samples: dict[str, Samples]) -> dict[str, Samples]:
             "such a matrix as it is (--layer '!NAME')."
         )
     return samples
-
-
-def _weighed_anew(compressed: CompressedCheckpoint, dense: Checkpoint) -> CompressedCheckpoint:
-    """With the weight errors of the tensors as they are now."""
-    measured = {
-        key: replace(matrix, weight_error=weight_error(dense.tensors[key], compressed.parts(key), matrix.dtype))
-        for key, matrix in compressed.matrices.items()
-    }
-    return replace(compressed, matrices=measured)

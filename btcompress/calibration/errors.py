@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,11 +21,8 @@ from btcompress.finetune.decisions import agreement_on
 from btcompress.finetune.networks import student_of, teacher_of
 from btcompress.finetune.tasks import HiddenStates
 from btcompress.fit import OutputErrors, Samples, fit_to_inputs
-from btcompress.fit.samples import product_by
+from btcompress.fit.samples import Form, Forms, product_by
 from btcompress.results import InputsReport
-
-#: Several forms of each matrix by its key, each of them block terms whose rows are stacked.
-Forms = Mapping[str, Sequence[tuple[BlockTerm, ...]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +39,7 @@ class InputMeasure:
     """Measures forms of matrices, and what LSTMs give, on sample inputs, for :func:`btcompress.report`.
 
     Attributes:
-        compressed: holds the layers with block terms.
+        compressed: holds the layers with chosen matrices.
         dense: holds the matrices.
         layers: of the layers that there are inputs of.
     """
@@ -63,10 +60,30 @@ class InputMeasure:
 
     def fitted(self, key: str, parts: tuple[BlockTerm, ...]) -> tuple[BlockTerm, ...] | None:
         """The same form of a matrix fitted to these very inputs; None if there are none of it."""
-        for layer in self.layers:
-            if key in layer.samples:
-                return fit_to_inputs(self.dense.tensors[key], parts, layer.samples[key]).parts
-        return None
+        samples = self.samples(key)
+        return None if samples is None else fit_to_inputs(self.dense.tensors[key], parts, samples).parts
+
+    def samples(self, key: str) -> Samples | None:
+        """What a matrix meets; None if there are no inputs of it."""
+        return next((layer.samples[key] for layer in self.layers if key in layer.samples), None)
+
+    def hidden_state_errors(self, matrices: Mapping[str, Tensor]) -> dict[str, float]:
+        """``||h - h'|| / ||h||`` of each dense LSTM with other matrices in the place of its chosen ones, by its name.
+
+        Args:
+            matrices: by key; an LSTM of whose chosen matrices one is missing is left out.
+
+        Raises:
+            BTCompressError: an error is not a number.
+        """
+        changed = CompressedCheckpoint.of(replace(self.dense, tensors={**self.dense.tensors, **matrices}), {}, {})
+        found = {}
+        for source in (layer.source for layer in self.layers):
+            if isinstance(source.entry, LSTMEntry):
+                chosen = [key for key in source.entry.matrix_keys if key in self.compressed.chosen]
+                if chosen and all(key in matrices for key in chosen):
+                    found[source.entry.name] = hidden_state_error(changed, self.dense, source.entry, source.data)
+        return found
 
     def reports(self) -> tuple[InputsReport, ...]:
         """What each LSTM gives on its inputs, beside the dense one, from the initial states that they have.
@@ -123,14 +140,14 @@ def activation_errors(
     *,
     head: LinearEntry | None = None,
 ) -> list[dict[str, OutputErrors]]:
-    """The activation errors of each factorized matrix of a layer, on the inputs that it has in the dense layer.
+    """The activation errors of each chosen matrix of a layer, on the inputs that it has in the dense layer.
 
     Those of ``W`` are the sequences, or the hidden states of the layer below; those of ``U`` are the hidden states
     of the step before; those of a projection are what is projected; those of a head are the hidden states of the last
     layer.
 
     Args:
-        versions: of one compressed checkpoint, with the same forms.
+        versions: of one compressed checkpoint.
         dense: holds the matrices that they stand for.
         entry: the layer.
         data: sequences of its inputs.
@@ -146,10 +163,16 @@ def activation_errors(
         CheckpointError: the dense checkpoint lacks a matrix, or holds it in another shape.
         BTCompressError: an input is not finite.
     """
-    forms = {key: [version.parts(key) for version in versions] for key in versions[0].matrices if key in weights}
+    chosen = dict.fromkeys(key for version in versions for key in version.chosen if key in weights)
+    forms = {key: [form_of(version, key) for version in versions] for key in chosen}
     dtype = dtype_of(entry, versions[0].outline())
     errors = errors_of_forms(forms, dense, entry, data, weights, dtype, batch_size, head=head)
     return [{key: of_forms[n] for key, of_forms in errors.items()} for n in range(len(versions))]
+
+
+def form_of(compressed: CompressedCheckpoint, key: str) -> Form:
+    """What stands for a matrix in a compressed checkpoint."""
+    return compressed.parts(key) if key in compressed.matrices else compressed.tensors[key]
 
 
 def errors_fields(versions: Mapping[str, Mapping[str, OutputErrors]]) -> dict[str, dict[str, float]]:
@@ -169,28 +192,29 @@ def on_inputs(compressed: CompressedCheckpoint, dense: Checkpoint, inputs: Seque
     """A measure of activation errors and hidden states for :func:`btcompress.report`, on sample inputs.
 
     Args:
-        compressed: holds the layers with block terms.
-        dense: what it was factorized from.
+        compressed: holds the layers with chosen matrices.
+        dense: what it was made from.
         inputs: the inputs, of one layer or of several.
 
     Returns:
         The measure; it leaves out the matrices that there are no inputs of.
 
     Raises:
-        BTCompressError: the inputs are not those of layers with block terms.
+        BTCompressError: the inputs are not those of layers with chosen matrices.
         CheckpointError: the dense checkpoint does not fit.
     """
-    sources = sources_of(compressed.outline(), inputs, compressed.matrices)
-    used = [source for source in sources if any(key in compressed.matrices for key in source.keys)]
+    chosen = compressed.chosen
+    sources = sources_of(compressed.outline(), inputs, chosen)
+    used = [source for source in sources if any(key in chosen for key in source.keys)]
     if not used:
         raise BTCompressError(
-            f"{', '.join(source.name for source in sources)} has no block-term matrices to measure. Leave the inputs "
-            "out, or factorize it."
+            f"{', '.join(source.name for source in sources)} has no compressed matrices to measure. Leave the inputs "
+            "out, or choose some of its matrices."
         )
     layers = []
     for source in used:
         dtype, data = dtype_of(source.entry, compressed.outline()), source.data
-        samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=compressed.matrices)
+        samples = samples_of(dense, source.entry, data, data, dtype, head=source.head, keys=chosen)
         layers.append(_Measured(source, samples, dtype))
     return InputMeasure(compressed, dense, tuple(layers))
 
@@ -230,7 +254,7 @@ def errors_of_forms(
     own = (*matrices_of(entry), *(() if head is None else (head.key,)))
     keys = [key for key in own if key in forms]
     of_layer = meets(entry, dense, dtype, head)
-    products = {key: [product_by(parts, dtype) for parts in forms[key]] for key in keys}
+    products = {key: [product_by(form, dtype) for form in forms[key]] for key in keys}
     # Squares of the outputs that are wanted, and of what each form misses of them: by output, to be weighted once.
     sizes = {key: torch.zeros((), dtype=torch.float64) for key in keys}
     missed = {key: [torch.zeros((), dtype=torch.float64) for _ in forms[key]] for key in keys}

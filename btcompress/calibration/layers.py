@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint.precisions import Stored
 from btcompress.finetune.networks import Recurrent, teacher_of
 
 State = tuple[Tensor, Tensor]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +61,41 @@ class Layer:
         """The layer as a compressed checkpoint of its own; tensors are shared."""
         keys = self.keys
         own = {self.named(key): key for key in keys}
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in compressed.tensors.items():
+        names: dict[str, str] = {}
+        for name in compressed.tensors:
             key = next((theirs for theirs in own if name == theirs or name.startswith(f"{theirs}.")), None)
             if key is not None:
-                tensors[own[key] + name.removeprefix(key)] = tensor
-        matrices = {mine: compressed.matrices[key] for mine, key in keys.items() if key in compressed.matrices}
-        return replace(compressed, tensors=tensors, matrices=matrices, keys=tuple(keys), history=(), notices=())
+                names[own[key] + name.removeprefix(key)] = name
+        return replace(
+            compressed,
+            tensors=_renamed(compressed.tensors, names),
+            matrices=_renamed(compressed.matrices, keys),
+            keys=tuple(keys),
+            history=(),
+            notices=(),
+            rounded=_renamed(compressed.rounded, keys),
+            stored=_renamed(compressed.stored, names),
+        )
 
-    def put_back(self, compressed: CompressedCheckpoint, tensors: Mapping[str, Tensor]) -> CompressedCheckpoint:
-        """The whole with new tensors of this layer, by the names that they have in :meth:`cut`."""
-        renamed = {self.named(name): tensor for name, tensor in tensors.items()}
-        return replace(compressed, tensors={**compressed.tensors, **renamed})
+    def put_back(
+        self, compressed: CompressedCheckpoint, tensors: Mapping[str, Tensor], stored: Mapping[str, Stored]
+    ) -> CompressedCheckpoint:
+        """The whole with new tensors of this layer, by the names that they have in :meth:`cut`.
+
+        Args:
+            compressed: the whole.
+            tensors: the new ones.
+            stored: how those of them are stored that are not stored as they are.
+        """
+        own = {name: self.named(name) for name in tensors}
+        return compressed.with_tensors(
+            {own[name]: tensor for name, tensor in tensors.items()}, {own[name]: how for name, how in stored.items()}
+        )
+
+
+def _renamed(values: Mapping[str, _T], names: Mapping[str, str]) -> dict[str, _T]:
+    """The values that there are of these, by the names that they get."""
+    return {new: values[old] for new, old in names.items() if old in values}
 
 
 def layers_of(lstm: LSTMEntry) -> list[Layer]:

@@ -1,4 +1,4 @@
-"""Fit one linear layer to its inputs."""
+"""Fit one linear layer to its inputs, and round it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from btcompress.calibration.errors import activation_errors, errors_fields
 from btcompress.calibration.progress import Job, silent
 from btcompress.calibration.refit import fit_job
+from btcompress.calibration.rounding import rounding_job, with_rounded
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry
 from btcompress.finetune.data import Data
 from btcompress.fit import Samples
+from btcompress.packing import Precision
 
 
 def linear_jobs(
@@ -19,6 +21,7 @@ def linear_jobs(
     compressed: CompressedCheckpoint,
     dense: Checkpoint,
     samples: Samples,
+    precision: Precision | None = None,
 ) -> Iterator[Job[CompressedCheckpoint]]:
     """The fit, and a step that says what it brought on the inputs held back.
 
@@ -29,11 +32,14 @@ def linear_jobs(
         compressed: holds its form.
         dense: holds the matrix.
         samples: of the inputs.
+        precision: in which its numbers are to be stored; None for how they are.
     """
+    key = entry.key
+    before = compressed if precision is None else with_rounded(compressed, key, dense, precision)
 
     def measured(fitted: CompressedCheckpoint) -> CompressedCheckpoint:
-        versions = {"_before": compressed, "": fitted}
-        weights = {entry.key: samples.weights}
+        versions = {"_before": before, "": fitted}
+        weights = {key: samples.weights}
         errors = activation_errors(list(versions.values()), dense, entry, held, weights)
         step = {
             "step": "refit",
@@ -44,5 +50,8 @@ def linear_jobs(
         }
         return fitted.with_step(step)
 
-    yield fit_job(compressed, entry.key, dense, samples)
+    if key in compressed.matrices and not compressed.has_fewer_bits(key):
+        yield fit_job(compressed, key, dense, samples)
+    if precision is not None:
+        yield rounding_job(key, dense, precision, samples)
     yield Job(f"measuring {entry.name or 'the linear layer'}", float(len(held)), silent(measured))

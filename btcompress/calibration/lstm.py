@@ -1,13 +1,15 @@
-"""Calibrate one LSTM: fit its matrices to its inputs, then train it to give the dense one's hidden states.
+"""Calibrate one LSTM: fit its matrices to its inputs, round them, and train it to give the dense one's hidden states.
 
 Layer by layer, each on what the layers below it really give, and then all layers together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +19,11 @@ from btcompress.calibration.inputs import dtype_of
 from btcompress.calibration.layers import Layer, dense_layers, layers_of
 from btcompress.calibration.progress import Job, Tell, silent
 from btcompress.calibration.refit import fit_job
+from btcompress.calibration.rounding import rounding_job, with_rounded
 from btcompress.calibration.stacks import GivenStates, Room, Stack, Taught
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
 from btcompress.checkpoint.compressed import part_names
+from btcompress.checkpoint.precisions import Stored
 from btcompress.finetune import Epoch, TrainConfig
 from btcompress.finetune.blocks import balance, worst_cancellation
 from btcompress.finetune.config import rate_from
@@ -28,6 +32,7 @@ from btcompress.finetune.decisions import agreement_on
 from btcompress.finetune.loop import Trainer
 from btcompress.finetune.networks import Recurrent, stored_tensors, student_of
 from btcompress.fit import Samples
+from btcompress.packing import Precision
 
 #: What an epoch costs for each sequence trained on, in runs over it.
 _TRAINING = 3
@@ -43,8 +48,9 @@ class LSTMCalibration:
         train: sequences to train on.
         held: sequences to measure on.
         dense: holds the dense LSTM.
-        samples: of the inputs of its matrices with block terms, by key.
+        samples: of the inputs of its chosen matrices, by key.
         config: how to train.
+        precisions: how the numbers of those are to be stored that are not yet, by key.
     """
 
     entry: LSTMEntry
@@ -54,11 +60,13 @@ class LSTMCalibration:
     dense: Checkpoint
     samples: Mapping[str, Samples]
     config: TrainConfig
+    precisions: Mapping[str, Precision] = field(default_factory=dict)
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _teachers: list[Stack] = field(default_factory=list)
     _below: Stack | None = None
     _room: Room = field(default_factory=Room)
     _versions: dict[str, CompressedCheckpoint] = field(default_factory=dict)
+    _start: float = math.inf
     _measured: dict[str, Any] = field(default_factory=dict)
     _epochs: dict[str, int] = field(default_factory=lambda: {"layer_epochs": 0, "epochs": 0})
 
@@ -71,10 +79,23 @@ class LSTMCalibration:
         """
         name, layers = self.entry.name or "the LSTM", layers_of(self.entry)
         measuring = 4 * work_of_run(self.entry, self.held)
-        fits = {key: fit_job(compressed, key, self.dense, each) for key, each in self.samples.items()}
+        fits = [
+            fit_job(compressed, key, self.dense, samples)
+            for key, samples in self.samples.items()
+            if key in compressed.matrices and not compressed.has_fewer_bits(key)
+        ]
         yield Job(f"measuring {name} as fitted to the weights", measuring, silent(self._measure_start))
-        yield from fits.values()
-        yield Job(f"measuring {name} as fitted to its inputs", measuring, silent(self._take_the_better))
+        yield from fits
+        if fits:
+            yield Job(
+                f"measuring {name} as fitted to its inputs",
+                measuring,
+                silent(partial(self._take_the_better, compressed)),
+            )
+        for key, precision in self.precisions.items():
+            yield rounding_job(key, self.dense, precision, self.samples[key])
+        if self.precisions:
+            yield Job(f"measuring {name} as rounded", measuring, silent(self._measure_rounded))
         if train and len(layers) > 1:
             short = replace(self.config, epochs=max(self.config.epochs // 2, 1))
             for layer in layers:
@@ -96,24 +117,34 @@ class LSTMCalibration:
         for layer, network in zip(layers_of(self.entry), networks, strict=True):
             below = Stack(layer, network, room, below)
             self._teachers.append(below)
-        self._versions["_before"] = compressed
-        self._measured["hidden_state_error_before"] = self._error_of(compressed)
-        self._measured["agreement_before"] = self._agreement_of(compressed)
+        before = compressed
+        for key, precision in self.precisions.items():
+            before = with_rounded(before, key, self.dense, precision)
+        self._versions["_before"] = before
+        self._start = self._measured["hidden_state_error_before"] = self._error_of(before)
+        self._measured["agreement_before"] = self._agreement_of(before)
         return compressed
 
-    def _take_the_better(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
+    def _take_the_better(self, before: CompressedCheckpoint, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
         """The fit to the inputs or that to the weights: smaller errors in every matrix are no promise."""
         error = self._measured["hidden_state_error_refitted"] = self._error_of(compressed)
         self._versions["_refitted"] = compressed
-        start = min(error, self._measured["hidden_state_error_before"])
-        if self.config.learning_rate is None:
-            self.config = replace(self.config, learning_rate=rate_from(start))
-        if error <= self._measured["hidden_state_error_before"]:
+        given = self._error_of(before) if self.precisions else self._start
+        self._start = min(error, given)
+        if error <= given:
             return compressed
-        before = self._versions["_before"]
         own = {key: matrix.shape for key, matrix in before.matrices.items() if key in self.entry.matrix_keys}
-        names = (name for key, shape in own.items() for part in part_names(key, shape) for name in part)
-        return replace(compressed, tensors={**compressed.tensors, **{name: before.tensors[name] for name in names}})
+        names = [name for key, shape in own.items() for part in part_names(key, shape) for name in part]
+        stored = {name: before.stored[name] for name in names if name in before.stored}
+        return compressed.with_tensors({name: before.tensors[name] for name in names}, stored)
+
+    def _measure_rounded(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
+        """Rounded with errors fed back, or by the entries alone where that is nearer after all."""
+        error = self._measured["hidden_state_error_rounded"] = self._error_of(compressed)
+        self._versions["_rounded"] = compressed
+        before = self._measured["hidden_state_error_before"]
+        self._start = min(error, before)
+        return compressed if error <= before else self._versions["_before"]
 
     def _training(
         self, config: TrainConfig, layer: Layer | None
@@ -121,19 +152,22 @@ class LSTMCalibration:
         """A training of a layer on what those below it give, or of all layers."""
 
         def do(compressed: CompressedCheckpoint, tell: Tell) -> CompressedCheckpoint:
+            if self.config.learning_rate is None:
+                self.config = replace(self.config, learning_rate=rate_from(self._start))
             rate = self.config.learning_rate
             own = compressed if layer is None else layer.cut(compressed)
             student = self._student(own, layer)
+            stored: dict[str, Stored] = {}
             if any(parameter.requires_grad for parameter in student.parameters()):
-                trainer = self._trainer(student, replace(config, learning_rate=rate), layer)
+                trainer = self._trainer(student, replace(config, learning_rate=rate), layer, own.stored)
                 _, best = trainer.run(on_epoch=lambda epoch: tell(epoch.epoch / epoch.epochs, _state(epoch)))
-                student.load_state_dict(best.tensors)
+                stored = trainer.take(best)
                 self._epochs["epochs" if layer is None else "layer_epochs"] += len(trainer.rows)
             tensors = stored_tensors(student, own)
             if layer is None:
-                return replace(compressed, tensors={**compressed.tensors, **tensors})
+                return compressed.with_tensors(tensors, stored)
             self._below = Stack(layer, student, self._room, self._below)
-            return layer.put_back(compressed, tensors)
+            return layer.put_back(compressed, tensors, stored)
 
         return do
 
@@ -165,14 +199,20 @@ class LSTMCalibration:
             known = name if layer is None else layer.named(name)
             if any(fnmatchcase(known, pattern) for pattern in self.config.freeze):
                 tensor.requires_grad_(False)
-        balance(student)
+        balance(student, [tensor for name, tensor in student.file_tensors().items() if name in compressed.stored])
         return student
 
-    def _trainer(self, student: Recurrent, config: TrainConfig, layer: Layer | None = None) -> Trainer:
+    def _trainer(
+        self,
+        student: Recurrent,
+        config: TrainConfig,
+        layer: Layer | None = None,
+        stored: Mapping[str, Stored] | None = None,
+    ) -> Trainer:
         teacher, below = self._teachers[-1 if layer is None else layer.number], None if layer is None else self._below
         dtype = dtype_of(self.entry, self.dense.tensors)
         train, held = (Taught(data, teacher, self._device, dtype, layer, below) for data in (self.train, self.held))
-        trainer = Trainer(student, GivenStates(), train, held, config, neighbours=True)
+        trainer = Trainer(student, GivenStates(), train, held, config, stored=stored, neighbours=True)
         self._device = trainer.accelerator.device
         return trainer
 

@@ -18,6 +18,7 @@ from btcompress.checkpoint.tensors import count_bytes, count_params, find_aliase
 from btcompress.errors import CheckpointError
 from btcompress.memory import require
 from btcompress.packing import Packed, Precision
+from btcompress.results import RoundingReport
 from btcompress.shapes import MatrixShape
 
 
@@ -29,8 +30,11 @@ class CompressedMatrix:
         shape: mode sizes, ranks and gates.
         dtype: of the dense matrix.
         weight_error: ``||W - W'||_F / ||W||_F`` of the factorization, on the tensors as stored then.
-        svd_rank: rank of a truncated SVD with at most as many parameters; may be 0.
+        svd_rank: rank of a truncated SVD with at most as many parameters, or as many bytes where its tensors are stored
+            in fewer bits; may be 0.
         svd_error: weight error of that truncated SVD.
+        roundings: the dense matrix rounded alone, where that was measured.
+        in_8_bits: its cores and factors in 8 bits; None where that was not measured.
     """
 
     shape: MatrixShape
@@ -38,6 +42,8 @@ class CompressedMatrix:
     weight_error: float
     svd_rank: int
     svd_error: float
+    roundings: tuple[RoundingReport, ...] = ()
+    in_8_bits: RoundingReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +55,18 @@ class RoundedMatrix:
         dtype: of the dense matrix.
         precision: how its numbers are stored.
         weight_error: ``||W - W'||_F / ||W||_F``, on the tensors as stored.
+        svd_rank: rank of a truncated SVD of at most as many bytes; may be 0.
+        svd_error: weight error of that truncated SVD.
+        roundings: the matrix rounded alone, where that was measured.
     """
 
     shape: tuple[int, int]
     dtype: torch.dtype
     precision: Precision
     weight_error: float
+    svd_rank: int = 0
+    svd_error: float = 1.0
+    roundings: tuple[RoundingReport, ...] = ()
 
     @classmethod
     def of(cls, tensor: Tensor, how: Stored, weight_error: float) -> RoundedMatrix:
@@ -210,6 +222,10 @@ class CompressedCheckpoint:
                 kind = tensor.dtype if how is None else precision(how)
                 counts[kind] = counts.get(kind, 0) + tensor.numel()
         return tuple(sorted(counts, key=lambda kind: -counts[kind]))
+
+    def has_fewer_bits(self, key: str) -> bool:
+        """Whether a chosen matrix, or any of its cores and factors, is stored otherwise than as it is."""
+        return any(name in self.stored for name in self._names_of(key))
 
     def is_same_but_for_precision(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor that was not chosen is this one of the dense checkpoint, rounded to what it is stored as.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +22,14 @@ from btcompress.checkpoint.schema import (
     IntegersRecord,
     MatrixRecord,
     RoundedRecord,
+    RoundingRecord,
     Step,
     Versioned,
 )
 from btcompress.checkpoint.source import Source
 from btcompress.checkpoint.storage import Record, from_file, to_record
 from btcompress.errors import CheckpointError, ShapeError
+from btcompress.results import RoundingReport
 from btcompress.shapes import MatrixShape
 from btcompress.text import valid_values
 
@@ -155,12 +158,26 @@ def _encode_matrix(matrix: CompressedMatrix) -> dict[str, Any]:
         "weight_error": float(matrix.weight_error),
         "svd_rank": matrix.svd_rank,
         "svd_error": float(matrix.svd_error),
+        **_encode_roundings(matrix.roundings, matrix.in_8_bits),
     }
 
 
 def _encode_rounded(matrix: RoundedMatrix) -> dict[str, Any]:
     """What the tensor and its precision do not say."""
-    return {"weight_error": float(matrix.weight_error)}
+    return {
+        "weight_error": float(matrix.weight_error),
+        "svd_rank": matrix.svd_rank,
+        "svd_error": float(matrix.svd_error),
+        **_encode_roundings(matrix.roundings),
+    }
+
+
+def _encode_roundings(roundings: Sequence[RoundingReport], in_8_bits: RoundingReport | None = None) -> dict[str, Any]:
+    """What was measured of rounding alone, and no field for what was not."""
+    measured: dict[str, Any] = {} if in_8_bits is None else {"in_8_bits": asdict(in_8_bits)}
+    if roundings:
+        measured["roundings"] = [asdict(each) for each in roundings]
+    return measured
 
 
 def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
@@ -202,7 +219,9 @@ def _decode_rounded(
     if key not in stored or tensors[key].dim() != 2:
         why = "is no matrix" if key in stored else "has no precision of its own"
         raise CheckpointError(f"{key} is said to be a rounded matrix, but {why}.")
-    return RoundedMatrix.of(tensors[key], stored[key], record.weight_error)
+    measured = tuple(map(_decode_rounding, record.roundings))
+    plain = RoundedMatrix.of(tensors[key], stored[key], record.weight_error)
+    return replace(plain, svd_rank=record.svd_rank, svd_error=record.svd_error, roundings=measured)
 
 
 def _decode_matrix(key: str, value: dict[str, Any]) -> CompressedMatrix:
@@ -216,7 +235,13 @@ def _decode_matrix(key: str, value: dict[str, Any]) -> CompressedMatrix:
     # An identity core is made, not read: a larger one than any matrix needs could ask for endless memory.
     if shape.part.core == "identity" and shape.part != shape.part.limited():
         raise CheckpointError(f"the Tucker ranks {shape.part.ranks} of {key} are more than its modes can hold.")
-    return CompressedMatrix(shape, dtype, record.weight_error, record.svd_rank, record.svd_error)
+    measured = (record.weight_error, record.svd_rank, record.svd_error)
+    in_8_bits = None if record.in_8_bits is None else _decode_rounding(record.in_8_bits)
+    return CompressedMatrix(shape, dtype, *measured, tuple(map(_decode_rounding, record.roundings)), in_8_bits)
+
+
+def _decode_rounding(record: RoundingRecord) -> RoundingReport:
+    return RoundingReport(**msgspec.structs.asdict(record))
 
 
 def _tied(found: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:

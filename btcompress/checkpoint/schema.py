@@ -35,6 +35,17 @@ class SourceRecord(Struct):
     n_params: Count
 
 
+class RoundingRecord(Struct):
+    """Something rounded alone, beside a matrix as it is written."""
+
+    precision: Annotated[str, Meta(pattern="^int[2-8]/[0-9]{1,13}$")]
+    bytes: Count
+    weight_error: Error
+    activation_error: Error | None = None
+    weighted_activation_error: Error | None = None
+    fed_back: bool = False
+
+
 class MatrixRecord(Struct):
     """How one matrix is written, and what was measured when it was."""
 
@@ -53,6 +64,8 @@ class MatrixRecord(Struct):
     core: Core = "full"
     row_order: bool = False
     column_order: bool = False
+    roundings: list[RoundingRecord] = []
+    in_8_bits: RoundingRecord | None = None
 
 
 class IntegersRecord(Struct):
@@ -75,6 +88,9 @@ class RoundedRecord(Struct):
     """A matrix that was chosen and stays dense in fewer bits."""
 
     weight_error: Error
+    svd_rank: Count = 0
+    svd_error: Error = 1.0
+    roundings: list[RoundingRecord] = []
 
 
 class Description(Struct):

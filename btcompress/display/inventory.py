@@ -10,8 +10,7 @@ from btcompress.memory import size_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
-    from btcompress.plan import Plan, PlannedMatrix
-    from btcompress.plan.choice import PlannedRounding
+    from btcompress.plan import Plan, PlannedMatrix, PlannedRounding
     from btcompress.shapes import MatrixShape
 
 
@@ -49,11 +48,11 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
         dense = row["form"] == "dense"
         orders = [side for side in ("row_order", "column_order") if row[side]]
         table.add_row(
-            [row["name"], f"  {size[0]} x {size[1]}", "  dense"]
+            [row["name"], f"  {size[0]} x {size[1]}", "  as dense"]
             if dense
             else form_lines(row["name"], size, row["out_modes"], row["in_modes"], row["gates"], row["core"], orders),
-            "" if dense else str(row["cp_rank"]),
-            "" if dense else rank_text(row["tucker_ranks"]),
+            "-" if dense else str(row["cp_rank"]),
+            "-" if dense else rank_text(row["tucker_ranks"]),
             f"{row['params_before']:,}",
             f"{row['params_after']:,}",
             ratio_text(row["weights_ratio"]),

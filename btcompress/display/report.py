@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from btcompress.display.console import make_console
-from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
+from btcompress.display.roundings import precision_words, rounded_lstms_table, rounding_table
+from btcompress.display.tables import (
+    NumberTable,
+    error_of,
+    form_lines,
+    rank_text,
+    ratio_text,
+    show_list,
+    show_table,
+)
 from btcompress.memory import size_text
 from btcompress.text import listed
 
@@ -34,11 +43,15 @@ def show_report(report: CompressionReport) -> None:
     console = make_console()
     if report.matrices:
         show_table(console, _matrix_table(report.matrices))
+    if any(row.roundings for row in report.matrices):
+        show_table(console, rounding_table(report.matrices))
     if any(row.yardsticks for row in report.matrices):
         show_table(console, _yardstick_table(report.matrices))
-    _show_model(console, report.model)
+    _show_model(console, report.model, report.matrices)
     if report.on_inputs:
         show_table(console, _inputs_table(report.on_inputs))
+    if any(each.rounded for each in report.on_inputs):
+        show_table(console, rounded_lstms_table(report.on_inputs))
     if report.calibrated:
         show_table(console, _calibration_table(report.calibrated))
     if report.finetuned:
@@ -51,23 +64,34 @@ def show_report(report: CompressionReport) -> None:
 
 
 def _matrix_table(matrices: Sequence[MatrixReport]) -> NumberTable:
+    """Sizes in parameters, or in bytes, behind what numbers are stored as, where any matrix has fewer bits."""
     measured = any(row.activation_error is not None for row in matrices)
-    headers = ["matrix", "N", "R", "before", "after", "ratio", "weight\nerror", "SVD at\nequal size"]
+    in_bytes = any(row.has_fewer_bits for row in matrices)
+    svd = "SVD at\nequal bytes" if in_bytes else "SVD at\nequal size"
+    sizes = ["stored as", "bytes\nbefore", "bytes\nafter"] if in_bytes else ["before", "after"]
+    headers = ["matrix", "N", "R", *sizes, "ratio", "weight\nerror", svd]
     table = NumberTable([*headers, *["activation\nerror", "weighted"] * measured])
     for row in matrices:
         of_outputs = (_plain_text(error) for error in (row.activation_error, row.weighted_activation_error))
         table.add_row(
             form_lines(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core, _orders(row)),
-            str(row.cp_rank),
-            rank_text(row.tucker_ranks),
-            f"{row.params_before:,}",
-            f"{row.params_after:,}",
-            ratio_text(row.weights_ratio),
+            str(row.cp_rank) if row.cp_rank else "-",
+            rank_text(row.tucker_ranks) if row.tucker_ranks else "-",
+            *(_bytes_cells(row) if in_bytes else _parameter_cells(row)),
             f"{row.weight_error:.3f}",
             f"{row.svd_error:.3f} (rank {row.svd_rank})" if row.svd_rank else "none so small",
             *(of_outputs if measured else ()),
         )
     return table
+
+
+def _parameter_cells(row: MatrixReport) -> tuple[str, ...]:
+    return f"{row.params_before:,}", f"{row.params_after:,}", ratio_text(row.weights_ratio)
+
+
+def _bytes_cells(row: MatrixReport) -> tuple[str, ...]:
+    sizes = (size_text(row.bytes_before), size_text(row.bytes_after))
+    return precision_words(row.precision, row.shape[1]), *sizes, ratio_text(row.bytes_ratio)
 
 
 def _plain_text(error: float | None) -> str:
@@ -84,7 +108,8 @@ def _yardstick_table(matrices: Sequence[MatrixReport]) -> NumberTable:
     forms |= {"tensor_train": "tensor train", "greedy": "greedy\ndeflation"}
     if not any(other.form == "low_rank_on_inputs" for row in matrices for other in row.yardsticks):
         del forms["low_rank_on_inputs"]
-    table = NumberTable(["at equal size", "block\nterms", *forms.values()])
+    own = "as it is" if any(row.form == "dense" for row in matrices) else "block\nterms"
+    table = NumberTable(["at equal size", own, *forms.values()])
     errors = {"weight error": "weight_error", "activation error": "activation_error"}
     errors["weighted activation error"] = "weighted_activation_error"
     for row in matrices:
@@ -105,21 +130,24 @@ def _error_text(other: YardstickReport | None, name: str) -> str:
     return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {rank_text(other.ranks)})"
 
 
-def _show_model(console: Console, model: ModelReport) -> None:
+def _show_model(console: Console, model: ModelReport, matrices: Sequence[MatrixReport]) -> None:
     table = NumberTable(["whole model", "before", "after", "ratio"])
     table.add_row("parameters", f"{model.params_before:,}", f"{model.params_after:,}", ratio_text(model.ratio))
-    table.add_row(
-        "bytes",
-        size_text(model.bytes_before),
-        size_text(model.bytes_after),
-        ratio_text(model.bytes_before / max(model.bytes_after, 1)),
-    )
+    sizes = {"bytes": (model.bytes_before, model.bytes_after)}
+    if any(row.has_fewer_bits for row in matrices):
+        before, after = (sum(getattr(row, name) for row in matrices) for name in ("bytes_before", "bytes_after"))
+        sizes["  of which the matrices above"] = (before, after)
+    for words, (before, after) in sizes.items():
+        table.add_row(words, size_text(before), size_text(after), ratio_text(before / max(after, 1)))
     show_table(console, table)
 
 
 def _untouched_text(untouched: UntouchedReport) -> str:
     n_changed = len(untouched.changed)
-    same = f"{untouched.same} of {untouched.same + n_changed} tensors are the dense checkpoint's, bit for bit"
+    n_tensors = untouched.same + untouched.rounded + n_changed
+    same = f"{untouched.same} of {n_tensors} tensors are the dense checkpoint's, bit for bit"
+    if untouched.rounded:
+        same += f", and {untouched.rounded} more once rounded to what they are stored as"
     if not n_changed:
         return f"{same}."
     return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {listed(untouched.changed)}."
@@ -128,7 +156,7 @@ def _untouched_text(untouched: UntouchedReport) -> str:
 def _inputs_table(reports: Sequence[InputsReport]) -> NumberTable:
     table = NumberTable(["on the inputs given", "", "sequences"])
     for row in reports:
-        table.add_row(_error_of(row.lstm), f"{row.hidden_state_error:.4f}", f"{row.n_sequences:,}")
+        table.add_row(error_of(row.lstm), f"{row.hidden_state_error:.4f}", f"{row.n_sequences:,}")
         for words, (share,) in _agreements([row.agreement]):
             table.add_row(words, share, "")
     return table
@@ -155,25 +183,22 @@ def _metric_text(value: float) -> str:
 
 
 def _calibration_table(calibrations: Sequence[CalibrationReport]) -> NumberTable:
-    headers = ["fitted to\nthe weights", "fitted to\nthe inputs", "calibrated", "epochs", "sequences"]
-    table = NumberTable(["on sequences held back", *headers])
+    rounded = any(row.hidden_state_error_rounded is not None for row in calibrations)
+    headers = ["fitted to\nthe weights", "fitted to\nthe inputs", *["rounded"] * rounded]
+    table = NumberTable(["on sequences held back", *headers, "calibrated", "epochs", "sequences"])
     for row in calibrations:
-        refitted = row.hidden_state_error_refitted
+        between = [row.hidden_state_error_refitted, *[row.hidden_state_error_rounded] * rounded]
         table.add_row(
-            _error_of(row.lstm),
+            error_of(row.lstm),
             f"{row.hidden_state_error_before:.4f}",
-            "not measured" if refitted is None else f"{refitted:.4f}",
+            *("not measured" if error is None else f"{error:.4f}" for error in between),
             f"{row.hidden_state_error_after:.4f}",
             f"{row.layer_epochs} by layer + {row.epochs}" if row.layer_epochs else f"{row.epochs}",
             f"{row.n_held:,}",
         )
         for words, (before, after) in _agreements([row.agreement_before, row.agreement_after]):
-            table.add_row(words, before, "", after, "", "")
+            table.add_row(words, before, *[""] * len(between), after, "", "")
     return table
-
-
-def _error_of(lstm: str) -> str:
-    return f"hidden-state error{f' of {lstm}' if lstm else ''}"
 
 
 def _agreements(agreements: Sequence[Agreement | None]) -> Iterator[tuple[str, list[str]]]:

@@ -86,15 +86,32 @@ def form_lines(
     core: str,
     orders: Collection[str] = (),
 ) -> list[str]:
-    """The first cell of a matrix's row: what it is, and in what form; ``orders`` are the sides that have one."""
+    """The first cell of a matrix's row: what it is, and in what form.
+
+    Args:
+        name: its key.
+        size: rows and columns.
+        out_modes: of its block terms.
+        in_modes: likewise.
+        gates: ``"fused"`` or ``"separate"``.
+        core: ``"full"`` or ``"identity"``; ``"none"`` for a dense matrix.
+        orders: the sides that have one.
+    """
     each = "4 gates, each " if gates == "separate" else ""
     modes = " by ".join(",".join(map(str, sizes)) for sizes in (out_modes, in_modes))
     if core == "identity":
         low_rank = len(in_modes) == 2 and (in_modes[1], out_modes[0]) == (1, 1)
         modes = "low rank" if low_rank else f"{modes} without a core"
     ordered = " and ".join({"row_order": "rows", "column_order": "columns"}[side] for side in orders)
+    if core == "none":
+        modes = "dense"
     lines = [name, f"  {size[0]} x {size[1]}", f"  as {each}{modes}"]
     return [*lines, f"  {ordered} in order"] if ordered else lines
+
+
+def error_of(lstm: str) -> str:
+    """What a row of hidden-state errors begins with."""
+    return f"hidden-state error{f' of {lstm}' if lstm else ''}"
 
 
 def rank_text(ranks: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,16 @@ from btcompress.nn import BTWeight
 _MOST_SCALED = 1000
 
 
-def balance(network: nn.Module) -> None:
-    """Spread the scale evenly over cores and factors of every matrix that is free to change."""
+def balance(network: nn.Module, kept: Collection[Tensor] = ()) -> None:
+    """Spread the scale evenly over cores and factors of every matrix that is free to change.
+
+    Args:
+        network: holds them.
+        kept: parameters whose values stay, as those stored in fewer bits must.
+    """
+    fixed = {id(tensor) for tensor in kept}
     for weight in _weights(network):
-        if all(parameter.requires_grad for parameter in weight.parameters()):
+        if all(parameter.requires_grad and id(parameter) not in fixed for parameter in weight.parameters()):
             dtype = next(weight.parameters()).dtype
             with torch.no_grad():
                 weight.load(tuple(balanced(part.to(torch.float64)).to(dtype) for part in weight.parts))

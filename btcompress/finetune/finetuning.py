@@ -39,7 +39,7 @@ from btcompress.finetune.networks import (
     choose_lstm,
     find_head,
     freeze,
-    is_factorized,
+    is_compressed_in,
     shapes_of,
     stored_tensors,
     student_of,
@@ -124,9 +124,9 @@ def _finetune(
     error = None if earlier is None else _hidden_state_error(earlier)
     config = config.of_way(way, trained=earlier is not None, error=error)
     freeze(network, config.freeze)
-    balance(network)
+    balance(network, [tensor for name, tensor in network.file_tensors().items() if name in compressed.stored])
 
-    trainer = Trainer(network, task, train, held, config, loose=way == "own model")
+    trainer = Trainer(network, task, train, held, config, stored=compressed.stored, loose=way == "own model")
     file = replace(file, identity=identity(request, config, dense))
     if resume:
         file, saved = file.load(trainer.outline)
@@ -161,8 +161,9 @@ def _finetune(
     file.check_room(trainer.state_size, sum(tensor.nbytes for tensor in compressed.tensors.values()))
     with _drawing(trainer, request.curves, on_epoch) as on_each:
         before, best = trainer.run(file, on_each, saved=saved)
-    network.load_state_dict(best.tensors)
+    stored = trainer.take(best)
     tensors = stored_tensors(network, compressed)
+    result = compressed.with_tensors(tensors, stored)
     step = {
         **told,
         "before": before,
@@ -170,9 +171,9 @@ def _finetune(
         "epochs": len(trainer.rows),
         "best_epoch": best.epoch,
         "cancellation": worst_cancellation(network),
-        "agreement_after": agreement(replace(compressed, tensors={**compressed.tensors, **tensors})),
+        "agreement_after": agreement(result),
     }
-    result = compressed.with_step(step, tensors)
+    result = result.with_step(step)
     is_main = trainer.accelerator.is_main_process
     if is_main:
         # What lies there may be this very result, where a kill came before the state was removed.
@@ -252,9 +253,9 @@ def _network_and_task(
         raise BTCompressError(
             "without labels, an LSTM learns from the dense one. Give the dense checkpoint with --teacher, or labels y."
         )
-    if not is_factorized(compressed, entry):
+    if not is_compressed_in(compressed, entry):
         raise BTCompressError(
-            f"{entry.name or 'the LSTM'} has no block-term matrices, so it has nothing to learn from the dense one. "
+            f"{entry.name or 'the LSTM'} has no compressed matrices, so it has nothing to learn from the dense one. "
             "Give labels y, or the whole model with --model."
         )
     teacher = teacher_of(dense, entry, training_dtype(compressed.outline(), entry))

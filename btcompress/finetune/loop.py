@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,11 +20,14 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from btcompress.checkpoint.precisions import Stored
 from btcompress.errors import BTCompressError
 from btcompress.finetune.blocks import worst_cancellation
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.epoch import Epoch, OnEpoch
+from btcompress.finetune.networks import Network
+from btcompress.finetune.rounding import Rounding
 from btcompress.finetune.schedule import Schedule
 from btcompress.finetune.state import Outline, Scaler, StateFile, TrainingState
 from btcompress.finetune.tasks import Task
@@ -43,11 +46,13 @@ class Best:
         metric: on the sequences held back.
         epoch: after which it was reached; 0 for the start.
         tensors: of the network then, on the CPU.
+        moved: what was rounded to some of them, as :meth:`btcompress.finetune.rounding.Rounding.state` has it.
     """
 
     metric: float
     epoch: int
     tensors: dict[str, Tensor]
+    moved: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Trainer:
@@ -63,28 +68,35 @@ class Trainer:
         held: sequences to measure on.
         config: how to train.
         loose: parameters may take no part in the result, as in a user's network.
+        stored: how tensors are stored, by their names in the file; what is trained of these goes through its rounding,
+            and has the values that are stored.
         neighbours: whether sequences that are near one another in ``train`` share batches more often than others,
             which saves steps where it is sorted by length.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         task: Task[Any],
         train: Data,
         held: Data,
         config: TrainConfig,
         *,
+        stored: Mapping[str, Stored] | None = None,
         loose: bool = False,
         neighbours: bool = False,
     ) -> None:
         self.neighbours = neighbours
         self.network, self.task, self.train, self.held, self.config = network, task, train, held, config
         self.accelerator = _accelerator(config, loose=loose)
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.dtype = trained[0].dtype
-        self.trained = trained
-        optimizer = torch.optim.AdamW(trained, lr=config.peak, weight_decay=config.weight_decay, fused=True)
+        free = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.dtype = free[0].dtype
+        network.to(self.accelerator.device)
+        self.rounding = Rounding(network, stored or {})
+        plain = {"params": [parameter for parameter in free if not self.rounding.holds(parameter)]}
+        groups = [plain, *self.rounding.groups(config.peak, config.weight_decay)]
+        self.trained: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=config.peak, weight_decay=config.weight_decay, fused=True)
         self.schedule = Schedule(config, self._n_steps)
         self.rates = self._rates_of(optimizer)
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
@@ -110,20 +122,26 @@ class Trainer:
         """
         if saved is None:
             before = self.measure(self.network)
-            best = Best(before, 0, self._tensors())
+            best = Best(before, 0, self._tensors(), self._moved())
             self._save(file, before, best)
         else:
             before, best = saved.before, self._restored(saved)
         while not self.is_over(self.rows, before):
             epoch = self._epoch(len(self.rows) + 1)
             if self._better(epoch.metric, best.metric):
-                best = Best(epoch.metric, epoch.epoch, self._tensors())
+                best = Best(epoch.metric, epoch.epoch, self._tensors(), self._moved())
             self.rows.append(epoch)
             self.schedule = self._schedule_after(self.rows, before)
             self._save(file, before, best)
             if on_epoch is not None and self.accelerator.is_main_process:
                 on_epoch(epoch)
         return before, best
+
+    def take(self, best: Best) -> dict[str, Stored]:
+        """Let the network be as it was in the best state; how its tensors are stored that were trained, by name."""
+        self.network.load_state_dict(best.tensors)
+        self.rounding.load(best.moved)
+        return self.rounding.stored()
 
     def is_over(self, rows: Sequence[Epoch], before: float) -> bool:
         """Whether no epoch follows these: all are done, or none got better for too long and the last ones are done."""
@@ -137,12 +155,14 @@ class Trainer:
     @property
     def outline(self) -> Outline:
         """What a state of this training looks like."""
-        return Outline(self.network.state_dict(), self.trained, self.config.epochs, self._n_steps)
+        return Outline(
+            self.network.state_dict(), self.trained, self.config.epochs, self._n_steps, self.rounding.state()
+        )
 
     @property
     def state_size(self) -> int:
-        """Bytes of a state's tensors: the network twice, and two means of each trained parameter."""
-        tensors = (*self.network.state_dict().values(), *self.trained)
+        """Bytes of a state's tensors: network and what is rounded to it twice, two means of each that is trained."""
+        tensors = (*self.network.state_dict().values(), *self.rounding.state().values(), *self.trained)
         return 2 * sum(tensor.nbytes for tensor in tensors)
 
     def measure(self, network: nn.Module) -> float:
@@ -234,6 +254,7 @@ class Trainer:
         total, weight = sums.tolist()
         if not math.isfinite(total) or not weight:
             raise _diverged(number, f"the loss (sum {total}, weight {weight})")
+        self.rounding.take_gradients()
         # Gradients arrive as the mean over processes of gradients of sums.
         for parameter in self.trained:
             if parameter.grad is not None:
@@ -241,6 +262,7 @@ class Trainer:
         self.accelerator.clip_grad_norm_(self.trained, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.rounding.put()
         self.rates.step()
         return sums
 
@@ -265,6 +287,9 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
 
+    def _moved(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu().clone() for name, tensor in self.rounding.state().items()}
+
     def _best_of(self, rows: Sequence[Epoch], before: float) -> tuple[float, int]:
         """The best metric of these epochs and the epoch after which it was reached, 0 for the start."""
         return [(before, 0), *self._best_so_far(rows, before)][-1]
@@ -284,12 +309,14 @@ class Trainer:
                 known = self.accelerator.scaler.state_dict()
                 scaler = Scaler(float(known["scale"]), int(known["_growth_tracker"]))
             optimizer = self.optimizer.state_dict()["state"]
-            file.save(TrainingState(self.rows, before, self._tensors(), best.tensors, optimizer, scaler))
+            moved = self._moved(), best.moved
+            file.save(TrainingState(self.rows, before, self._tensors(), best.tensors, optimizer, scaler, *moved))
         self.accelerator.wait_for_everyone()
 
     def _restored(self, saved: TrainingState) -> Best:
         """Go on from this state; the best one so far."""
         self.network.load_state_dict(dict(saved.network))
+        self.rounding.load(saved.moved)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
         self.rows = list(saved.rows)
@@ -298,7 +325,7 @@ class Trainer:
         if saved.scaler is not None and self.accelerator.scaler is not None:
             learned = {"scale": saved.scaler.scale, "_growth_tracker": saved.scaler.growth}
             self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), **learned})
-        return Best(*self._best_of(self.rows, saved.before), dict(saved.best))
+        return Best(*self._best_of(self.rows, saved.before), dict(saved.best), dict(saved.best_moved))
 
 
 def _diverged(number: int, what: str) -> BTCompressError:

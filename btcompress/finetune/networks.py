@@ -238,12 +238,13 @@ def stored_tensors(network: Network, compressed: CompressedCheckpoint) -> dict[s
     with torch.no_grad():
         for name, tensor in live.items():
             dtype = compressed.tensors[name].dtype
-            stored[name] = stored[aliases[name]] if name in aliases else _rounded(tensor.detach().cpu(), dtype)
+            stored[name] = stored[aliases[name]] if name in aliases else in_range(tensor.detach().cpu(), dtype)
             tensor.copy_(stored[name])
     return stored
 
 
-def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def in_range(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a dtype; finite numbers beyond its range become its largest."""
     if not dtype.is_floating_point or torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
         return tensor.to(dtype, copy=True)
     most = torch.finfo(dtype).max
@@ -259,7 +260,7 @@ def choose_lstm(
 
     Args:
         compressed: the file.
-        name: the LSTM's name; may be left out where only one has block-term matrices, or where none has and the
+        name: the LSTM's name; may be left out where only one has compressed matrices, or where none has and the
             file holds only one.
         way_out: what to do where it is not clear, for the message.
 
@@ -267,10 +268,10 @@ def choose_lstm(
         BTCompressError: no such LSTM, or several and none named.
     """
     every = _lstms(compressed.outline())
-    entries = [entry for entry in every if is_factorized(compressed, entry)]
+    entries = [entry for entry in every if is_compressed_in(compressed, entry)]
     if not entries and len(every) == 1 and name is None:
         entries = every
-    return _only(entries, name, way_out, "those with block-term matrices")
+    return _only(entries, name, way_out, "those with compressed matrices")
 
 
 def choose_dense_lstm(dense: Checkpoint, name: str | None, way_out: str) -> LSTMEntry:
@@ -296,9 +297,9 @@ def _only(entries: Sequence[LSTMEntry], name: str | None, way_out: str, what: st
     raise BTCompressError(f"{wanted}: {what} are {names}. {way_out}")
 
 
-def is_factorized(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:
-    """Whether an LSTM of the file has block-term matrices."""
-    return any(key in compressed.matrices for key in entry.matrix_keys)
+def is_compressed_in(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:
+    """Whether an LSTM of the file has matrices that are block terms, or dense ones in fewer bits."""
+    return any(key in compressed.chosen for key in entry.matrix_keys)
 
 
 def check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:

@@ -1,7 +1,8 @@
 """The last complete state of a training, in one file that is whole or absent and of which nothing is ever run.
 
-It is a ``.safetensors``: the tensors of the network, of the best one so far and of the optimizer, and under a mark of
-its own in the header what else there is, sealed by a digest of it all. What follows from the settings is not kept.
+It is a ``.safetensors``: the tensors of the network, of the best one so far and of the optimizer, what those in fewer
+bits are rounded from, and under a mark of its own in the header what else there is, sealed by a digest of it all. What
+follows from the settings is not kept.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _VERSION = 1
 
 #: What AdamW keeps of each parameter: how many steps it took, and two means of its shape.
 _STEPS, _MEANS = "step", ("exp_avg", "exp_avg_sq")
+#: What the names of a state's tensors begin with.
+_PARTS = ("network", "best", "optimizer", "moved", "best_moved")
 #: Digits of a value at most, where messages tell it.
 _MOST_TOLD = 60
 
@@ -77,6 +80,8 @@ class TrainingState:
         best: those of the best state so far.
         optimizer: what the optimizer keeps of each parameter that has had a gradient, by the parameter's number.
         scaler: of mixed precision; None where there is none.
+        moved: what the network's tensors in fewer bits are rounded from.
+        best_moved: likewise, of the best state so far.
     """
 
     rows: Sequence[Epoch]
@@ -85,12 +90,15 @@ class TrainingState:
     best: Mapping[str, Tensor]
     optimizer: Mapping[int, Mapping[str, Tensor]]
     scaler: Scaler | None = None
+    moved: Mapping[str, Tensor] = field(default_factory=dict)
+    best_moved: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under the names that they have in the file."""
         moments = {f"{i}.{name}": value for i, own in self.optimizer.items() for name, value in own.items()}
         parts = {"network": self.network, "best": self.best, "optimizer": moments}
+        parts |= {"moved": self.moved, "best_moved": self.best_moved}
         return {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}
 
 
@@ -103,12 +111,14 @@ class Outline:
         trained: its parameters in the order of the optimizer.
         epochs: how many there are at most.
         steps: of the optimizer in each.
+        moved: what tensors in fewer bits are rounded from; likewise.
     """
 
     network: Mapping[str, Tensor]
     trained: Sequence[Tensor]
     epochs: int
     steps: int
+    moved: Mapping[str, Tensor] = field(default_factory=dict)
 
     def fits(self, rows: Sequence[Epoch], tensors: Mapping[str, Tensor]) -> bool:
         """Whether rows and tensors are such as this training would have kept."""
@@ -116,6 +126,7 @@ class Outline:
             number == row.epoch <= row.epochs <= self.epochs for number, row in enumerate(rows, 1)
         )
         network = {f"{part}.{name}": value for part in ("network", "best") for name, value in self.network.items()}
+        network |= {f"{part}.{name}": value for part in ("moved", "best_moved") for name, value in self.moved.items()}
         moments: dict[str, Tensor] = {}
         for i, parameter in enumerate(self.trained):
             if any(f"optimizer.{i}.{name}" in tensors for name in (_STEPS, *_MEANS)):
@@ -262,7 +273,7 @@ class StateFile:
         self._check_same(record)
         if not outline.fits(record.rows, tensors):
             raise self._damaged()
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
@@ -270,7 +281,8 @@ class StateFile:
         for name, value in parts["optimizer"].items():
             number, _, rest = name.partition(".")
             moments.setdefault(int(number), {})[rest] = value
-        state = TrainingState(record.rows, record.before, parts["network"], parts["best"], moments, record.scaler)
+        network, best, moved, best_moved = (parts[name] for name in _PARTS if name != "optimizer")
+        state = TrainingState(record.rows, record.before, network, best, moments, record.scaler, moved, best_moved)
         return replace(self, replaces=record.replaces), state
 
     def remove(self) -> None:

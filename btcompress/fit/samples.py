@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
 from btcompress.contraction import plan_chain
+
+#: A form of a matrix: block terms whose rows are stacked, or a dense matrix in its place.
+Form: TypeAlias = tuple[BlockTerm, ...] | Tensor
+#: Several forms of each matrix by its key.
+Forms: TypeAlias = Mapping[str, Sequence[Form]]
 
 #: Entries of a matrix up to which it is formed where that makes its products cheaper.
 _FORMED_ENTRIES = 2**22
@@ -69,18 +75,21 @@ def _ratio(missed: Tensor, size: Tensor) -> float:
     return above / below
 
 
-def product_by(parts: Sequence[BlockTerm], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def product_by(form: Sequence[BlockTerm] | Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Multiplies inputs, shape ``(n, I)``, by a matrix: by its factors, or formed once where that is cheaper.
 
     Args:
-        parts: block terms whose rows are stacked.
+        form: of the matrix.
         dtype: to compute in.
     """
-    own = [part.to(dtype) for part in parts]
-    shapes = [part.shape for part in parts]
+    if isinstance(form, Tensor):
+        transposed = form.to(dtype).T
+        return lambda inputs: inputs @ transposed
+    own = [part.to(dtype) for part in form]
+    shapes = [part.shape for part in form]
     cost = sum(plan_chain(shape.n_blocks, shape.in_modes, shape.out_modes, shape.ranks).cost for shape in shapes)
     entries = sum(shape.dense_params for shape in shapes)
     if cost > 2 * entries and entries <= _FORMED_ENTRIES:
-        formed = torch.cat([part.to(torch.float64).to_dense() for part in parts]).to(dtype)
+        formed = torch.cat([part.to(torch.float64).to_dense() for part in form]).to(dtype)
         return lambda inputs: inputs @ formed.T
     return lambda inputs: torch.cat([part.matmul(inputs) for part in own], dim=-1)

@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from btcompress.checkpoint import Checkpoint
+from btcompress.memory import size_text
+from btcompress.reporting.comparing import is_better
+from btcompress.reporting.roundingadvice import rounding_advice
 from btcompress.results import (
     Agreement,
     CalibrationReport,
@@ -31,8 +34,6 @@ _FORM_WORDS = {
 _NOTHING_KEPT = 0.9
 #: Weight errors up to here are those that rounding to bfloat16 makes (0.002) or little more.
 _ROUNDED = 0.005
-#: Errors that differ by a smaller share are as good as equal: a low-rank matrix is rounded when it is stored.
-_NO_DIFFERENCE = 1e-3
 #: From here on blocks cancel one another rather than share the work.
 _CANCELLING = 10.0
 #: Shares of decisions that agree, from three models (docs/choosing.md, tests/benchmarks/decisions.py): calibrated at a
@@ -75,7 +76,7 @@ class Findings:
     """What advice goes by.
 
     Attributes:
-        rows: the factorized matrices.
+        rows: the matrices that were chosen.
         low_rank: names of those that are plain low rank already.
         model: the whole checkpoint.
         finetuned: every training, oldest first.
@@ -102,6 +103,7 @@ def advice_on(found: Findings) -> Iterator[str]:
     yield from _model_advice(found)
     if not found.trained:
         yield from _fit_advice(found)
+    yield from rounding_advice(found.rows, found.on_inputs, found.model, trained=found.trained)
     yield from _training_advice(found)
     yield from _other_forms_advice(found)
     yield from _size_advice(found.rows, found.model)
@@ -176,25 +178,34 @@ def _shares(agreement: Agreement) -> Iterator[tuple[float, str]]:
 def _fit_advice(found: Findings) -> Iterator[str]:
     """From the weight errors, which say nothing any more once the tensors are trained or fitted to inputs.
 
-    Matrices that are plain low rank already are told of no better one: theirs is only rounded.
+    Matrices that are plain low rank already are told of no better one: theirs is only rounded. In fewer bits they are
+    told, as a lower rank in floats may be the better bargain.
     """
     emptied = [row for row in found.rows if row.weight_error >= _NOTHING_KEPT and row.activation_error is None]
-    blocks = [row for row in found.rows if row.name not in found.low_rank]
-    outdone = [row for row in blocks if row.svd_rank and _is_better(row.svd_error, row.weight_error)]
+    told = [row for row in found.rows if row.has_fewer_bits or row.name not in found.low_rank]
+    outdone = [row for row in told if row.svd_rank and is_better(row.svd_error, row.weight_error)]
     if emptied:
         names = ", ".join(f"{row.name} (weight error {row.weight_error:.3f})" for row in emptied)
         yield (
             f"Next to nothing is kept of {names}. Raise the CP rank or the Tucker rank, calibrate on "
             "sample inputs, or expect to retrain the model before it is of use."
         )
-    if outdone:
-        pairs = (
-            f"{row.name} ({row.svd_error:.3f} at rank {row.svd_rank} against {row.weight_error:.3f})" for row in outdone
-        )
+    if blocks := [row for row in outdone if not row.has_fewer_bits]:
         yield (
-            f"A low-rank matrix of equal size fits better than block terms for {', '.join(pairs)}. Where "
+            f"A low-rank matrix of equal size fits better than block terms for {_at_ranks(blocks)}. Where "
             "inputs are flattened data, mode sizes along the data's own axes may change that."
         )
+    if rounded := [row for row in outdone if row.has_fewer_bits]:
+        yield (
+            f"A low-rank matrix of as many bytes, its factors in the model's own precision, fits better for "
+            f"{_at_ranks(rounded)}. Leave form and bits to --bits auto, which weighs both."
+        )
+
+
+def _at_ranks(rows: Sequence[MatrixReport]) -> str:
+    return ", ".join(
+        f"{row.name} ({row.svd_error:.3f} at rank {row.svd_rank} against {row.weight_error:.3f})" for row in rows
+    )
 
 
 def _training_advice(found: Findings) -> Iterator[str]:
@@ -222,26 +233,24 @@ def _other_forms_advice(found: Findings) -> Iterator[str]:
             fitting = [
                 f"{row.name} ({_error_at(other.weight_error, other)} against {row.weight_error:.3f})"
                 for row, other in pairs
-                if _is_better(other.weight_error, row.weight_error)
+                if is_better(other.weight_error, row.weight_error)
             ]
             if fitting:
                 more = " Factorize anew with more --restarts." if form == "greedy" else ""
                 yield f"{words} fits better than block terms for {', '.join(fitting)}.{more}"
+        nearer = [
+            (row, other)
+            for row, other in pairs
+            if is_better(other.weighted_activation_error, row.weighted_activation_error)
+        ]
         closer = [
             f"{row.name} ({_error_at(other.weighted_activation_error, other)} against "
             f"{row.weighted_activation_error:.3f})"
-            for row, other in pairs
-            if _is_better(other.weighted_activation_error, row.weighted_activation_error)
+            for row, other in nearer
         ]
         if closer:
-            yield f"{words} is closer than block terms on the inputs given for {', '.join(closer)}."
-
-
-def _is_better(error: float | None, than: float | None) -> bool:
-    """Whether an error is smaller by more than rounding, and also as it is printed."""
-    if error is None or than is None or f"{error:.3f}" == f"{than:.3f}":
-        return False
-    return error < (1 - _NO_DIFFERENCE) * than
+            than = "what is stored" if any(row.form == "dense" for row, _ in nearer) else "block terms"
+            yield f"{words} is closer than {than} on the inputs given for {', '.join(closer)}."
 
 
 def _error_at(error: float | None, other: YardstickReport) -> str:
@@ -251,14 +260,39 @@ def _error_at(error: float | None, other: YardstickReport) -> str:
 
 
 def _size_advice(rows: Sequence[MatrixReport], model: ModelReport) -> Iterator[str]:
-    grown = [row for row in rows if row.params_after >= row.params_before]
+    grown = [
+        f"{row.name} (from {row.params_before:,} to {row.params_after:,} parameters)"
+        for row in rows
+        if not row.has_fewer_bits and row.params_after >= row.params_before
+    ]
+    wider = [
+        f"{row.name} (from {size_text(row.bytes_before)} to {size_text(row.bytes_after)})"
+        for row in rows
+        if row.has_fewer_bits and row.bytes_after >= row.bytes_before
+    ]
     if grown:
-        sizes = (f"{row.name} (from {row.params_before:,} to {row.params_after:,} parameters)" for row in grown)
-        yield f"What grew: {', '.join(sizes)}. Lower the ranks."
+        yield f"What grew: {', '.join(grown)}. Lower the ranks."
+    if wider:
+        yield f"What takes no fewer bytes: {', '.join(wider)}. Take fewer bits, larger groups or lower ranks."
+    if any(row.has_fewer_bits for row in rows):
+        yield from _bytes_advice(rows, model)
+        return
     chosen = sum(row.params_before for row in rows)
     if chosen < _SMALL_SHARE * model.params_before:
         best = model.params_before / (model.params_before - chosen)
         yield (
             f"The factorized matrices are {chosen / model.params_before:.0%} of the model's parameters: however small "
             f"they get, the model ratio cannot pass {best:.2f}."
+        )
+
+
+def _bytes_advice(rows: Sequence[MatrixReport], model: ModelReport) -> Iterator[str]:
+    chosen = sum(row.bytes_before for row in rows)
+    rest = model.tensor_bytes_after - sum(row.bytes_after for row in rows)
+    if rest > 0 and chosen < _SMALL_SHARE * model.bytes_before:
+        yield (
+            f"The matrices that were chosen are {chosen / model.bytes_before:.0%} of the model's bytes, and all else "
+            f"takes {size_text(rest)} as it is stored: however few bytes they take, the file cannot get more than "
+            f"{model.bytes_before / rest:.2f} times smaller. Choose more of them (--matrices), or store the rest as "
+            "--others float16."
         )

@@ -8,16 +8,19 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
+from torch import Tensor
 
 from btcompress.blockterm import BlockTerm, params_of
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, CompressedMatrix, RoundedMatrix, same_bits
 from btcompress.checkpoint.source import Source
-from btcompress.checkpoint.tensors import count_bytes
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import OutputErrors, obstacle_of_dtype, weight_error
 from btcompress.fit.measures import largest
 from btcompress.memory import size_text
 from btcompress.reporting.advice import Findings, advice_on
+from btcompress.reporting.rounded import Alternatives, Measure, alternatives, measured_anew
+from btcompress.reporting.roundedlstms import rounded_lstms
+from btcompress.reporting.rows import matrix_of, row_of, size_of, with_matrices
 from btcompress.results import (
     CalibrationReport,
     CompressionReport,
@@ -29,22 +32,30 @@ from btcompress.results import (
     UntouchedReport,
     YardstickReport,
 )
-from btcompress.yardsticks import OtherForm, SVDYardstick, low_rank_form, structured_forms, truncated_svd
+from btcompress.yardsticks import (
+    QUICK_ENTRIES,
+    OtherForm,
+    SVDYardstick,
+    low_rank_form,
+    structured_forms,
+)
 
 
-class OnInputs(Protocol):
-    """Measures forms on inputs; :func:`btcompress.calibration.on_inputs` makes one."""
-
-    def __call__(
-        self, forms: Mapping[str, Sequence[tuple[BlockTerm, ...]]], /
-    ) -> Mapping[str, tuple[OutputErrors, ...]]:
-        """The errors of several forms of each matrix, by its key; each form is block terms whose rows are stacked."""
+class OnInputs(Measure, Protocol):
+    """Measures forms and LSTMs on inputs; :func:`btcompress.calibration.on_inputs` makes one."""
 
     def fitted(self, key: str, parts: tuple[BlockTerm, ...], /) -> tuple[BlockTerm, ...] | None:
         """A form of a matrix fitted to the inputs; None for a matrix that has none."""
 
     def reports(self) -> tuple[InputsReport, ...]:
         """What each LSTM gives on its inputs, beside the dense one."""
+
+    def hidden_state_errors(self, matrices: Mapping[str, Tensor], /) -> Mapping[str, float]:
+        """``||h - h'|| / ||h||`` of dense LSTMs with other matrices, by the name of each.
+
+        Args:
+            matrices: in the place of its own; an LSTM of whose chosen matrices one is missing is left out.
+        """
 
 
 #: A file that is larger than its tensors by this share, and by so many bytes, holds more than them and their names.
@@ -59,13 +70,14 @@ def report(
     yardsticks: bool = False,
     on_inputs: OnInputs | None = None,
 ) -> CompressionReport:
-    """Sum up a compressed checkpoint; parameters are counted on the tensors it holds.
+    """Sum up a compressed checkpoint; parameters and bytes are counted on the tensors it holds.
 
     Args:
         compressed: what to report on.
         against: the dense checkpoint, to measure all errors anew on the tensors as they are now, and to compare the
-            other tensors with its own; without it errors are those recorded at factorization.
-        bytes_after: size of the result's file; the size of its tensors when left out.
+            other tensors with its own; without it errors are those recorded when it was made. Large matrices are
+            rounded alone only together with their other forms.
+        bytes_after: size of the result's file; the size of its tensors as stored when left out.
         yardsticks: compare each matrix with other forms of equal size; takes seconds for a large one.
         on_inputs: measures on inputs, as :func:`btcompress.calibration.on_inputs` makes it: activation errors, and
             what each LSTM gives.
@@ -74,29 +86,28 @@ def report(
         BTCompressError: yardsticks or activation errors are asked for without ``against``.
         CheckpointError: ``against`` lacks a matrix, or holds it in another shape or with values that are not finite.
     """
+    if against is None and (yardsticks or on_inputs is not None):
+        raise BTCompressError(
+            "other forms and activation errors are measured on the dense matrices, but only the result is given. "
+            "Give the dense checkpoint as well (--against MODEL)."
+        )
     notices = list(compressed.notices)
-    matrices = compressed.matrices
-    if against is not None:
+    untouched = None
+    trained = any(step.get("step") != "factorize" for step in compressed.history)
+    if against is None:
+        rows = _rows(compressed)
+    else:
         notices += _differences(compressed, against)
-        matrices = {name: _measured_anew(compressed, name, against) for name in matrices}
-    rows = tuple(_row(compressed, name, matrices[name]) for name in compressed.keys if name in matrices)
-    if yardsticks or on_inputs is not None:
-        if against is None:
-            raise BTCompressError(
-                "other forms and activation errors are measured on the dense matrices, but only the result is given. "
-                "Give the dense checkpoint as well (--against MODEL)."
-            )
-        rows = _compared(compressed, rows, against, on_inputs, yardsticks=yardsticks)
+        rows = _compared(compressed, against, on_inputs, yardsticks=yardsticks)
         notices += _skipped(rows)
+        untouched = _untouched(compressed, against, trained=trained)
     left_dense = tuple(LeftDense(**left) for step in compressed.history for left in step.get("left_dense", ()))
     model = _model(compressed, bytes_after)
     notices += _size_notice(compressed.source, model.bytes_before)
     finetuned, calibrated, standing = _reports_of(compressed.history)
-    measured = () if on_inputs is None else on_inputs.reports()
-    trained = any(step.get("step") != "factorize" for step in compressed.history)
-    untouched = None if against is None else _untouched(compressed, against, trained=trained)
-    low_rank = {name for name, each in matrices.items() if each.shape.n_parts == 1 and each.shape.part.is_low_rank}
+    measured = () if on_inputs is None or against is None else rounded_lstms(rows, against, on_inputs)
     compared = None if untouched is None or against is None else (untouched, against)
+    low_rank = {name for name, each in compressed.matrices.items() if _is_low_rank(each)}
     findings = Findings(rows, low_rank, model, finetuned, standing, measured, trained, compared)
     return CompressionReport(
         rows,
@@ -109,6 +120,16 @@ def report(
         untouched,
         measured,
     )
+
+
+def _is_low_rank(matrix: CompressedMatrix) -> bool:
+    return matrix.shape.n_parts == 1 and matrix.shape.part.is_low_rank
+
+
+def _rows(compressed: CompressedCheckpoint) -> tuple[MatrixReport, ...]:
+    """The rows of all matrices, from what is recorded."""
+    of_outputs = [_measured_since(compressed.history, f"{kind}activation_errors") for kind in ("", "weighted_")]
+    return tuple(row_of(compressed, key, *(errors.get(key) for errors in of_outputs)) for key in compressed.chosen)
 
 
 def _reports_of(
@@ -138,8 +159,9 @@ def _measured_since(history: Sequence[dict[str, Any]], field: str) -> dict[str, 
 
 def _model(compressed: CompressedCheckpoint, bytes_after: int | None) -> ModelReport:
     source = compressed.source
-    size = count_bytes(compressed.tensors) if bytes_after is None else bytes_after
-    return ModelReport(source.n_params, compressed.n_params, compressed.dense_bytes, size, source.n_bytes)
+    stored = compressed.n_bytes
+    size = stored if bytes_after is None else bytes_after
+    return ModelReport(source.n_params, compressed.n_params, compressed.dense_bytes, size, source.n_bytes, stored)
 
 
 def _size_notice(source: Source, n_bytes: int) -> Iterator[str]:
@@ -151,37 +173,14 @@ def _size_notice(source: Source, n_bytes: int) -> Iterator[str]:
         )
 
 
-def _row(compressed: CompressedCheckpoint, name: str, matrix: CompressedMatrix) -> MatrixReport:
-    shape = matrix.shape
-    return MatrixReport(
-        name=name,
-        shape=(shape.out_size, shape.in_size),
-        in_modes=shape.part.in_modes,
-        out_modes=shape.part.out_modes,
-        gates=shape.gates,
-        cp_rank=shape.part.n_blocks,
-        tucker_ranks=shape.part.ranks,
-        core=shape.part.core,
-        params_before=shape.dense_params,
-        params_after=params_of(compressed.parts(name)),
-        weight_error=matrix.weight_error,
-        svd_rank=matrix.svd_rank,
-        svd_error=matrix.svd_error,
-        activation_error=_measured_since(compressed.history, "activation_errors").get(name),
-        weighted_activation_error=_measured_since(compressed.history, "weighted_activation_errors").get(name),
-        row_order=shape.part.row_order,
-        column_order=shape.part.column_order,
-    )
-
-
-def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpoint) -> CompressedMatrix:
-    matrix = compressed.matrices[name]
-    expected = (matrix.shape.out_size, matrix.shape.in_size)
+def _dense_of(compressed: CompressedCheckpoint, name: str, against: Checkpoint) -> Tensor:
+    """The dense matrix, if it can be measured against."""
+    expected = size_of(matrix_of(compressed, name))
     dense = against.tensors.get(name)
     if dense is None or tuple(dense.shape) != expected:
         given = "has no such matrix" if dense is None else f"has it in shape {tuple(dense.shape)}"
         raise CheckpointError(
-            f"{name} was factorized from a {expected[0]} x {expected[1]} matrix, but {against.source.name} {given}. "
+            f"{name} was made from a {expected[0]} x {expected[1]} matrix, but {against.source.name} {given}. "
             f"Give the checkpoint that the result was made from, {compressed.source.name}."
         )
     if obstacle := obstacle_of_dtype(dense.dtype):
@@ -191,35 +190,60 @@ def _measured_anew(compressed: CompressedCheckpoint, name: str, against: Checkpo
             f"{name} of {against.source.name} holds values that are not finite (NaN or infinity), so nothing can be "
             "measured against it. Give the checkpoint that the result was made from."
         )
-    parts = compressed.parts(name)
-    yardstick = truncated_svd(dense, params_of(parts))
-    error = weight_error(dense, parts, matrix.dtype)
-    return replace(matrix, weight_error=error, svd_rank=yardstick.rank, svd_error=yardstick.error)
+    return dense
 
 
 def _compared(
-    compressed: CompressedCheckpoint,
-    rows: tuple[MatrixReport, ...],
-    against: Checkpoint,
-    on_inputs: OnInputs | None,
-    *,
-    yardsticks: bool,
+    compressed: CompressedCheckpoint, against: Checkpoint, on_inputs: OnInputs | None, *, yardsticks: bool
 ) -> tuple[MatrixReport, ...]:
-    """The rows with the other forms of each matrix, and with what was measured on inputs."""
-    others = {row.name: tuple(_others(compressed, row, against, on_inputs)) if yardsticks else () for row in rows}
-    measured: Mapping[str, tuple[OutputErrors, ...]] = {}
-    if on_inputs is not None:
-        given = {name: [other.parts for other in forms if other.parts] for name, forms in others.items()}
-        measured = on_inputs({name: [compressed.parts(name), *parts] for name, parts in given.items()})
-    compared = []
-    for row in rows:
-        errors = iter(measured.get(row.name, ()))
-        own = next(errors, None)
-        if own is not None:
-            row = replace(row, activation_error=own.plain, weighted_activation_error=own.weighted)
-        reports = tuple(_yardstick(other, next(errors, None) if other.parts else None) for other in others[row.name])
-        compared.append(replace(row, yardsticks=reports))
-    return tuple(compared)
+    """The rows measured anew, with the other forms of each matrix and what was measured on inputs."""
+    dense = {key: _dense_of(compressed, key, against) for key in compressed.chosen}
+    fresh = {key: measured_anew(compressed, key, matrix) for key, matrix in dense.items()}
+    others = {
+        key: tuple(_others(compressed, fresh[key], key, matrix, on_inputs)) if yardsticks else ()
+        for key, matrix in dense.items()
+    }
+    rounded = {
+        key: alternatives(compressed, key, matrix, on_inputs)
+        if yardsticks or matrix.numel() <= QUICK_ENTRIES
+        else Alternatives()
+        for key, matrix in dense.items()
+    }
+    errors = {key: iter(of_forms) for key, of_forms in _errors(compressed, others, rounded, on_inputs).items()}
+    own = {key: next(of_forms, None) for key, of_forms in errors.items()}
+    reports = {
+        key: tuple(_yardstick(each, next(errors[key], None) if each.parts else None) for each in forms)
+        for key, forms in others.items()
+    }
+    rows = _rows(with_matrices(compressed, {key: rounded[key].recorded_in(fresh[key], errors[key]) for key in dense}))
+    return tuple(replace(_on(row, own[row.name]), yardsticks=reports[row.name]) for row in rows)
+
+
+def _errors(
+    compressed: CompressedCheckpoint,
+    others: Mapping[str, Sequence[OtherForm]],
+    rounded: Mapping[str, Alternatives],
+    on_inputs: OnInputs | None,
+) -> dict[str, tuple[OutputErrors, ...]]:
+    """The errors on inputs of each matrix as it is, of its other forms and of its roundings."""
+    if on_inputs is None:
+        return dict.fromkeys(others, ())
+    forms = {
+        key: [
+            compressed.parts(key) if key in compressed.matrices else compressed.tensors[key],
+            *(other.parts for other in others[key] if other.parts),
+            *rounded[key].forms,
+        ]
+        for key in others
+    }
+    measured = on_inputs(forms)
+    return {key: tuple(measured.get(key, ())) for key in others}
+
+
+def _on(row: MatrixReport, errors: OutputErrors | None) -> MatrixReport:
+    if errors is None:
+        return row
+    return replace(row, activation_error=errors.plain, weighted_activation_error=errors.weighted)
 
 
 def _yardstick(other: OtherForm, errors: OutputErrors | None) -> YardstickReport:
@@ -230,18 +254,22 @@ def _yardstick(other: OtherForm, errors: OutputErrors | None) -> YardstickReport
 
 
 def _others(
-    compressed: CompressedCheckpoint, row: MatrixReport, against: Checkpoint, on_inputs: OnInputs | None
+    compressed: CompressedCheckpoint,
+    own: CompressedMatrix | RoundedMatrix,
+    key: str,
+    matrix: Tensor,
+    on_inputs: OnInputs | None,
 ) -> Iterator[OtherForm]:
-    matrix = against.tensors[row.name]
     if not matrix.any():
         return
-    low_rank = low_rank_form(matrix, SVDYardstick(row.svd_rank, row.svd_error))
+    low_rank = low_rank_form(matrix, SVDYardstick(own.svd_rank, own.svd_error))
     yield low_rank
-    fitted = on_inputs.fitted(row.name, low_rank.parts) if on_inputs is not None and low_rank.parts else None
+    fitted = on_inputs.fitted(key, low_rank.parts) if on_inputs is not None and low_rank.parts else None
     if fitted is not None:
         error = weight_error(matrix, fitted)
         yield replace(low_rank, kind="low_rank_on_inputs", weight_error=error, parts=fitted)
-    yield from structured_forms(matrix, compressed.matrices[row.name].shape, row.params_after)
+    if isinstance(own, CompressedMatrix):
+        yield from structured_forms(matrix, own.shape, params_of(compressed.parts(key)))
 
 
 def _skipped(rows: tuple[MatrixReport, ...]) -> Iterator[str]:
@@ -261,10 +289,13 @@ def _differences(compressed: CompressedCheckpoint, against: Checkpoint) -> Itera
 
 
 def _untouched(compressed: CompressedCheckpoint, against: Checkpoint, *, trained: bool) -> UntouchedReport:
-    names = compressed.others
-    changed = [
-        name
-        for name in names
-        if name not in against.tensors or not compressed.is_same_but_for_precision(name, against.tensors[name])
-    ]
-    return UntouchedReport(len(names) - len(changed), tuple(changed), trained)
+    same = rounded = 0
+    changed = []
+    for name in compressed.others:
+        if name in against.tensors and same_bits(compressed.tensors[name], against.tensors[name]):
+            same += 1
+        elif name in against.tensors and compressed.is_same_but_for_precision(name, against.tensors[name]):
+            rounded += 1
+        else:
+            changed.append(name)
+    return UntouchedReport(same, tuple(changed), trained, rounded)

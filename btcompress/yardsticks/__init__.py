@@ -1,6 +1,32 @@
-"""What block terms are held against: other forms of a matrix at equal size."""
+"""What block terms and bits are held against: other forms of a matrix at equal size, and the matrix rounded alone."""
 
 from btcompress.yardsticks.otherforms import OtherForm, low_rank_form, structured_forms
+from btcompress.yardsticks.roundings import (
+    INT4,
+    QUICK_ENTRIES,
+    Rounding,
+    fed_back_rounding,
+    int8_by_rows,
+    parts_in_8_bits,
+    rounded_alone,
+    roundings_of,
+    same_integers_within,
+)
 from btcompress.yardsticks.svd import SVDYardstick, truncated_svd
 
-__all__ = ["OtherForm", "SVDYardstick", "low_rank_form", "structured_forms", "truncated_svd"]
+__all__ = [
+    "INT4",
+    "QUICK_ENTRIES",
+    "OtherForm",
+    "Rounding",
+    "SVDYardstick",
+    "fed_back_rounding",
+    "int8_by_rows",
+    "low_rank_form",
+    "parts_in_8_bits",
+    "rounded_alone",
+    "roundings_of",
+    "same_integers_within",
+    "structured_forms",
+    "truncated_svd",
+]

@@ -24,7 +24,7 @@ from btcompress.finetune.data import Data, open_data
 from btcompress.finetune.networks import Recurrent, choose_dense_lstm, student_of, teacher_of
 from btcompress.fit import Samples
 from btcompress.fit.rounding import fed_back, nearest
-from btcompress.packing import LEAST_BITS, LEAST_GROUP, MOST_BITS, Integers, Packed
+from btcompress.packing import LEAST_BITS, LEAST_GROUP, MOST_BITS, Integers, Packed, precision_of
 
 KINDS = ("input", "recurrent")
 
@@ -182,6 +182,16 @@ def ours(job: Job) -> Smaller:
     return _compressed(job, compress(job.weights, step))
 
 
+def ours_dense(job: Job) -> Smaller:
+    """No form: the bits and groups that error feedback does best in, calibrated through the rounding."""
+    integers = precision_of(errors_fed_back(job).form)
+    assert isinstance(integers, Integers)
+    step = FactorizeStep(
+        matrices=KINDS, bits=integers.bits, group=integers.group, calibration=job.calibration, seed=job.seed
+    )
+    return _compressed(job, compress(job.weights, step))
+
+
 def ours_on_the_weights(job: Job) -> Smaller:
     """The same without any inputs."""
     return _compressed(job, compress(job.weights, FactorizeStep(matrices=KINDS, target_ratio=job.ratio, of="bytes")))
@@ -212,6 +222,7 @@ CONTESTANTS: dict[str, Callable[[Job], Smaller]] = {
     "low rank": low_rank,
     "low rank, float16": low_rank_halved,
     "ours, on the weights": ours_on_the_weights,
+    "ours, one precision": ours_dense,
     "ours": ours,
 }
 #: These give one size whatever is asked for.
