@@ -322,8 +322,8 @@ class CompressedCheckpoint:
         return merged, kept
 
     def _names_of(self, key: str) -> tuple[str, ...]:
-        """The names of all tensors that stand for a chosen matrix."""
-        if key in self.rounded:
+        """The names of all tensors that stand for a matrix."""
+        if key not in self.matrices:
             return (key,)
         return tuple(name for names in part_names(key, self.matrices[key].shape) for name in names)
 
