@@ -224,8 +224,8 @@ class CompressedCheckpoint:
         return tuple(sorted(counts, key=lambda kind: -counts[kind]))
 
     def has_fewer_bits(self, key: str) -> bool:
-        """Whether a matrix was chosen, and it or any of its cores and factors is stored otherwise than as it is."""
-        return key in self.chosen and any(name in self.stored for name in self._names_of(key))
+        """Whether a matrix, or any of its cores and factors, is stored otherwise than as it is."""
+        return any(name in self.stored for name in self._names_of(key))
 
     def is_same_but_for_precision(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor that was not chosen is this one of the dense checkpoint, rounded to what it is stored as.
@@ -322,7 +322,7 @@ class CompressedCheckpoint:
         return merged, kept
 
     def _names_of(self, key: str) -> tuple[str, ...]:
-        """The names of all tensors that stand for a matrix."""
+        """The names of all tensors that stand for a matrix, chosen or not."""
         if key not in self.matrices:
             return (key,)
         return tuple(name for names in part_names(key, self.matrices[key].shape) for name in names)
