@@ -35,6 +35,7 @@ from btcompress.kinds import KINDS
 from btcompress.packing import FLOATS
 from btcompress.plan import Plan, PricedPlan, Wish
 from btcompress.recipe import FactorizeStep
+from btcompress.reporting import with_yardsticks
 from btcompress.results import CalibrationProgress, FitProgress, PricingProgress
 
 Progress = FitProgress | PricingProgress | CalibrationProgress
@@ -259,7 +260,11 @@ def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | No
             prepared.samples,
             precisions=later,
         )
-    return compressed if step.others is None else others_stored_as(compressed, FLOATS[step.others])
+    if step.others is not None:
+        compressed = others_stored_as(compressed, FLOATS[step.others])
+    # What was there before is held against the matrices that it was made from, which are not at hand.
+    new = [key for key in compressed.chosen if opened.result is None or key not in opened.result.chosen]
+    return with_yardsticks(compressed, opened.dense, prepared.samples, new, step.device)
 
 
 def compress_to(

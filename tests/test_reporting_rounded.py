@@ -38,7 +38,10 @@ def dense(lstm):
 
 @pytest.fixture(scope="module")
 def compressed(lstm):
-    return btcompress.factorize(lstm, cp_rank=2, tucker_rank=5, max_sweeps=2)
+    """Without what is recorded of rounding alone."""
+    return with_rows(
+        btcompress.factorize(lstm, cp_rank=2, tucker_rank=5, max_sweeps=2), history=(), roundings=(), in_8_bits=None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -184,24 +187,19 @@ def test_where_there_are_samples_roundings_and_8_bits_are_measured_on_those_held
     assert rows[W1].in_8_bits.activation_error is None
 
 
-def test_8_bits_of_block_terms_take_the_bytes_of_their_cores_factors_and_orders(dense):
+def test_8_bits_of_block_terms_take_the_bytes_of_their_cores_factors_and_orders():
     ordered = btcompress.factorize(
         nn.LSTM(60, 32), cp_rank=1, tucker_rank=3, order_units=True, max_sweeps=1, matrices=("input", "recurrent")
     )
+    assert any(matrix.shape.part.order_sizes for matrix in ordered.matrices.values())
     for key, matrix in ordered.matrices.items():
-        assert matrix.in_8_bits is None
-        integers = Integers(8, 32)
-        measured = with_yardsticks(ordered, ordered_dense(ordered)).matrices[key].in_8_bits
+        integers, measured = Integers(8, 32), matrix.in_8_bits
         names = [name for name in ordered.tensors if name.startswith(f"{key}.")]
         tensors = [ordered.tensors[name] for name in names]
         wanted = sum(
             integers.n_bytes(tensor.shape) if tensor.is_floating_point() else tensor.nbytes for tensor in tensors
         )
         assert (measured.precision, measured.bytes) == ("int8/32", wanted)
-
-
-def ordered_dense(compressed):
-    return from_state_dict(compressed.dense_state_dict())
 
 
 def test_report_against_keeps_what_was_recorded_on_inputs_and_measures_weights_anew(compressed, dense):
@@ -319,6 +317,40 @@ def with_rows(compressed, *, history=(), **fields):
 
 def told(report):
     return [line for line in report.advice if "Rounding alone" in line or "chosen together" in line]
+
+
+def test_what_a_factorization_makes_is_recorded_with_its_yardsticks_and_without_samples_too(lstm, dense, tmp_path):
+    made = btcompress.factorize(lstm, cp_rank=2, tucker_rank=5, max_sweeps=2)
+    assert all(matrix.roundings and matrix.in_8_bits for matrix in made.matrices.values())
+    assert with_yardsticks(made, dense).matrices == made.matrices
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(12, 6, 60)))
+    calibrated = btcompress.factorize(
+        lstm,
+        bits=4,
+        matrices=("input", "recurrent"),
+        calibration=[SampleInputs(str(tmp_path / "x.npz"))],
+        calibration_epochs=0,
+    )
+    report = btcompress.report(calibrated)
+    assert len(report.matrices) == 4
+    for row in report.matrices:
+        assert row.precision == "int4/32"
+        assert row.svd_rank == row.bytes_after // 4 // sum(row.shape)
+        again = [each for each in row.roundings_within if each.precision == "int4/32"]
+        assert {each.fed_back for each in again} == {False, True}
+        (plain,) = [each for each in again if not each.fed_back]
+        assert row.weighted_activation_error <= 1.02 * plain.weighted_activation_error
+
+
+def test_what_was_there_before_keeps_its_record(lstm, tmp_path):
+    btcompress.save(
+        btcompress.factorize(lstm, layers=["*l0"], tucker_rank=3, max_sweeps=1), tmp_path / "a.bt.safetensors"
+    )
+    first = read_compressed(tmp_path / "a.bt.safetensors")
+    second = btcompress.factorize(tmp_path / "a.bt.safetensors", layers=["*l1"], tucker_rank=3, max_sweeps=1)
+    assert set(second.matrices) == {W0, W1}
+    assert second.matrices[W0] == first.matrices[W0]
+    assert second.matrices[W1].roundings
 
 
 def test_block_terms_that_rounding_alone_outdoes_are_named_with_what_to_do(compressed):

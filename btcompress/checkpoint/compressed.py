@@ -322,7 +322,7 @@ class CompressedCheckpoint:
         return merged, kept
 
     def _names_of(self, key: str) -> tuple[str, ...]:
-        """The names of all tensors that stand for a matrix."""
+        """The names of all tensors that stand for a matrix, chosen or not."""
         if key not in self.matrices:
             return (key,)
         return tuple(name for names in part_names(key, self.matrices[key].shape) for name in names)
