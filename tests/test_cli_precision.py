@@ -10,9 +10,6 @@ from torch import nn
 import btcompress
 from btcompress import FactorizeStep, SampleInputs
 
-# Runs once jobs do what their bits say.
-pytestmark = pytest.mark.skip(reason="compression.py does not heed bits yet")
-
 LSTM = ("lstm.weight_ih_l0", "lstm.weight_hh_l0")
 ALL = ("--matrices", "input,recurrent")
 BOTH = ("input", "recurrent")
@@ -37,7 +34,9 @@ def place(tmp_path, monkeypatch):
         for matrix in (model.lstm.weight_ih_l0, model.lstm.weight_hh_l0):
             matrix.mul_(3)
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    x = np.random.default_rng(0).normal(size=(60, 8, 24)) * np.linspace(0.2, 2, 24)
+    generator = np.random.default_rng(0)
+    few, many = generator.normal(size=(60, 8, 6)) / 2, generator.normal(size=(60, 8, 24)) / 10
+    x = few @ generator.normal(size=(6, 24)) + many
     np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
@@ -71,8 +70,8 @@ JOBS = {
     ),
     "bytes": ([*ALL, "--max-bytes", "1.5k", "--bits", "auto"], {"matrices": BOTH, "max_bytes": 1500}),
     "bytes of the file": (
-        [*ALL, "--max-bytes", "9k", "--of", "file", "--others", "float16"],
-        {"matrices": BOTH, "max_bytes": "9k", "of": "file", "others": "float16"},
+        [*ALL, "--max-bytes", "16.5k", "--of", "file", "--others", "float16"],
+        {"matrices": BOTH, "max_bytes": "16.5k", "of": "file", "others": "float16"},
     ),
     "bits on inputs": (
         [*ALL, "--bits", "3", "--calibration", "x.npz", "--calibration-epochs", "2"],
@@ -180,18 +179,19 @@ def test_a_wish_in_bytes_is_kept_on_the_bytes_that_are_stored(bits, place, run):
 
 
 def test_a_wish_in_bytes_of_the_file_is_kept_by_the_file(place, run):
-    n_bytes = sum(tensor.nbytes for tensor in dense().values())
+    state = nn.LSTM(64, 24).state_dict()
+    torch.save(state, "model.pt")
+    n_bytes = sum(tensor.nbytes for tensor in state.values())
     for options, most in (
-        (("--target-ratio", "1.4"), n_bytes / 1.4),
-        (("--max-bytes", "12.5k"), 12_500),
-        (("--max-bytes", "9k", "--others", "float16"), 9_000),
+        (("--target-ratio", "1.7", "--of", "file"), n_bytes / 1.7),
+        (("--max-bytes", "19k", "--of", "file"), 19_000),
+        (("--max-bytes", "19k", "--of", "model"), 19_000),
+        (("--max-bytes", "14k", "--of", "file", "--others", "float16"), 14_000),
     ):
-        told = factorized(run, *ALL, *options, "--of", "file", "--force")
+        told = factorized(run, *options, "--force")
         size = (place / "out.safetensors").stat().st_size
-        assert told["model"]["bytes_after"] == size <= most
-        assert size > 0.8 * most
-    told = factorized(run, *ALL, "--max-bytes", "12.5k", "--of", "model", "--force")
-    assert told["model"]["bytes_after"] <= 12_500
+        assert told["model"]["bytes_after"] == size
+        assert 0.6 * most < size <= most
 
 
 def test_auto_is_what_a_wish_in_bytes_does_anyway(place, run):
@@ -202,11 +202,15 @@ def test_auto_is_what_a_wish_in_bytes_does_anyway(place, run):
 
 def test_bits_with_a_wish_in_parameters_are_those_of_the_same_forms(place, run):
     plain = factorized(run, *ALL, "--target-ratio", "1.7", name="plain")["matrices"]
-    told = factorized(run, *ALL, "--target-ratio", "1.7", "--bits", "8")["matrices"]
-    for row, same in zip(told, plain, strict=True):
+    told = {row["name"]: row for row in factorized(run, *ALL, "--target-ratio", "1.7", "--bits", "8")["matrices"]}
+    assert plain
+    for same in plain:
+        row = told.pop(same["name"])
         assert row["precision"] == "int8/32"
+        assert row["tucker_ranks"] == same["tucker_ranks"]
         assert row["params_after"] == same["params_after"]
-        assert row["bytes_after"] < same["bytes_after"] / 3
+        assert row["bytes_after"] < same["bytes_after"] / 2
+    assert all((row["form"], row["precision"]) == ("dense", "int8/32") for row in told.values())
 
 
 @pytest.mark.parametrize("job", ["bits", "float", "bits and group", "ranks"])
@@ -220,7 +224,7 @@ def test_a_dry_run_and_inspect_say_beforehand_how_things_are_stored(job, place, 
     assert sorted(path.name for path in place.iterdir()) == before
     done = factorized(run, *options)["matrices"]
     assert all(row.items() <= matrix.items() for row, matrix in zip(planned, done, strict=True))
-    assert all(row["precision"] in shown for row in planned)
+    assert all(row["precision"].split("/")[0] in shown for row in planned)
 
 
 def test_a_dry_run_of_a_wish_in_bytes_shows_forms_and_bits_within_it(place, run):
@@ -254,7 +258,8 @@ def test_sample_inputs_bring_rounded_hidden_states_nearer(place, run):
         report(run, name, "--against", "model.pt", "--inputs", "lstm=x.npz")["on_inputs"][0]["hidden_state_error"]
         for name in ("rounded", "fed_back", "trained")
     ]
-    assert errors[0] > 1.05 * errors[1] > 1.05 * errors[2]
+    assert errors[0] > 1.5 * errors[1]
+    assert errors[1] > errors[2]
     assert report(run, "trained")["calibrated"]
 
 
@@ -269,7 +274,7 @@ def test_an_embedding_that_is_named_exactly_stays_one_in_few_bits(place, run):
     btcompress.apply(model, "out.safetensors")
     assert type(model.words) is nn.Embedding
     x = torch.arange(60).view(4, 15)
-    assert 0 < float((model.words(x) - given.words(x)).norm() / given.words(x).norm()) < 0.01
+    assert 0 < float((model.words(x) - given.words(x)).detach().norm() / given.words(x).detach().norm()) < 0.01
 
 
 def test_a_recipe_that_rounds_and_fine_tunes_ends_in_the_same_bits(place, run):

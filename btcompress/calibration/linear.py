@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from btcompress.calibration.errors import activation_errors, errors_fields
 from btcompress.calibration.progress import Job, silent
 from btcompress.calibration.refit import fit_job
-from btcompress.calibration.rounding import in_precision, rounding_job
+from btcompress.calibration.rounding import rounding_job, with_rounded
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry
 from btcompress.finetune.data import Data
 from btcompress.fit import Samples
@@ -35,7 +35,7 @@ def linear_jobs(
         precision: in which its numbers are to be stored; None for how they are.
     """
     key = entry.key
-    before = compressed if precision is None else in_precision(compressed, key, dense, precision)
+    before = compressed if precision is None else with_rounded(compressed, key, dense, precision)
 
     def measured(fitted: CompressedCheckpoint) -> CompressedCheckpoint:
         versions = {"_before": before, "": fitted}

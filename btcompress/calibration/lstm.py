@@ -19,7 +19,7 @@ from btcompress.calibration.inputs import dtype_of
 from btcompress.calibration.layers import Layer, dense_layers, layers_of
 from btcompress.calibration.progress import Job, Tell, silent
 from btcompress.calibration.refit import fit_job
-from btcompress.calibration.rounding import in_precision, rounding_job
+from btcompress.calibration.rounding import rounding_job, with_rounded
 from btcompress.calibration.stacks import GivenStates, Room, Stack, Taught
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
 from btcompress.checkpoint.compressed import part_names
@@ -119,7 +119,7 @@ class LSTMCalibration:
             self._teachers.append(below)
         before = compressed
         for key, precision in self.precisions.items():
-            before = in_precision(before, key, self.dense, precision)
+            before = with_rounded(before, key, self.dense, precision)
         self._versions["_before"] = before
         self._start = self._measured["hidden_state_error_before"] = self._error_of(before)
         self._measured["agreement_before"] = self._agreement_of(before)

@@ -1,58 +1,60 @@
-"""Store a matrix of a checkpoint in fewer bits, its errors fed back where there are samples of its inputs."""
+"""Store the matrices of a checkpoint in fewer bits, their errors fed back where there are samples of their inputs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from btcompress.calibration.progress import Job, silent
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
-from btcompress.checkpoint.compressed import RoundedMatrix, part_names
-from btcompress.checkpoint.precisions import Stored, values_of
-from btcompress.errors import BTCompressError
-from btcompress.fit import Samples, difference_error, fed_back, nearest, obstacle_to_integers, round_parts, weight_error
-from btcompress.packing import Integers, Precision
+from btcompress.checkpoint.compressed import part_names
+from btcompress.factorization.matrices import AsItWas, in_precision, rounded
+from btcompress.fit import Samples, difference_error, weight_error
+from btcompress.packing import Precision
+from btcompress.plan import PlannedRounding
 
 #: Multiplications of feeding errors back, for each row of a matrix and each pair of its columns.
-_FEEDING = 4
+_FEEDING = 8
 
 
-def in_precision(
+def with_rounded(
     compressed: CompressedCheckpoint, key: str, dense: Checkpoint, precision: Precision, samples: Samples | None = None
 ) -> CompressedCheckpoint:
-    """A chosen matrix in a precision: its block terms, or the matrix itself, which becomes one of the rounded.
+    """One matrix in a precision: its block terms, or itself, which then is one of the rounded.
+
+    What cannot be stored so stays as it is, and a notice says why.
 
     Args:
         compressed: holds its block terms, or the dense matrix.
         key: of the matrix.
         dense: holds the matrix that it stands for.
-        precision: of its numbers; floats that are no fewer bytes than its own leave it as it is.
+        precision: of its numbers.
         samples: of its inputs; where left out, its entries count alike.
-
-    Raises:
-        BTCompressError: it cannot be stored so.
     """
     matrix = dense.tensors[key]
-    if not isinstance(precision, Integers) and precision.itemsize >= matrix.dtype.itemsize:
+    if key not in compressed.matrices:
+        found = rounded(PlannedRounding(key, (matrix.shape[0], matrix.shape[1]), precision), matrix, samples)
+        if isinstance(found, AsItWas):
+            notice = f"{key} stays as it was: {found.reason}."
+            return replace(compressed, notices=tuple(dict.fromkeys((*compressed.notices, notice))))
+        return compressed.with_tensors(stored={key: found.stored}, rounded={key: found.matrix})
+    if precision == matrix.dtype:
         return compressed
-    if key in compressed.matrices:
-        return _with_form(compressed, key, matrix, precision, samples)
-    if isinstance(precision, Integers) and (obstacle := obstacle_to_integers(matrix)):
-        raise BTCompressError(f"{key} cannot be stored as {precision}: {obstacle}. Leave it out, or scale the layer.")
-    how: Stored = precision  # type: ignore[assignment]
-    if isinstance(precision, Integers):
-        how = nearest(matrix, precision) if samples is None else fed_back(matrix, precision, samples.inputs)
-    about = RoundedMatrix.of(matrix, how, difference_error(matrix, values_of(matrix, how)))
-    return compressed.with_tensors(stored={key: how}, rounded={key: about})
+    shape = compressed.matrices[key].shape
+    parts, stored = in_precision(key, shape, matrix, compressed.parts(key), precision, samples)
+    tensors = {
+        name: tensor
+        for names, part in zip(part_names(key, shape), parts, strict=True)
+        for name, tensor in zip(names, part.tensors, strict=False)  # orders, behind the others, stay as they are
+    }
+    return compressed.with_tensors(tensors, stored)
 
 
 def rounding_job(key: str, dense: Checkpoint, precision: Precision, samples: Samples) -> Job[CompressedCheckpoint]:
-    """The rounding of one matrix as a job; see :func:`in_precision`."""
+    """The rounding of one matrix as a job; see :func:`with_rounded`."""
     rows, columns = dense.tensors[key].shape
 
     def do(current: CompressedCheckpoint) -> CompressedCheckpoint:
-        return in_precision(current, key, dense, precision, samples)
+        return with_rounded(current, key, dense, precision, samples)
 
     return Job(f"rounding {key}", float(_FEEDING * rows * columns**2), silent(do))
 
@@ -72,17 +74,3 @@ def weighed_anew(compressed: CompressedCheckpoint, dense: Checkpoint) -> Compres
         for key, matrix in compressed.rounded.items()
     }
     return replace(compressed, matrices=matrices, rounded=rounded)
-
-
-def _with_form(
-    compressed: CompressedCheckpoint, key: str, matrix: Tensor, precision: Precision, samples: Samples | None
-) -> CompressedCheckpoint:
-    form = round_parts(matrix, compressed.parts(key), precision, samples)
-    tensors: dict[str, Tensor] = {}
-    stored: dict[str, Stored] = {}
-    for names, part, own in zip(part_names(key, compressed.matrices[key].shape), form.parts, form.stored, strict=True):
-        tensors |= zip(names[: len(part.tensors)], part.tensors, strict=True)  # orders, behind them, stay
-        stored |= zip(names[: len(part.tensors)], own, strict=True)
-    measured = replace(compressed.matrices[key], weight_error=weight_error(matrix, form.parts, matrix.dtype))
-    changed = compressed.with_tensors(tensors, stored)
-    return replace(changed, matrices={**changed.matrices, key: measured})

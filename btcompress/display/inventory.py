@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from btcompress.display.console import make_console, show_json, show_line
+from btcompress.display.roundings import precision_words
 from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
 from btcompress.memory import size_text
 
@@ -44,19 +45,15 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     table = NumberTable([*headers, "bytes\nbefore", "bytes\nafter", "bytes\nratio"])
     rows = _matrices_json(checkpoint, plan)
     for row in rows:
-        size = row["shape"]
-        dense = row["form"] == "dense"
-        orders = [side for side in ("row_order", "column_order") if row[side]]
+        size, form = row["shape"], (row["out_modes"], row["in_modes"], row["gates"], row["core"])
         table.add_row(
-            [row["name"], f"  {size[0]} x {size[1]}", "  as dense"]
-            if dense
-            else form_lines(row["name"], size, row["out_modes"], row["in_modes"], row["gates"], row["core"], orders),
-            "-" if dense else str(row["cp_rank"]),
-            "-" if dense else rank_text(row["tucker_ranks"]),
+            form_lines(row["name"], size, *form, [side for side in ("row_order", "column_order") if row[side]]),
+            str(row["cp_rank"]) if row["cp_rank"] else "-",
+            rank_text(row["tucker_ranks"]) if row["tucker_ranks"] else "-",
             f"{row['params_before']:,}",
             f"{row['params_after']:,}",
             ratio_text(row["weights_ratio"]),
-            row["precision"],
+            precision_words(row["precision"], size[1]),
             size_text(row["bytes_before"]),
             size_text(row["bytes_after"]),
             ratio_text(row["bytes_ratio"]),

@@ -9,7 +9,6 @@ from rich.text import Text
 from btcompress.display.console import make_console, show_json, show_line
 from btcompress.display.inventory import form_json
 from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
-from btcompress.packing import precision_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
@@ -74,6 +73,8 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
 
 
 def _forms_table(priced: PricedPlan) -> NumberTable:
+    from btcompress.packing import precision_text
+
     forms, in_bytes = priced.forms, priced.in_bytes
     on_inputs = any(form.curve.on_inputs for form in forms)
     bits = in_bytes or any(form.point is not None and form.point.precision is not None for form in forms)
@@ -133,6 +134,8 @@ def _svd_text(low_rank: Point | None) -> str:
 
 
 def _rounding_text(rounding: Point | None) -> str:
+    from btcompress.packing import precision_text
+
     if rounding is None or rounding.precision is None:
         return "none so small"
     return f"{rounding.error:.3f} ({precision_text(rounding.precision)})"
@@ -184,6 +187,8 @@ def _chosen_json(form: ChosenForm) -> dict[str, Any]:
 
 
 def _point_json(chosen: ChosenForm, point: Point) -> dict[str, Any]:
+    from btcompress.packing import precision_text
+
     of_weights, of_outputs = (None, point.error) if chosen.curve.on_inputs else (point.error, None)
     about = {
         "params": point.n_params,

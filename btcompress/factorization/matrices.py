@@ -19,9 +19,11 @@ from btcompress.fit import (
     FitOptions,
     MatrixFit,
     OnSweep,
+    Samples,
     described,
     difference_error,
     explained,
+    fed_back,
     fit_matrix,
     nearest,
     obstacle_to_integers,
@@ -120,15 +122,21 @@ def factorized(
     return found
 
 
-def rounded(planned: PlannedRounding, matrix: Tensor) -> Rounded | AsItWas:
-    """A matrix that stays dense, its numbers the nearest ones of the precision planned."""
+def rounded(planned: PlannedRounding, matrix: Tensor, samples: Samples | None = None) -> Rounded | AsItWas:
+    """A matrix that stays dense, its numbers in the precision planned.
+
+    Args:
+        planned: the precision.
+        matrix: to round.
+        samples: what it meets, to feed errors back; where left out, each number becomes the nearest.
+    """
     precision = planned.precision
     with named(planned.name):
         check_finite(matrix)
     if isinstance(precision, Integers):
         if obstacle := obstacle_to_integers(matrix):
             return AsItWas(obstacle)
-        stored: Stored = nearest(matrix, precision)
+        stored: Stored = nearest(matrix, precision) if samples is None else fed_back(matrix, precision, samples.inputs)
     elif precision.itemsize >= matrix.dtype.itemsize:
         return AsItWas(f"its own dtype, {precision_text(matrix.dtype)}, takes no more bytes")
     else:
@@ -163,16 +171,29 @@ def _fitted(
 
 
 def in_precision(
-    name: str, shape: MatrixShape, matrix: Tensor, parts: tuple[BlockTerm, ...], precision: Precision
+    name: str,
+    shape: MatrixShape,
+    matrix: Tensor,
+    parts: tuple[BlockTerm, ...],
+    precision: Precision,
+    samples: Samples | None = None,
 ) -> tuple[tuple[BlockTerm, ...], dict[str, Stored]]:
     """Block terms rounded to a precision, and how their tensors are stored, by name.
 
     What does not suit scales of float16 stays as it is.
+
+    Args:
+        name: key of the matrix.
+        shape: their form.
+        matrix: what they stand for.
+        parts: the block terms.
+        precision: of their numbers.
+        samples: what the matrix meets, to feed errors back; where left out, its entries count alike.
     """
     tensors = [tensor for part in parts for tensor in part.tensors]
     if isinstance(precision, Integers) and any(obstacle_to_integers(tensor) for tensor in tensors):
         return parts, {}
-    form = round_parts(matrix, parts, precision)
+    form = round_parts(matrix, parts, precision, samples)
     names = part_names(name, shape)
     stored = {
         each: how

@@ -23,8 +23,9 @@ from btcompress.checkpoint.precisions import Stored
 from btcompress.finetune.networks import Network, in_range
 from btcompress.packing import Packed, from_rows, to_rows
 
-#: Steps of places, in codes, and of scales, in shares of them, as multiples of the learning rate.
-_PLACE_RATE, _GROWTH_RATE = 10.0, 3.0
+#: Steps of places, as shares of the range of codes, for each unit of the learning rate, and at most; and how many times
+#: as large a share of itself a scale's step is. Measured on three published models; see docs/math.md.
+_PLACE_RATE, _MOST_OF_RANGE, _GROWTH = 2.5, 0.005, 3.0
 #: The largest scale: that of float16.
 _MOST_SCALE = 65504.0
 
@@ -34,6 +35,9 @@ class _Rounded(Protocol):
 
     def moved(self) -> dict[str, nn.Parameter]:
         """What the optimizer moves, by name."""
+
+    def groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
+        """The same in groups for an optimizer; see :meth:`Rounding.groups`."""
 
     def values(self) -> Tensor:
         """The tensor, rounded."""
@@ -65,6 +69,12 @@ class _OfIntegers:
 
     def moved(self) -> dict[str, nn.Parameter]:
         return {"places": self.places, "growth": self.growth}
+
+    def groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
+        share = min(_PLACE_RATE * rate, _MOST_OF_RANGE)
+        step = share * self.packed.integers.most
+        places = {"params": [self.places], "lr": step, "weight_decay": decay * rate / step}
+        return [places, {"params": [self.growth], "lr": _GROWTH * share, "weight_decay": 0.0}]
 
     @torch.no_grad()
     def values(self) -> Tensor:
@@ -107,6 +117,9 @@ class _OfFloats:
 
     def moved(self) -> dict[str, nn.Parameter]:
         return {"numbers": self.numbers}
+
+    def groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
+        return [{"params": [self.numbers], "lr": rate, "weight_decay": decay}]
 
     @torch.no_grad()
     def values(self) -> Tensor:
@@ -151,14 +164,11 @@ class Rounding:
         return any(each.parameter is parameter for each in self._held)
 
     def groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
-        """Groups of what is moved, for an optimizer whose other parameters have this rate and weight decay."""
-        rates = {"numbers": 1.0, "places": _PLACE_RATE, "growth": _GROWTH_RATE}
-        groups = []
-        for kind, times in rates.items():
-            own = [each.rounded.moved()[kind] for each in self._held if kind in each.rounded.moved()]
-            share = 0.0 if kind == "growth" else decay / times
-            groups += [{"params": own, "lr": times * rate, "weight_decay": share}] if own else []
-        return groups
+        """Groups of what is moved, for an optimizer whose other parameters have this rate and weight decay.
+
+        Weight decay takes the same share of rounded numbers in a step as of all others; of scales it takes none.
+        """
+        return [group for each in self._held for group in each.rounded.groups(rate, decay)]
 
     def take_gradients(self) -> None:
         """Hand the gradients of the network's rounded tensors on to what is moved."""

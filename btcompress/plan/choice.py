@@ -98,10 +98,11 @@ class Plan:
         return replace(self, matrices=tuple(replace(each, precision=precision) for each in self.matrices))
 
     def rounded_to(self, precision: Precision) -> Plan:
-        """The same with every matrix dense, in one precision."""
+        """The same with every matrix dense, in one precision, and without what was to know of their shapes."""
         sizes = {each.name: (each.shape.out_size, each.shape.in_size) for each in self.matrices}
         rounded = tuple(PlannedRounding(name, size, precision) for name, size in sizes.items())
-        return replace(self, matrices=(), notices=(), rounded=rounded)
+        notices = tuple(each for each in self.notices if not each.startswith(tuple(f"{name}: " for name in sizes)))
+        return replace(self, matrices=(), notices=notices, rounded=rounded)
 
 
 @dataclass(frozen=True, slots=True)

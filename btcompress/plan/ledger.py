@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from btcompress.errors import BTCompressError
 from btcompress.packing import Precision
-from btcompress.plan.budget import allocate
+from btcompress.plan.budget import allocate, allocate_fast
 from btcompress.plan.filesize import bytes_to_describe
 from btcompress.plan.wish import Wish
 from btcompress.pricing import Curve, Point
@@ -94,7 +94,8 @@ class Ledger:
             ]
             for n, each in zip(group.members, choices, strict=True)
         ]
-        chosen = allocate(options, group.budget)
+        # Over forms and bits there are many choices that are nearly alike.
+        chosen = (allocate_fast if curves[group.members[0]].dtype else allocate)(options, group.budget)
         if chosen is None:
             raise ValueError("the smallest forms are larger than the budget")
         return [each[n] for each, n in zip(choices, chosen, strict=True)]

@@ -187,8 +187,8 @@ def meet(
     in_bytes = wish.in_bytes or (precision is not None and not wish.has_size)
     if precision is not None and not in_bytes and wish.errors != (None, None):
         raise BTCompressError(
-            f"{wish} was wished for, stored as {precision_text(precision)}. Rounding adds to errors, which parameters do "
-            "not pay for: wish for a size in bytes (--max-bytes, or --of bytes), or leave the bits or the error out."
+            f"{wish} was wished for, stored as {precision_text(precision)}. Rounding adds to errors, which parameters "
+            "do not pay for: wish for a size in bytes (--max-bytes, or --of bytes), or leave the bits or the error out."
         )
     planner = _Planner(
         checkpoint, targets, wish, samples if wish.max_error is None else {}, in_bytes, precision, others

@@ -1,4 +1,4 @@
-"""What a matrix costs and loses in its forms and precisions: by its entries, in orders, or by what it gives on inputs."""
+"""What a matrix costs and loses in its forms and precisions: by its entries, in orders, or by outputs on inputs."""
 
 from btcompress.pricing.bitcurves import BitCurve, Room, obstacle_to, precisions_for, price_in_bits
 from btcompress.pricing.curves import Curve, FormsWithCore, Point, price, stored

@@ -37,14 +37,16 @@ _INTEGERS: tuple[tuple[int, int | None], ...] = (
 )
 #: What any plan is held against: measured of every matrix.
 _RIVALS: tuple[tuple[int, int | None], ...] = ((8, None), (4, 32))
-#: ``f`` before anything of the matrix was rounded: of the whole matrix, low rank and sums of Kronecker products, forms
-#: with a core. The last is also the least that a form with a core is reckoned with before it is fitted.
-_FACTORS = {"dense": 1.0, "without core": 1.2, "with core": 1.0}
+#: ``f`` before anything of the matrix was rounded, by entries and on inputs, as on white noise: of the whole matrix, of
+#: low rank and sums of Kronecker products, of forms with a core.
+_FACTORS = {"dense": (1.0, 1.0), "without core": (1.4, 1.0), "with core": (1.5, 1.2)}
+#: The least ``f`` that a form with a core is reckoned with before it is fitted.
+_LEAST_FACTOR = 1.0
 #: What is only foretold has to promise an error lower by this share than what was measured of no larger forms.
 _ALIKE = 0.01
 #: Forms with a core smaller than this share of what a matrix may take in the mean are passed over: what could still be
 #: saved on one so small is next to nothing.
-_LEAST_SHARE = 1 / 32
+_LEAST_SHARE = 1 / 16
 
 
 def precisions_for(matrix: Tensor) -> tuple[Precision, ...]:
@@ -144,7 +146,8 @@ class BitCurve:
         self._low_rank = stored(low_rank, rounder.matrix)
         self._candidates: list[_Candidate] = []
         self._factors: dict[tuple[str, Precision], float] = {}
-        self._latest = dict(_FACTORS)
+        on_inputs = rounder.samples is not None
+        self._latest = {kind: factors[on_inputs] for kind, factors in _FACTORS.items()}
         self._lost: dict[Precision, float] = {}
         self._front: list[tuple[int, float]] | None = None
 
@@ -158,7 +161,7 @@ class BitCurve:
             n_bytes = form_bytes(shape, precision)
             if least <= n_bytes <= most:
                 known = _error_within(front, n_bytes)
-                lost = min(_FACTORS["with core"] * self._share_lost(precision), 0.99)
+                lost = min(_LEAST_FACTOR * self._share_lost(precision), 0.99)
                 best = max(best, math.sqrt(max(known**2 - lost, 0.0) / (1 - lost)))
         return best
 
