@@ -258,12 +258,17 @@ def test_lstms_with_their_matrices_rounded_alone_have_a_table(report, capsys):
 
 def test_calibrations_that_rounded_tell_the_error_before_training_through_it(report, terminal, capsys):
     terminal(160)
-    row = CalibrationReport("rnn", 0.0755, 0.0312, 10, 640, 160, 1.5, 0.0524, 15, AGREEMENT, AGREEMENT, 0.0811)
-    display.show_report(replace(report, calibrated=(row, CalibrationReport("", 0.5, 0.25, 10, 640, 160, 1.5))))
+    row = CalibrationReport("rnn", 0.0755, 0.0312, 10, 640, 160, 1.5, 0.0524, 15, FEWER, AGREEMENT, 0.0811)
+    calibrated = replace(report, calibrated=(row, CalibrationReport("", 0.5, 0.25, 10, 640, 160, 1.5)))
+    display.show_report(calibrated)
+    errors, shares = [line for line in capsys.readouterr().out.splitlines() if "of rnn" in line or "steps" in line]
+    for error, share in (("0.0755", "90.0%"), ("0.0312", "99.1%")):
+        assert errors.index(error) + len(error) == shares.index(share) + len(share)
+    display.show_report(calibrated)
     lines = lines_of(capsys)
     assert "on sequences held back the weights the inputs rounded calibrated epochs sequences" in lines
     first = lines.index("hidden-state error of rnn 0.0755 0.0524 0.0811 0.0312 15 by layer + 10 160")
-    assert lines[first + 1] == "decides as the dense one, of 5,320 steps 99.1% 99.1%"
+    assert lines[first + 1] == "decides as the dense one, of 5,320 steps 90.0% 99.1%"
     assert "hidden-state error 0.5000 not measured not measured 0.2500 10 160" in lines
 
 
@@ -288,12 +293,11 @@ def test_bits_and_bytes_are_whole_on_terminals_of_any_width(columns, report, ter
 
 
 AGREEMENT = Agreement(0.991, 0.975, 5_320, 160)
+FEWER = replace(AGREEMENT, steps=0.9)
 
 
 def test_calibrations_tell_both_fits_the_epochs_of_each_kind_and_the_decisions(report, capsys):
-    row = CalibrationReport(
-        "rnn", 0.0755, 0.0312, 10, 640, 160, 1.5, 0.0524, 15, replace(AGREEMENT, steps=0.9), AGREEMENT
-    )
+    row = CalibrationReport("rnn", 0.0755, 0.0312, 10, 640, 160, 1.5, 0.0524, 15, FEWER, AGREEMENT)
     old = CalibrationReport("", 0.5, 0.25, 10, 640, 160, 1.5)
     display.show_report(replace(report, calibrated=(row, old)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

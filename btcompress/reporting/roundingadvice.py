@@ -66,8 +66,8 @@ def _for_matrices(rows: Sequence[MatrixReport], *, trained: bool) -> Iterator[st
 def _better_rounding(row: MatrixReport, *, trained: bool) -> tuple[RoundingReport, float, float] | None:
     """The best rounding of no more bytes with its error and that of the matrix, if the latter is not the smaller one.
 
-    Errors are those on inputs where they were measured. Of a matrix that is rounded already, only one of another
-    precision counts, and only before it was trained or fitted to inputs, if it is better: this is what it is.
+    Errors are those on inputs where they were measured. For a matrix that is rounded already only a better one counts,
+    and only before it was trained or fitted to inputs.
     """
     is_dense = row.form == "dense"
     field = _measured_field(row, trained=trained)
@@ -77,9 +77,7 @@ def _better_rounding(row: MatrixReport, *, trained: bool) -> tuple[RoundingRepor
     found = [
         (error, each)
         for each in row.roundings_within
-        if (error := getattr(each, field)) is not None
-        and not (each.fed_back and (is_dense or field == "weight_error"))
-        and not (is_dense and each.precision == row.precision)
+        if (error := getattr(each, field)) is not None and not (each.fed_back and (is_dense or field == "weight_error"))
     ]
     if not found:
         return None
