@@ -16,6 +16,7 @@ from btcompress.checkpoint import from_state_dict, read
 from btcompress.errors import BTCompressError, MemoryLimitError
 from btcompress.factorization import factorize_as_planned
 from btcompress.modes import ShapeRequest
+from btcompress.packing import Integers
 from btcompress.plan import Fallback, Wish, make_plan, meet, read_plan, save_plan
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -257,6 +258,56 @@ def test_reasons_that_are_no_line_of_text_are_refused(reason, path, checkpoint, 
     edit(path, put(*FIRST, value={"dense": True, "reason": reason}))
     with pytest.raises(BTCompressError, match="reason must be a line"):
         read_plan(path, checkpoint, every)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [(4, Integers(4)), ("3", Integers(3)), ("int5/64", Integers(5, 64)), ("float16", torch.float16), ("float32", None)],
+    ids=str,
+)
+@pytest.mark.parametrize("dense", [True, False])
+def test_precisions_are_read_in_every_way_that_they_are_written(given, read, dense, path, checkpoint, every):
+    edit(path, put(*FIRST, "precision", value=given))
+    edit(path, put(*FIRST, "dense", value=dense))
+    plan = read_plan(path, checkpoint, every)
+    assert plan.precisions.get(KEYS[0]) == read
+    assert (KEYS[0] in {each.name for each in plan.rounded}) == (dense and read is not None)
+    assert (KEYS[0] in {left.name for left in plan.left_dense}) == (dense and read is None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, 0, 1, 9, -4, 10**17, 4.0, [4], {"bits": 4}, "", "int", "int9/32", "int4/2", "int4/" + "9" * 10**5, "float8"],
+    ids=lambda value: str(value)[:20],
+)
+def test_precisions_that_are_none_are_refused(value, path, checkpoint, every):
+    edit(path, put(*FIRST, "precision", value=value))
+    with pytest.raises(BTCompressError) as caught:
+        read_plan(path, checkpoint, every)
+    assert KEYS[0] in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
+def test_precisions_that_spare_nothing_are_refused(precision, path, tmp_path, every):
+    half = from_state_dict({key: tensor.bfloat16() for key, tensor in read(tmp_path / "model.pt").tensors.items()})
+    edit(path, put(*FIRST, "precision", value=precision))
+    if precision == "bfloat16":
+        assert read_plan(path, half, every).precisions == {}
+        return
+    with pytest.raises(BTCompressError, match="takes no fewer bytes than the matrix's own bfloat16"):
+        read_plan(path, half, every)
+
+
+def test_what_a_form_gives_way_to_may_be_rounded(tmp_path, priced, checkpoint, every):
+    low_rank = MatrixShape(BlockTermShape.low_rank(32, 8, 2, 4))
+    kept = (Fallback(0.25, None, Integers(4)), Fallback(0.25, low_rank, torch.float16))
+    matrices = tuple(
+        replace(each, fallback=fallback) for each, fallback in zip(priced.plan.matrices, kept, strict=True)
+    )
+    changed = replace(priced, plan=replace(priced.plan, matrices=matrices))
+    save_plan(changed, tmp_path / "with.yaml", name="model.pt", sha256=None)
+    assert read_plan(tmp_path / "with.yaml", checkpoint, every) == changed.plan
 
 
 def test_forms_that_would_take_endless_memory_are_refused_before_they_are_fitted(path, checkpoint, every):

@@ -70,7 +70,7 @@ def allocate(options: Sequence[Sequence[Option]], budget: int) -> list[int] | No
 
 
 def allocate_fast(options: Sequence[Sequence[Option]], budget: int) -> list[int] | None:
-    """As :func:`allocate`, but as good as can be had in parts of the budget: by dynamic programming, in well-known time.
+    """As :func:`allocate`, but as good as can be had in parts of the budget: by dynamic programming, always fast.
 
     An integer program takes minutes to prove which of very many choices that are nearly alike is best. Sizes are
     rounded up to parts of the budget here, and what is left over in the end goes where it serves most.

@@ -13,16 +13,19 @@ from btcompress.checkpoint.tensors import find_aliases
 from btcompress.packing import Integers, Precision
 from btcompress.shapes import MatrixShape
 
-#: Bytes of the header for a tensor, beside its name: dtype, shape, where it lies, and its place among the keys.
-_OF_TENSOR = 120
-#: Bytes of the description of a form, beside its name, and of how a tensor is stored.
-_OF_FORM, _OF_PRECISION = 520, 130
-#: Tensors of the file that hold one tensor of integers: codes, scales, zero points.
-_PER_PACKED = 3
-#: Bytes of the description for each matrix that tell how it came about: why it stays dense, what it was calibrated to.
-_OF_MATRIX = 360
-#: Bytes of the header whatever is in the file: source, recipe, history of a job with calibration.
-_OF_JOB = 4096
+#: Bytes of the header for a tensor of the file, beside its name: dtype, shape, and where it lies.
+_OF_TENSOR = 95
+#: Bytes of quotation marks and a comma around a key in the description.
+_OF_KEY = 5
+#: Bytes of the description of a form, and of how a tensor is stored, beside their names; JSON within JSON, so that each
+#: quotation mark takes two.
+_OF_FORM, _OF_PRECISION = 400, 115
+#: What follows a tensor's name in those of its codes, scales and zero points.
+_PACKED = (".codes", ".scales", ".zeros")
+#: Bytes of the description for each matrix that tell how it came about, such as why it stays dense.
+_OF_MATRIX = 250
+#: Bytes of the header whatever is in the file: source, recipe, notices, history of a job with calibration.
+_OF_JOB = 3072
 
 
 def bytes_beside(tensors: Mapping[str, Tensor], chosen: Collection[str], others: torch.dtype | None) -> int:
@@ -36,12 +39,14 @@ def bytes_beside(tensors: Mapping[str, Tensor], chosen: Collection[str], others:
     aliases = find_aliases(tensors)
     total = _OF_JOB
     for name, tensor in tensors.items():
+        own = len(name.encode())
+        total += own + _OF_KEY
         if name in aliases:
-            total += 2 * (len(name.encode()) + len(aliases[name].encode())) + _OF_TENSOR
+            total += own + len(aliases[name].encode()) + 2 * _OF_KEY
         elif name not in chosen:
             narrowed = others is not None and is_narrowed(tensor, others)
             width = others.itemsize if narrowed and others is not None else tensor.dtype.itemsize
-            total += tensor.numel() * width + _described(name, _OF_PRECISION if narrowed else 0)
+            total += tensor.numel() * width + own + _OF_TENSOR + (own + _OF_PRECISION if narrowed else 0)
     return total
 
 
@@ -54,12 +59,10 @@ def bytes_to_describe(key: str, shape: MatrixShape | None, precision: Precision 
         precision: how its numbers are stored; None for its own dtype.
     """
     names = [key] if shape is None else [name for part in part_names(key, shape) for name in part]
-    stored = _PER_PACKED if isinstance(precision, Integers) else 1
-    how = 0 if precision is None else _OF_PRECISION
-    tensors = sum((stored - 1) * (len(name.encode()) + _OF_TENSOR) + _described(name, how) for name in names)
-    return tensors + len(key.encode()) + (0 if shape is None else _OF_FORM) + _OF_MATRIX
-
-
-def _described(name: str, how: int) -> int:
-    # The name stands among the tensors, among the keys, and where it is said how it is stored.
-    return 3 * len(name.encode()) + _OF_TENSOR + how
+    suffixes = _PACKED if isinstance(precision, Integers) else ("",)
+    total = len(key.encode()) + _OF_MATRIX + (0 if shape is None else _OF_FORM)
+    for name in names:
+        own = len(name.encode())
+        total += sum(own + len(suffix) + _OF_TENSOR for suffix in suffixes)
+        total += 0 if precision is None else own + _OF_PRECISION
+    return total

@@ -155,8 +155,8 @@ def told_of_budgets(groups: Sequence[Group], curves: Sequence[Curve], ledger: Le
     unit = "bytes" if ledger.wish.in_bytes else "parameters"
     yield (
         f"There are no sample inputs of {listed([ledger.names[n] for n in without.members])}: priced by their weight "
-        f"errors, with a budget of their own of {without.budget:,} of {without.dense_size(curves):,} {unit}. Those with "
-        f"sample inputs have {with_inputs.budget:,} of {with_inputs.dense_size(curves):,}."
+        f"errors, with a budget of their own of {without.budget:,} of {without.dense_size(curves):,} {unit}. Those "
+        f"with sample inputs have {with_inputs.budget:,} of {with_inputs.dense_size(curves):,}."
     )
 
 

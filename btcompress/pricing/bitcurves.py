@@ -1,9 +1,9 @@
 """What a matrix costs and loses in forms and precisions: bytes against weight error, or against errors on inputs.
 
 A form of error ``e``, in a precision that loses the share ``v`` of the squares of what is rounded, loses about
-``e^2 + (1 - e^2) f v`` of them in all, with ``f`` near 1; what was rounded last of the matrix tells ``f``. That foretells
-every form in every precision. What is to be chosen is really rounded and measured, so that nothing is chosen by what
-is foretold.
+``e^2 + (1 - e^2) f v`` of them in all, with ``f`` near 1; what was rounded last of the matrix tells ``f``. That
+foretells every form in every precision. What is to be chosen is really rounded and measured, so that nothing is chosen
+by what is foretold.
 """
 
 from __future__ import annotations
@@ -219,10 +219,12 @@ class BitCurve:
             tuple(front_of(dense, lambda point: point.n_bytes(self._dtype))),
         )
 
-    def measure(self, point: Point) -> None:
+    def measure(self, point: Point) -> Point:
         """Really round and measure what was foretold."""
         key = (point.shape, point.precision)
-        self._measure(next(each for each in self._candidates if (each.shape, each.precision) == key))
+        candidate = next(each for each in self._candidates if (each.shape, each.precision) == key)
+        self._measure(candidate)
+        return self._point(candidate)
 
     def _add(self, points: Sequence[Point], kind: str, parts_of: Callable[[MatrixShape], Parts | None]) -> None:
         in_own_dtype = stored(points, self._rounder.matrix) if self._own else ()
