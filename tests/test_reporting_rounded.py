@@ -393,7 +393,12 @@ def test_where_errors_on_inputs_are_known_advice_goes_by_them_and_never_by_the_w
     }
     plain = (RoundingReport("int4/32", 4700, 0.08),)
     assert told(btcompress.report(with_rows(compressed, history=[step], roundings=plain, weight_error=0.5))) == []
-    for error, is_fed_back, outdone in ((0.06, False, False), (0.04, False, True), (0.04, True, True)):
+    for error, is_fed_back, outdone in (
+        (0.06, False, False),
+        (0.04, False, False),
+        (0.015, False, True),
+        (0.015, True, True),
+    ):
         on_these = (replace(plain[0], weighted_activation_error=error, fed_back=is_fed_back),)
         report = btcompress.report(with_rows(compressed, history=[step], roundings=on_these, weight_error=0.001))
         assert bool(told(report)) is outdone
