@@ -402,19 +402,3 @@ def test_tables_and_json_say_bits_and_bytes(capsys):
         assert entry["chosen"]["precision"] == str(form.point.precision)
         assert entry["chosen"]["measured"]
         assert math.isclose(entry["chosen"]["weight_error"], form.point.error)
-
-
-def test_forms_in_orders_compete_in_the_matrices_own_dtype():
-    generator = torch.Generator().manual_seed(3)
-    part = BlockTermShape((4, 10), (24, 4), (1, 1), n_gates=4, core="identity")
-    dense = lstm(("gaussian", "gaussian"))
-    matrix = random_form(part, generator).to_dense().float().reshape(4, HIDDEN, INPUTS)
-    shuffled = matrix[:, torch.randperm(HIDDEN, generator=generator)][..., torch.randperm(INPUTS, generator=generator)]
-    dense.tensors[KEYS[0]].copy_(shuffled.reshape(4 * HIDDEN, INPUTS))
-    plan = planned(dense, Wish(max_bytes=4000), order_units=True)
-    ordered = [p for form in plan.forms for p in form.curve.points if p.shape and p.shape.part.order_sizes]
-    assert ordered
-    assert {p.precision for p in ordered} == {None}
-    assert any("own dtypes alone" in notice for notice in plan.plan.notices)
-    done = factorize_as_planned(dense, plan.plan)
-    assert sum(done.bytes_of_matrix(form.name) for form in plan.forms) <= 4000

@@ -287,3 +287,14 @@ def test_a_form_that_its_integers_make_as_large_as_the_matrix_needs_leave_to_gro
     assert "allow growth" in read_plan(path, checkpoint, every).left_dense[0].reason
     edit(path, form)
     assert read_plan(path, checkpoint, every).matrices
+
+
+def test_in_bytes_forms_with_orders_compete_in_the_matrices_own_dtype(checkpoint, every):
+    plan = meet(checkpoint, every, Wish(max_bytes=8 * BUDGET, max_error=0.1), order_units=True)
+    ordered = [p for form in plan.forms for p in form.curve.points if p.shape and p.shape.part.order_sizes]
+    assert ordered
+    assert {p.precision for p in ordered} == {None}
+    assert all(p.measured for p in ordered)
+    assert any("own dtypes alone" in notice for notice in plan.plan.notices)
+    done = factorize_as_planned(checkpoint, plan.plan)
+    assert done.bytes_of_matrix(KEY) == plan.bytes_after <= 8 * BUDGET
