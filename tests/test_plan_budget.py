@@ -63,6 +63,12 @@ def test_fast_allocation_takes_matrices_that_are_all_alike():
     assert sum(n == 59 for n in found) == 11
 
 
+def test_fast_allocation_never_passes_the_budget_by_less_than_a_part():
+    options = [[(1, 1.0), (333_334, 0.0)]] * 3
+    assert sorted(allocate_fast(options, 10**6)) == [0, 1, 1]
+    assert allocate_fast(options, 3 * 333_334) == [1, 1, 1]
+
+
 def test_one_price_for_all_is_not_enough_and_the_program_finds_what_is():
     # At any price the second matrix takes all or nothing of its large option, and the first its small one.
     options = [[(1, 1.0), (6, 0.4)], [(1, 1.0), (10, 0.0)]]
