@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,16 @@ from hypothesis import strategies as st
 
 from btcompress.blockterm import BlockTerm
 from btcompress.errors import BTCompressError
-from btcompress.fit import FitOptions, Samples, fed_back, fit_matrix, nearest, obstacle_to_integers, round_parts
+from btcompress.fit import (
+    FitOptions,
+    Samples,
+    fed_back,
+    fit_matrix,
+    nearest,
+    obstacle_to_integers,
+    round_matrix,
+    round_parts,
+)
 from btcompress.fit.inputfit import errors_on
 from btcompress.fit.roundedforms import alike
 from btcompress.fit.rounding import _fed_back, _moments, fed_back_by_ranks, with_scales
@@ -237,3 +247,18 @@ def test_given_scales_are_kept(generator):
     after = with_scales(matrix + 0.01, before.integers, before.scales, before.zeros)
     assert torch.equal(after.scales, before.scales)
     assert not torch.equal(after.codes, before.codes)
+
+
+def test_a_dense_matrix_is_never_worse_on_inputs_held_back_than_its_nearest_integers(generator):
+    matrix, integers = torch.randn(20, 64, generator=generator), Integers(3, 32)
+    whole = torch.randn(8_000, 64, generator=generator)
+    weights = torch.ones(20)
+    few = Samples(torch.randn(10, 64, generator=generator), whole, weights)
+    many = Samples(inputs_for(64, generator), inputs_for(64, torch.Generator().manual_seed(0)), weights)
+    plain = nearest(matrix, integers)
+    for samples, is_plain in ((few, True), (replace(many, held=many.inputs), False)):
+        careful = round_matrix(matrix, integers, samples)
+        assert torch.equal(careful.codes, plain.codes) is is_plain
+        before, after = (errors_on(matrix, each.values(), samples).weighted for each in (plain, careful))
+        assert after <= before
+    assert torch.equal(round_matrix(matrix, integers).codes, plain.codes)

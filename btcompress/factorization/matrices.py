@@ -23,10 +23,9 @@ from btcompress.fit import (
     described,
     difference_error,
     explained,
-    fed_back,
     fit_matrix,
-    nearest,
     obstacle_to_integers,
+    round_matrix,
     round_parts,
     weight_error,
 )
@@ -136,7 +135,7 @@ def rounded(planned: PlannedRounding, matrix: Tensor, samples: Samples | None = 
     if isinstance(precision, Integers):
         if obstacle := obstacle_to_integers(matrix):
             return AsItWas(obstacle)
-        stored: Stored = nearest(matrix, precision) if samples is None else fed_back(matrix, precision, samples.inputs)
+        stored: Stored = round_matrix(matrix, precision, samples)
     elif precision.itemsize >= matrix.dtype.itemsize:
         return AsItWas(f"its own dtype, {precision_text(matrix.dtype)}, takes no more bytes")
     else:

@@ -13,7 +13,7 @@ from btcompress.fit.blockfit import (
 from btcompress.fit.demand import described, explained
 from btcompress.fit.inputfit import InputFit, fit_to_inputs
 from btcompress.fit.measures import difference_error, frobenius_norm, largest, weight_error
-from btcompress.fit.roundedforms import RoundedForm, round_parts
+from btcompress.fit.roundedforms import RoundedForm, round_matrix, round_parts
 from btcompress.fit.rounding import fed_back, nearest, obstacle_to_integers
 from btcompress.fit.samples import OutputErrors, Samples
 from btcompress.fit.threads import one_thread_for
@@ -41,6 +41,7 @@ __all__ = [
     "obstacle_of_dtype",
     "obstacle_to_integers",
     "one_thread_for",
+    "round_matrix",
     "round_parts",
     "weight_error",
 ]

@@ -84,17 +84,17 @@ def fit_to_inputs(
     return InputFit(tuple(parts), after, n_sweeps)
 
 
-def errors_on(matrix: Tensor, parts: Sequence[BlockTerm], samples: Samples) -> OutputErrors:
+def errors_on(matrix: Tensor, form: Sequence[BlockTerm] | Tensor, samples: Samples) -> OutputErrors:
     """The errors of a form on the inputs held back.
 
     Args:
         matrix: ``W``, shape ``(J, I)``.
-        parts: block terms whose rows are stacked.
+        form: block terms whose rows are stacked, or a dense matrix.
         samples: the inputs.
     """
     held = samples.held
     wanted = held @ matrix.detach().to(held.dtype).T
-    return output_errors(wanted, product_by(parts, held.dtype)(held), samples.weights)
+    return output_errors(wanted, product_by(form, held.dtype)(held), samples.weights)
 
 
 def low_rank_errors_on(matrix: Tensor, shape: MatrixShape, samples: Samples) -> list[OutputErrors]:

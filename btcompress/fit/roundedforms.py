@@ -71,6 +71,24 @@ def round_parts(
     return careful if after <= before else plain
 
 
+def round_matrix(matrix: Tensor, integers: Integers, samples: Samples | None = None) -> Packed:
+    """The integers of a dense matrix: with errors fed back, unless the nearest do better on inputs held back.
+
+    They do where few inputs tell of many columns.
+
+    Args:
+        matrix: ``W``, shape ``(J, I)``, any real floating dtype; read only.
+        integers: bits and groups.
+        samples: what the matrix meets; where left out, each number becomes the nearest.
+    """
+    plain = nearest(matrix, integers)
+    if samples is None:
+        return plain
+    careful = fed_back(matrix, integers, samples.inputs)
+    before, after = (errors_on(matrix, each.values(), samples).weighted for each in (plain, careful))
+    return careful if after <= before else plain
+
+
 def alike(matrix: Tensor) -> Samples:
     """Inputs of a matrix that all count alike: the error of its outputs is, or is nearly, the weight error."""
     n_inputs = matrix.shape[1]

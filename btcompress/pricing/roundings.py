@@ -14,7 +14,7 @@ from torch import Tensor
 
 from btcompress import memory
 from btcompress.blockterm import BlockTerm
-from btcompress.fit import Samples, balanced, fed_back, fit_to_inputs, nearest, round_parts
+from btcompress.fit import Samples, balanced, fit_to_inputs, round_matrix, round_parts
 from btcompress.fit.blockfit import zero_form
 from btcompress.fit.inputfit import errors_on
 from btcompress.fit.lowrank import fit_without_core
@@ -111,9 +111,7 @@ class Rounder:
     def _rounded(self, matrix: Tensor, precision: Precision, samples: Samples | None) -> Tensor:
         if not isinstance(precision, Integers):
             return matrix.to(precision).to(matrix.dtype)
-        if samples is None:
-            return nearest(matrix, precision).values()
-        return fed_back(matrix, precision, samples.inputs).values()
+        return round_matrix(matrix, precision, samples).values()
 
     def _loss_of(self, values: Tensor) -> Loss:
         if self.samples is None:
