@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 
 from btcompress import plan as planning
-from btcompress.calibration import calibrate, gather_samples
+from btcompress.calibration import BATCH_IN_FEW_BITS, calibrate, gather_samples
 from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
@@ -251,11 +251,12 @@ def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | No
     compressed = opened.with_block_terms(compressed)
     if step.calibration:
         later = {key: precision for key, precision in plan.precisions.items() if key in samples}
+        training = replace(step.training, batch_size=BATCH_IN_FEW_BITS) if later else step.training
         compressed = calibrate(
             compressed,
             opened.dense,
             step.calibration_request,
-            step.training,
+            training,
             on_progress,
             prepared.samples,
             precisions=later,

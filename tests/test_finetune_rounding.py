@@ -54,6 +54,18 @@ def saved(folder, **arrays):
     return folder / "data.npz"
 
 
+class StoppedError(Exception):
+    pass
+
+
+def interrupting(after):
+    def on_epoch(epoch):
+        if epoch.epoch == after:
+            raise StoppedError
+
+    return on_epoch
+
+
 class FakeRounding(torch.autograd.Function):
     """``scale (code - zero / 2)``, written out with its gradients."""
 
@@ -156,17 +168,43 @@ def test_resumed_training_ends_in_the_bytes_of_an_uninterrupted_one(after, tmp_p
     dense, path = packed_pair(tmp_path, nn.LSTM(24, 6, num_layers=2))
     data = saved(tmp_path, x=draw(60, 5, 24))
 
-    class StoppedError(Exception):
-        pass
-
-    def interrupt(epoch):
-        if epoch.epoch == after:
-            raise StoppedError
-
     tune(tmp_path, path, data, dense, name="whole")
     with pytest.raises(StoppedError):
-        tune(tmp_path, path, data, dense, name="cut", on_epoch=interrupt)
+        tune(tmp_path, path, data, dense, name="cut", on_epoch=interrupting(after))
     tune(tmp_path, path, data, dense, name="cut", resume=True)
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def undone(folder, path, data, dense, name, **options):
+    """Train at a rate that makes a file of few bits worse; the rows."""
+    config = replace(SMALL, epochs=5, learning_rate=0.5, warmup=0.0)
+    tune(folder, path, data, dense, config, name, **options)
+    return [json.loads(line) for line in (folder / f"{name}.metrics.jsonl").read_text().splitlines()]
+
+
+def test_epochs_that_made_things_worse_are_undone_and_those_after_them_take_smaller_steps(tmp_path):
+    dense, path = packed_pair(tmp_path, nn.LSTM(24, 6), tucker_rank=20)
+    data = saved(tmp_path, x=draw(60, 5, 24))
+    rows = undone(tmp_path, path, data, dense, "whole")
+    best = step = btcompress.load(tmp_path / "whole").history[-1]["before"]
+    setbacks = 0
+    for number, row in enumerate(rows, 1):
+        planned = 0.5 * 0.5 * (1 + np.cos(np.pi * number / 5))
+        assert row["learning_rate"] == pytest.approx(planned / 2**setbacks, abs=1e-12)
+        setbacks += row["metric"] > 1.05 * best
+        best = min(best, row["metric"])
+    assert setbacks >= 2
+    assert btcompress.load(tmp_path / "whole").history[-1]["after"] == best <= step
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_training_resumed_once_an_epoch_was_undone_ends_in_the_same_bytes(after, tmp_path):
+    dense, path = packed_pair(tmp_path, nn.LSTM(24, 6), tucker_rank=20)
+    data = saved(tmp_path, x=draw(60, 5, 24))
+    undone(tmp_path, path, data, dense, "whole")
+    with pytest.raises(StoppedError):
+        undone(tmp_path, path, data, dense, "cut", on_epoch=interrupting(after))
+    undone(tmp_path, path, data, dense, "cut", resume=True)
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 
 

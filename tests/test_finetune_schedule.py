@@ -55,3 +55,10 @@ def test_learning_rate_falls_from_where_it_stands_without_a_jump(n_done):
     assert shares == sorted(shares, reverse=True)
     assert shares[(stop - start) // 2] == pytest.approx(shares[0] / 2)
     assert shares[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_each_epoch_that_was_undone_leaves_half_of_all_rates():
+    config = TrainConfig(epochs=20, patience=4, warmup=0.2)
+    for falls_after in (None, 6):
+        whole, halved = (Schedule(config, 5, falls_after, setbacks) for setbacks in (0, 2))
+        assert [halved.share(step) for step in range(50)] == [whole.share(step) / 4 for step in range(50)]

@@ -1,11 +1,12 @@
 """Fit block terms to what a model computes on sample inputs, without labels."""
 
-from btcompress.calibration.calibrating import DEFAULT, calibrate, gather_samples
+from btcompress.calibration.calibrating import BATCH_IN_FEW_BITS, DEFAULT, calibrate, gather_samples
 from btcompress.calibration.errors import InputMeasure, activation_errors, on_inputs
 from btcompress.calibration.progress import OnProgress
 from btcompress.calibration.request import CalibrationRequest, SampleInputs
 
 __all__ = [
+    "BATCH_IN_FEW_BITS",
     "DEFAULT",
     "CalibrationRequest",
     "InputMeasure",

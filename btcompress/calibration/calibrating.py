@@ -28,6 +28,9 @@ from btcompress.packing import Precision
 
 #: The learning rate follows where the fit to the inputs stands.
 DEFAULT = TrainConfig(epochs=10)
+#: Sequences in a step where training goes through a rounding: many small steps change codes better than few, and LSTMs
+#: of usual sizes take hardly longer for them; see docs/math.md.
+BATCH_IN_FEW_BITS = 8
 
 
 def gather_samples(

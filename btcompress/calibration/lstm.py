@@ -212,7 +212,7 @@ class LSTMCalibration:
         teacher, below = self._teachers[-1 if layer is None else layer.number], None if layer is None else self._below
         dtype = dtype_of(self.entry, self.dense.tensors)
         train, held = (Taught(data, teacher, self._device, dtype, layer, below) for data in (self.train, self.held))
-        trainer = Trainer(student, GivenStates(), train, held, config, stored=stored, neighbours=True)
+        trainer = Trainer(student, GivenStates(), train, held, config, stored=stored, cautious=True, neighbours=True)
         self._device = trainer.accelerator.device
         return trainer
 

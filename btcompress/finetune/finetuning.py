@@ -126,7 +126,16 @@ def _finetune(
     freeze(network, config.freeze)
     balance(network, [tensor for name, tensor in network.file_tensors().items() if name in compressed.stored])
 
-    trainer = Trainer(network, task, train, held, config, stored=compressed.stored, loose=way == "own model")
+    trainer = Trainer(
+        network,
+        task,
+        train,
+        held,
+        config,
+        stored=compressed.stored,
+        cautious=way == "hidden states",
+        loose=way == "own model",
+    )
     file = replace(file, identity=identity(request, config, dense))
     if resume:
         file, saved = file.load(trainer.outline)

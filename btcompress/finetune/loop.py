@@ -36,6 +36,8 @@ from btcompress.finetune.tasks import Task
 _SEED_STRIDE = 1_000_003
 #: Batches that sequences are drawn for together where neighbours share one.
 _NEIGHBOURHOOD = 8
+#: How many times the best error an epoch may end at without being undone.
+_TOLERATED = 1.05
 
 
 @dataclass(slots=True)
@@ -70,6 +72,8 @@ class Trainer:
         loose: parameters may take no part in the result, as in a user's network.
         stored: how tensors are stored, by their names in the file; what is trained of these goes through its rounding,
             and has the values that are stored.
+        cautious: where tensors are rounded, an epoch after which the metric is worse than the best one is undone, and
+            those after it take smaller steps: codes that changed too soon lose what the rounding won.
         neighbours: whether sequences that are near one another in ``train`` share batches more often than others,
             which saves steps where it is sorted by length.
     """
@@ -83,6 +87,7 @@ class Trainer:
         config: TrainConfig,
         *,
         stored: Mapping[str, Stored] | None = None,
+        cautious: bool = False,
         loose: bool = False,
         neighbours: bool = False,
     ) -> None:
@@ -93,6 +98,7 @@ class Trainer:
         self.dtype = free[0].dtype
         network.to(self.accelerator.device)
         self.rounding = Rounding(network, stored or {})
+        self.cautious = cautious and bool(self.rounding)
         plain = {"params": [parameter for parameter in free if not self.rounding.holds(parameter)]}
         groups = [plain, *self.rounding.groups(config.peak, config.weight_decay)]
         self.trained: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
@@ -131,6 +137,8 @@ class Trainer:
             if self._better(epoch.metric, best.metric):
                 best = Best(epoch.metric, epoch.epoch, self._tensors(), self._moved())
             self.rows.append(epoch)
+            if self._is_setback(epoch.metric, best.metric):
+                self._go_back(best)
             self.schedule = self._schedule_after(self.rows, before)
             self._save(file, before, best)
             if on_epoch is not None and self.accelerator.is_main_process:
@@ -199,8 +207,9 @@ class Trainer:
 
     def _schedule_after(self, rows: Sequence[Epoch], before: float) -> Schedule:
         """The schedule as it is after these epochs."""
-        best = (epoch for _, epoch in self._best_so_far(rows, before))
-        return Schedule.of(self.config, self._n_steps, best)
+        found = list(self._best_so_far(rows, before))
+        setbacks = sum(self._is_setback(row.metric, best) for row, (best, _) in zip(rows, found, strict=True))
+        return Schedule.of(self.config, self._n_steps, (epoch for _, epoch in found), setbacks)
 
     def _rates_of(self, optimizer: torch.optim.Optimizer, done: int = 0) -> LambdaLR:
         """The learning rate of each step, from where so many are done."""
@@ -283,6 +292,17 @@ class Trainer:
 
     def _better(self, metric: float, best: float) -> bool:
         return metric > best if self.task.higher_is_better else metric < best
+
+    def _is_setback(self, metric: float, best: float) -> bool:
+        """Whether an epoch is to be undone, as the metric after it is so much worse than the best so far."""
+        if not self.cautious:
+            return False
+        return metric < best / _TOLERATED if self.task.higher_is_better else metric > best * _TOLERATED
+
+    def _go_back(self, best: Best) -> None:
+        """Go on from the best state, as if the optimizer had seen nothing."""
+        self.take(best)
+        self.optimizer.optimizer.state.clear()
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}

@@ -23,9 +23,11 @@ from btcompress.checkpoint.precisions import Stored
 from btcompress.finetune.networks import Network, in_range
 from btcompress.packing import Packed, from_rows, to_rows
 
-#: Steps of places, as shares of the range of codes, for each unit of the learning rate, and at most; and how many times
-#: as large a share of itself a scale's step is. Measured on three published models; see docs/math.md.
-_PLACE_RATE, _MOST_OF_RANGE, _GROWTH = 2.5, 0.005, 3.0
+#: Steps of places: as shares of the range of codes, for each unit of the learning rate; and at most, in codes, or as
+#: such shares where that is more. Steps of scales, as shares of themselves, likewise. Measured on published models;
+#: see docs/math.md.
+_PLACE_RATE, _MOST_CODES, _MOST_OF_RANGE = 2.5, 0.012, 0.0008
+_GROWTH_RATE, _MOST_GROWTH = 7.5, 0.01
 #: The largest scale: that of float16.
 _MOST_SCALE = 65504.0
 
@@ -71,10 +73,10 @@ class _OfIntegers:
         return {"places": self.places, "growth": self.growth}
 
     def groups(self, rate: float, decay: float) -> list[dict[str, Any]]:
-        share = min(_PLACE_RATE * rate, _MOST_OF_RANGE)
-        step = share * self.packed.integers.most
+        most = self.packed.integers.most
+        step = min(_PLACE_RATE * rate * most, max(_MOST_CODES, _MOST_OF_RANGE * most))
         places = {"params": [self.places], "lr": step, "weight_decay": decay * rate / step}
-        return [places, {"params": [self.growth], "lr": _GROWTH * share, "weight_decay": 0.0}]
+        return [places, {"params": [self.growth], "lr": min(_GROWTH_RATE * rate, _MOST_GROWTH), "weight_decay": 0.0}]
 
     @torch.no_grad()
     def values(self) -> Tensor:
