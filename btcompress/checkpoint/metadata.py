@@ -174,10 +174,14 @@ def _encode_rounded(matrix: RoundedMatrix) -> dict[str, Any]:
 
 def _encode_roundings(roundings: Sequence[RoundingReport], in_8_bits: RoundingReport | None = None) -> dict[str, Any]:
     """What was measured of rounding alone, and no field for what was not."""
-    measured: dict[str, Any] = {} if in_8_bits is None else {"in_8_bits": asdict(in_8_bits)}
+    measured: dict[str, Any] = {} if in_8_bits is None else {"in_8_bits": _encode_rounding(in_8_bits)}
     if roundings:
-        measured["roundings"] = [asdict(each) for each in roundings]
+        measured["roundings"] = [_encode_rounding(each) for each in roundings]
     return measured
+
+
+def _encode_rounding(rounding: RoundingReport) -> dict[str, Any]:
+    return {name: value for name, value in asdict(rounding).items() if value is not None and value is not False}
 
 
 def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:

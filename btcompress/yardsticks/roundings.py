@@ -83,7 +83,7 @@ def same_integers_within(shapes: Sequence[Sequence[int]], max_bytes: int) -> tup
 
 
 def roundings_of(matrix: Tensor, max_bytes: int) -> tuple[Rounding, ...]:
-    """The matrix in 8 bits by rows, in 4 bits in groups of 32, and as :func:`integers_within` some bytes.
+    """The matrix in 8 bits by rows, in 4 bits in groups of 32, and as the best of :func:`integers_within` some bytes.
 
     Each number is rounded to the nearest, with the best clipping.
 
@@ -96,11 +96,15 @@ def roundings_of(matrix: Tensor, max_bytes: int) -> tuple[Rounding, ...]:
     """
     if not matrix.numel() or not largest(matrix) or obstacle_to_integers(matrix):
         return ()
-    every = (int8_by_rows(matrix.shape[1]), INT4, *integers_within(matrix.shape, max_bytes))
-    return tuple(
-        Rounding(integers, integers.n_bytes(matrix.shape), difference_error(matrix, rounded_alone(matrix, integers)))
-        for integers in dict.fromkeys(every)
-    )
+
+    def rounding(integers: Integers) -> Rounding:
+        error = difference_error(matrix, rounded_alone(matrix, integers))
+        return Rounding(integers, integers.n_bytes(matrix.shape), error)
+
+    within = map(rounding, integers_within(matrix.shape, max_bytes))
+    best = min(within, key=lambda each: each.error, default=None)
+    every = [rounding(int8_by_rows(matrix.shape[1])), rounding(INT4), *([] if best is None else [best])]
+    return tuple({each.integers: each for each in every}.values())
 
 
 def rounded_alone(matrix: Tensor, integers: Integers) -> Tensor:
