@@ -12,8 +12,9 @@ SEED ?= 0
 demo: $(READY)
 	$(BIN)/btcompress demo --output demo --force
 
+# One process for each core, with one thread each.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 fuzz: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"

@@ -30,7 +30,7 @@ from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.factorization import Weights, factorize_as_planned, open_weights
 from btcompress.finetune.readback import check_same_outputs
-from btcompress.fit import Samples
+from btcompress.fit import Samples, one_thread_for
 from btcompress.kinds import KINDS
 from btcompress.packing import FLOATS
 from btcompress.plan import Plan, PricedPlan, Wish
@@ -265,7 +265,8 @@ def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | No
         compressed = others_stored_as(compressed, FLOATS[step.others])
     # What was there before is held against the matrices that it was made from, which are not at hand.
     new = [key for key in compressed.chosen if opened.result is None or key not in opened.result.chosen]
-    return with_yardsticks(compressed, opened.dense, prepared.samples, new, step.device)
+    with one_thread_for(max((opened.dense.tensors[key].numel() for key in new), default=0)):
+        return with_yardsticks(compressed, opened.dense, prepared.samples, new, step.device)
 
 
 def compress_to(

@@ -251,7 +251,7 @@ def test_what_is_planned_in_bytes_is_what_the_plan_file_and_the_wish_do(place, r
 
 def test_sample_inputs_bring_rounded_hidden_states_nearer(place, run):
     on = ("--calibration", "x.npz", "--calibration-epochs")
-    for name, more in (("rounded", ()), ("fed_back", (*on, "0")), ("trained", (*on, "8"))):
+    for name, more in (("rounded", ()), ("fed_back", (*on, "0")), ("trained", (*on, "40"))):
         factorized(run, *ALL, "--bits", "2", *more, name=name)
         assert {row["precision"] for row in report(run, name)["matrices"]} == {"int2/32"}
     errors = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from os import PathLike
@@ -84,15 +85,16 @@ def factorize_as_planned(
         return on_sweep
 
     outcomes: dict[str, Outcome] = {}
-    with one_thread_for(max((planned.shape.dense_params for planned in plan.matrices), default=0)):
+    sizes = [planned.shape.dense_params for planned in plan.matrices] + [math.prod(each.size) for each in plan.rounded]
+    with one_thread_for(max(sizes)):
         ready = _in_orders(checkpoint, plan, options, on_sweep_of) if order_units else {}
         for planned in plan.matrices:
             name, rounds = planned.name, planned.name not in unrounded
             fit, matrix = ready.get(name), checkpoint.tensors[name]
             outcomes[name] = factorized(planned, matrix, options, on_sweep_of(name), fit, rounds=rounds)
-    for each in plan.rounded:
-        if each.name not in unrounded:
-            outcomes[each.name] = rounded(each, checkpoint.tensors[each.name])
+        for each in plan.rounded:
+            if each.name not in unrounded:
+                outcomes[each.name] = rounded(each, checkpoint.tensors[each.name])
     return _put_together(checkpoint, plan, outcomes, record or {}, unrounded, told_of_orders=order_units)
 
 

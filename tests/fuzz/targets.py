@@ -144,7 +144,7 @@ def _compare_description(loaded, report, about):
         [loaded.source.n_params, loaded.source.n_bytes], [about["source"][n] for n in ("n_params", "n_bytes")], "a size"
     )
     rows = {row["name"]: row for row in report["matrices"]}
-    same(sorted(rows), sorted(about["matrices"]), "the list of matrices")
+    same(sorted(rows), sorted({*about["matrices"], *about.get("rounded", {})}), "the list of matrices")
     for key, m in about["matrices"].items():
         shape = loaded.matrices[key].shape
         same(list(shape.part.in_modes + shape.part.out_modes), m["in_modes"] + m["out_modes"], "the modes")
