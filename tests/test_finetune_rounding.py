@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -235,6 +237,22 @@ def test_parts_of_a_batch_change_rounding_only(tmp_path):
     first, second = (btcompress.load(tmp_path / name) for name in ("1", "3"))
     for name, how in first.stored.items():
         assert torch.equal(how.codes, second.stored[name].codes)
+
+
+def test_two_processes_end_in_the_codes_of_one(tmp_path):
+    dense, path = packed_pair(tmp_path, nn.LSTM(24, 6).double())
+    data = saved(tmp_path, x=draw(39, 5, 24).astype(np.float64))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    given = ["finetune", path, "--data", data, "--teacher", dense, "--epochs", "3", "--batch-size", "8", "--cpu"]
+    for before, name in (([], "one.safetensors"), (launcher, "two.safetensors")):
+        line = [sys.executable, *before, "-m", "btcompress", *given, "-o", tmp_path / name]
+        done = subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    first, second = (btcompress.load(tmp_path / name) for name in ("one.safetensors", "two.safetensors"))
+    start = btcompress.load(path)
+    for name, how in first.stored.items():
+        assert torch.equal(how.codes, second.stored[name].codes)
+        assert not torch.equal(how.scales, start.stored[name].scales)
 
 
 def test_weight_decay_of_places_shrinks_values_and_not_codes(tmp_path):
