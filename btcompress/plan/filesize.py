@@ -24,9 +24,9 @@ _OF_FORM, _OF_PRECISION = 400, 115
 _PACKED = (".codes", ".scales", ".zeros")
 #: Bytes of the description for each matrix that tell how it came about, such as why it stays dense.
 _OF_MATRIX = 250
-#: Bytes that tell of the same matrix rounded alone, and how many times: three ways, to the nearest and with errors fed
-#: back, and block terms in 8 bits.
-_OF_ROUNDING, _ROUNDINGS = 215, 7
+#: Bytes that tell of the same matrix rounded alone: three ways, and block terms in 8 bits; where there are inputs, to
+#: the nearest and with errors fed back, each with its errors on them.
+_OF_ROUNDINGS, _OF_ROUNDINGS_ON_INPUTS = 4 * 100, 7 * 215
 #: Bytes of the header whatever is in the file: source, recipe, notices, history of a job with calibration.
 _OF_JOB = 3072
 
@@ -53,17 +53,21 @@ def bytes_beside(tensors: Mapping[str, Tensor], chosen: Collection[str], others:
     return total
 
 
-def bytes_to_describe(key: str, shape: MatrixShape | None, precision: Precision | None) -> int:
+def bytes_to_describe(
+    key: str, shape: MatrixShape | None, precision: Precision | None, *, on_inputs: bool = False
+) -> int:
     """Bytes of the header for one chosen matrix.
 
     Args:
         key: of the matrix.
         shape: its form; None where it stays dense.
         precision: how its numbers are stored; None for its own dtype.
+        on_inputs: whether there are sample inputs of it.
     """
+    roundings = _OF_ROUNDINGS_ON_INPUTS if on_inputs else _OF_ROUNDINGS
     names = [key] if shape is None else [name for part in part_names(key, shape) for name in part]
     suffixes = _PACKED if isinstance(precision, Integers) else ("",)
-    total = len(key.encode()) + _OF_MATRIX + _OF_ROUNDING * _ROUNDINGS + (0 if shape is None else _OF_FORM)
+    total = len(key.encode()) + _OF_MATRIX + roundings + (0 if shape is None else _OF_FORM)
     for name in names:
         own = len(name.encode())
         total += sum(own + len(suffix) + _OF_TENSOR for suffix in suffixes)

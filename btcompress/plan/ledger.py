@@ -42,7 +42,7 @@ class Ledger:
         if self.beside is None:
             return size
         shape, precision = (None, None) if point is None else (point.shape, point.precision)
-        return size + bytes_to_describe(self.names[n], shape, precision)
+        return size + bytes_to_describe(self.names[n], shape, precision, on_inputs=curve.on_inputs)
 
     def choices(self, curve: Curve) -> list[Point | None]:
         """What a matrix may become: its forms within the error wished for, the smallest first, and None to stay."""
