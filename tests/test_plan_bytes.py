@@ -251,7 +251,7 @@ def test_bytes_of_the_matrices_are_kept_to_the_last_one():
 @pytest.mark.parametrize("others", [None, torch.float16])
 def test_files_are_never_larger_than_wished_for(others, tmp_path):
     dense = lstm(("gaussian", "low_rank_and_noise"))
-    for most in (9000, 12000, 20000):
+    for most in (8000, 12000, 20000):
         plan = planned(dense, Wish(max_bytes=most, of="file"), others=others)
         done = factorize_as_planned(dense, plan.plan, record={"target": "a" * 200})
         done = done if others is None else others_stored_as(done, others)

@@ -24,11 +24,11 @@ _OF_FORM, _OF_PRECISION = 400, 115
 _PACKED = (".codes", ".scales", ".zeros")
 #: Bytes of the description for each matrix that tell how it came about, such as why it stays dense.
 _OF_MATRIX = 250
-#: Bytes that tell of the same matrix rounded alone: three ways, and block terms in 8 bits; where there are inputs, to
-#: the nearest and with errors fed back, each with its errors on them.
-_OF_ROUNDINGS, _OF_ROUNDINGS_ON_INPUTS = 4 * 100, 7 * 215
+#: Bytes that tell of the same matrix rounded alone, three ways; and where there are inputs, to the nearest and with
+#: errors fed back, each with its errors on them, and block terms in 8 bits. Without inputs, of the last.
+_OF_ROUNDINGS, _OF_ROUNDINGS_ON_INPUTS, _OF_8_BITS = 250, 7 * 215, 100
 #: Bytes of the header whatever is in the file: source, recipe, notices, history of a job with calibration.
-_OF_JOB = 3072
+_OF_JOB = 3000
 
 
 def bytes_beside(tensors: Mapping[str, Tensor], chosen: Collection[str], others: torch.dtype | None) -> int:
@@ -64,7 +64,8 @@ def bytes_to_describe(
         precision: how its numbers are stored; None for its own dtype.
         on_inputs: whether there are sample inputs of it.
     """
-    roundings = _OF_ROUNDINGS_ON_INPUTS if on_inputs else _OF_ROUNDINGS
+    in_8_bits = _OF_8_BITS if precision is None and shape is not None else 0
+    roundings = _OF_ROUNDINGS_ON_INPUTS if on_inputs else _OF_ROUNDINGS + in_8_bits
     names = [key] if shape is None else [name for part in part_names(key, shape) for name in part]
     suffixes = _PACKED if isinstance(precision, Integers) else ("",)
     total = len(key.encode()) + _OF_MATRIX + roundings + (0 if shape is None else _OF_FORM)
