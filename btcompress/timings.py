@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 #: How an LSTM is run: its dense matrices through oneDNN's kernel, through torch's own on a CPU, or through cuDNN's on a
-#: GPU; its matrices in torch's dynamic int8; or its block terms, however these pick to run.
+#: GPU; its matrices in torch's dynamic int8; or its block terms, however these pick to run. A file may name others,
+#: which later versions measure.
 WayName = Literal["dense_onednn", "dense_native", "dense_cudnn", "int8", "block_terms"]
 
 Mode = Literal["prediction", "training"]
 
-_Seconds = Annotated[float, Meta(gt=0)]
-_Share = Annotated[float, Meta(ge=0)]
+_Seconds = Annotated[float, Meta(ge=1e-12, le=1e12)]
+_Share = Annotated[float, Meta(ge=0, le=1e12)]
 _Count = Annotated[int, Meta(ge=0, le=2**62)]
 _Number = Annotated[int, Meta(ge=1, le=2**62)]
 
@@ -41,7 +42,7 @@ class WayTiming:
     """One way to run an LSTM.
 
     Attributes:
-        way: which.
+        way: which, one of :data:`WayName`.
         seconds: of a call, the median of all turns.
         quartiles: of the turns' seconds, the first and the third.
         drift: by how much the medians of the first and of the second half of the turns differ, over :attr:`seconds`.
@@ -54,7 +55,7 @@ class WayTiming:
             from call to call is formed; None where they cannot be counted, and in training.
     """
 
-    way: WayName
+    way: str
     seconds: _Seconds
     quartiles: tuple[_Seconds, _Seconds]
     drift: _Share
@@ -79,7 +80,7 @@ class LeftOut:
         reason: why, in words.
     """
 
-    way: WayName
+    way: str
     reason: str
 
 
@@ -98,7 +99,7 @@ class BenchCase:
     """
 
     lstm: str
-    mode: Mode
+    mode: str
     batch: _Number
     steps: _Number
     ways: tuple[WayTiming, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import re
 from collections.abc import Iterator
@@ -32,6 +33,19 @@ def in_threads(n_threads: int | None) -> Iterator[None]:
     finally:
         if n_threads is not None:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python's collector of garbage from running inside, which would take time, and free what is not counted."""
+    before = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @contextmanager

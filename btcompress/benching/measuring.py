@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from btcompress.benching.counting import Counts, count
-from btcompress.benching.machine import in_threads, machine
+from btcompress.benching.machine import in_threads, machine, without_collection
 from btcompress.benching.request import BenchRequest
 from btcompress.benching.turns import Timed, take_turns
 from btcompress.benching.ways import Layer, State, block_term_layer, dense_layers, dense_module, inputs_of, tried
@@ -33,6 +33,9 @@ from btcompress.memory import require
 from btcompress.reporting.speed import noise_warning, speed_advice
 from btcompress.text import listed
 from btcompress.timings import BenchCase, BenchProgress, BenchReport, LeftOut, Mode, WayTiming
+
+#: The dense ways of an LSTM, and those that there are not.
+DenseLayers = tuple[list[Layer], list[LeftOut]]
 
 OnBench = Callable[[BenchProgress], None]
 
@@ -170,28 +173,30 @@ def _check_dense(entries: Sequence[LSTMEntry], dense: Checkpoint | None) -> None
                 f"{listed([_named(each) for each in theirs.values()])}. Give the checkpoint that the result was made "
                 "from."
             )
-        if wrong := [key for key, shape in entry.shapes.items() if tuple(dense.tensors[key].shape) != shape]:
+        # Sizes say the names and shapes of all tensors.
+        pairs = ((each.name, getattr(entry, each.name), getattr(other, each.name)) for each in fields(entry))
+        if wrong := [f"{name} {ours} in the file and {given}" for name, ours, given in pairs if ours != given]:
             raise CheckpointError(
-                f"{wrong[0]} has shape {tuple(dense.tensors[wrong[0]].shape)} in {dense.source.name} and "
-                f"{entry.shapes[wrong[0]]} in the file. Give the checkpoint that the result was made from."
-            )
-        if other != entry:
-            raise CheckpointError(
-                f"{_named(entry)} of {dense.source.name} is another LSTM than in the file: {other} instead of {entry}. "
-                "Give the checkpoint that the result was made from."
+                f"{_named(entry)} differs: {', '.join(wrong)} in {dense.source.name}. Give the checkpoint that the "
+                "result was made from."
             )
 
 
 def _cases(job: _Bench, entries: Sequence[LSTMEntry]) -> Iterator[BenchCase]:
     request = job.request
-    sizes = [(mode, batch, steps) for mode in request.modes for batch in request.batch for steps in request.steps]
-    for n, entry in enumerate(entries):
+    sizes = [(batch, steps) for batch in request.batch for steps in request.steps]
+    n_cases, index = len(entries) * len(request.modes) * len(sizes), 0
+    for entry in entries:
         dtype = job.compressed.outline()[entry.recurrent_keys[0]].dtype
         _require_memory(entry, dtype, request)
-        dense = dense_module(entry, job.tensors(entry), dtype, request.device)
-        for index, (mode, batch, steps) in enumerate(sizes, n * len(sizes)):
-            progress = BenchProgress(entry.name, mode, batch, steps, index, len(entries) * len(sizes), 0.0)
-            yield _case(job, entry, dense, dtype, progress)
+        module = dense_module(entry, job.tensors(entry), dtype, request.device)
+        for mode in request.modes:
+            dense = dense_layers(module, entry, request.device, mode)
+            for batch, steps in sizes:
+                yield _case(
+                    job, entry, dense, dtype, BenchProgress(entry.name, mode, batch, steps, index, n_cases, 0.0)
+                )
+                index += 1
 
 
 def _require_memory(entry: LSTMEntry, dtype: torch.dtype, request: BenchRequest) -> None:
@@ -205,15 +210,18 @@ def _require_memory(entry: LSTMEntry, dtype: torch.dtype, request: BenchRequest)
     )
 
 
-def _case(job: _Bench, entry: LSTMEntry, dense: nn.Module, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
+def _case(job: _Bench, entry: LSTMEntry, dense: DenseLayers, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
     """One LSTM in every way, at one batch size and number of steps."""
     request, mode = job.request, progress.mode
     job.tell(progress)
     x, state = inputs_of(entry, progress.batch, progress.steps, dtype, request.device, request.seed)
     layers, left_out = _layers(job, entry, dense, dtype, mode, (x, state))
-    counts = {layer.way: _counted(layer, x, state, mode, request.device) for layer in layers}
     calls = {layer.way: Timed(layer.call(x, state, mode), partial(layer.around, mode)) for layer in layers}
-    turns = take_turns(calls, request.seconds, request.device, lambda share: job.tell(replace(progress, share=share)))
+    with without_collection():
+        counts = {layer.way: _counted(layer, x, state, mode, request.device) for layer in layers}
+        turns = take_turns(
+            calls, request.seconds, request.device, lambda share: job.tell(replace(progress, share=share))
+        )
     ways = []
     for layer in layers:
         own, seen = turns[layer.way], counts[layer.way]
@@ -238,14 +246,14 @@ def _case(job: _Bench, entry: LSTMEntry, dense: nn.Module, dtype: torch.dtype, p
 
 
 def _layers(
-    job: _Bench, entry: LSTMEntry, dense: nn.Module, dtype: torch.dtype, mode: Mode, given: tuple[Tensor, State]
+    job: _Bench, entry: LSTMEntry, dense: DenseLayers, dtype: torch.dtype, mode: Mode, given: tuple[Tensor, State]
 ) -> tuple[list[Layer], list[LeftOut]]:
-    """The layers to measure, the dense ones found to run, and what is left out.
+    """The layers to measure, of the dense ones those that torch can run, and what is left out.
 
     The layer with block terms is a new one for each case: what it forms and keeps is then counted in each.
     """
     x, state = given
-    found, left_out = dense_layers(dense, entry, job.request.device, mode)
+    found, left_out = dense[0], list(dense[1])
     layers = []
     for layer in found:
         failed = tried(layer, layer.call(x, state, mode), mode)

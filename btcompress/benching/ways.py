@@ -81,6 +81,9 @@ def _settings(*, with_gradients: bool, with_onednn: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(with_gradients))
         stack.enter_context(onednn(with_onednn and torch.backends.mkldnn.is_available()))
+        stack.enter_context(warnings.catch_warnings())
+        # Block terms may give such a layer to torch's kernel, which then takes its own without being told to.
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         yield
 
 
@@ -121,14 +124,24 @@ def dense_layers(module: nn.Module, entry: LSTMEntry, device: str, mode: Mode) -
     plain = replace(_layer(names[0], module, mode), operations=operations if mode == "prediction" else None)
     found = [replace(plain, way=name) for name in names]
     left_out: list[LeftOut] = []
-    if device == "cpu" and not torch.backends.mkldnn.is_available():
+    if device == "cpu" and (why := _obstacle_to_onednn(module, entry)):
         del found[0]
-        left_out.append(LeftOut("dense_onednn", "this torch is built without oneDNN"))
+        left_out.append(LeftOut("dense_onednn", why))
     try:
         found.append(replace(_int8_layer(module, entry, device, mode), operations=plain.operations))
     except _NoSuchWayError as reason:
         left_out.append(LeftOut("int8", str(reason)))
     return found, left_out
+
+
+def _obstacle_to_onednn(module: nn.Module, entry: LSTMEntry) -> str | None:
+    """Why torch takes its own kernel whatever it is told; None if it does not."""
+    obstacles = {
+        "this torch is built without it": not torch.backends.mkldnn.is_available(),
+        "it has no projections": entry.proj_size > 0,
+        "it has no float64": next(module.parameters()).dtype == torch.float64,
+    }
+    return next((why for why, holds in obstacles.items() if holds), None)
 
 
 def tried(layer: Layer, call: Callable[[], object], mode: Mode) -> LeftOut | None:

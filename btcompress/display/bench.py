@@ -57,8 +57,12 @@ def _table(cases: Sequence[BenchCase]) -> NumberTable:
         dense = case.dense
         for way in case.ways:
             ratio = "" if dense is None else ratio_text(dense.seconds / way.seconds)
-            table.add_row(f"  {_WAYS[way.way]}", *_cells(case, way), ratio)
+            table.add_row(f"  {_way_text(way.way)}", *_cells(case, way), ratio)
     return table
+
+
+def _way_text(way: str) -> str:
+    return _WAYS.get(way, way)
 
 
 def _case_text(case: BenchCase) -> str:
@@ -93,4 +97,4 @@ def _machine_text(report: BenchReport) -> str:
 def _left_out(cases: Sequence[BenchCase]) -> list[str]:
     """Each way and reason once."""
     found = {(case.mode, each.way, each.reason): None for case in cases for each in case.left_out}
-    return [f"{_WAYS[way]}, in {mode}: {reason}." for mode, way, reason in found]
+    return [f"{_way_text(way)}, in {mode}: {reason}." for mode, way, reason in found]

@@ -25,9 +25,9 @@ def noise_warning(cases: Iterable[BenchCase]) -> Iterator[str]:
         _, worst = max(noisy, key=lambda pair: pair[1].drift)
         _, widest = max(noisy, key=lambda pair: pair[1].spread)
         yield (
-            f"The machine is noisy: in {len(noisy)} of {len(ways)} measurements the halves of the turns differ, by up to "
-            f" {worst.drift:.0%}, or the middle half of them spreads, over up to {widest.spread:.0%} of the median. "
-            "Stop what else runs, or measure for longer (--seconds)."
+            f"The machine is noisy: in {len(noisy)} of {len(ways)} measurements the halves of the turns differ (by up "
+            f"to {worst.drift:.0%}), or their middle half spreads (over up to {widest.spread:.0%} of the median). "
+            "Ratios suffer less than times, as all ways took turns. Stop what else runs, or measure longer (--seconds)."
         )
 
 
