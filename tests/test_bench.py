@@ -11,7 +11,7 @@ import btcompress
 from btcompress.benching import measuring, turns
 from btcompress.benching.counting import count
 from btcompress.benching.machine import onednn
-from btcompress.benching.turns import Timed, take_turns
+from btcompress.benching.turns import Timed, median_seconds, take_turns
 from btcompress.benching.ways import block_term_layer, dense_layers, dense_module, inputs_of
 from btcompress.checkpoint import find_recurrent, from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError
@@ -227,6 +227,14 @@ def test_int8_is_left_out_with_the_reason(monkeypatch):
     assert reason(nn.LSTM(6, 5)) == ["this torch has it no longer"]
 
 
+def test_on_a_gpu_there_is_one_dense_way():
+    lstm = nn.LSTM(6, 5)
+    (entry,) = find_recurrent(lstm.state_dict())
+    found, left_out = dense_layers(lstm, entry, "cuda", "prediction")
+    assert [layer.way for layer in found] == ["dense_cudnn"]
+    assert [(each.way, each.reason) for each in left_out] == [("int8", "it is for CPUs only")]
+
+
 def test_onednn_is_left_out_where_torch_takes_its_own_kernel_anyway():
     for model, why in ((nn.LSTM(6, 5, proj_size=2), "projections"), (nn.LSTM(6, 5).double(), "float64")):
         (case,) = bench(factorized(model)).cases
@@ -289,12 +297,15 @@ def test_what_is_around_a_call_is_not_timed(monkeypatch):
     class Around:
         def __enter__(self):
             clock.now += 100
+            clock.log.append("in")
 
         def __exit__(self, *_):
             clock.now += 100
+            clock.log.append("out")
 
     taken = take_turns({"a": Timed(clock.call("a", 0.25), Around)}, 0.01, "cpu")
     assert taken["a"].seconds == [0.25] * 8
+    assert clock.log == ["in", "a", "out"] * (2 + 8)
 
 
 def test_medians_quartiles_and_drift_are_those_of_all_turns(monkeypatch):
@@ -304,6 +315,13 @@ def test_medians_quartiles_and_drift_are_those_of_all_turns(monkeypatch):
     assert own.median == 7.5
     assert own.quartiles == (5.75, 9.25)
     assert own.drift == pytest.approx(4 / 7.5)
+
+
+def test_medians_of_single_calls_are_of_as_many_turns_as_asked_after_warming_up(monkeypatch):
+    clock = Clock(monkeypatch)
+    calls = {"a": clock.call("a", iter([90.0, 80.0, 1.0, 5.0, 3.0])), "b": clock.call("b", 0.5)}
+    assert median_seconds(calls, 3, "cpu") == {"a": 3.0, "b": 0.5}
+    assert "".join(clock.log) == "ab" * 5
 
 
 def test_operations_of_matrix_products_are_counted_once_each_and_those_of_both_kernels_alike():
