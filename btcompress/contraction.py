@@ -89,6 +89,7 @@ class Step:
         summed: those of both that disappear.
         kept: those of the running tensor alone.
         new: those of the operand alone.
+        new_sizes: of the indices that ``new`` names.
         summed_last: whether the running tensor is laid out with ``summed`` after ``kept``, or before.
         copied: whether that layout takes a copy.
         last: whether this is the last step; its result has ``new`` after ``kept``, all others before.
@@ -101,6 +102,7 @@ class Step:
     summed: str
     kept: str
     new: str
+    new_sizes: Sizes
     summed_last: bool
     copied: bool
     last: bool
@@ -190,7 +192,8 @@ def _step(
     summed_last = moving(summed).endswith(moving(given)[-1:])
     arranged = shared + (kept + summed if summed_last else summed + kept)
     copied = moving(arranged) != moving(given)
-    return Step(operands, operand, given, shared, summed, kept, new, summed_last, copied, last)
+    new_sizes = tuple(sizes[letter] for letter in new)
+    return Step(operands, operand, given, shared, summed, kept, new, new_sizes, summed_last, copied, last)
 
 
 def _extend(way: Chain, step: Step, sizes: dict[str, int]) -> Chain:
@@ -214,38 +217,77 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def apply_chain(rows: Tensor, operands: Sequence[Tensor]) -> Tensor:
-    """Multiply rows by a block-term matrix, a piece at a time.
-
-    Intermediates may hold several times as many numbers as the rows. Those of the first rows are kept
-    for the gradient; from a certain size on they live for one piece only, and are computed again.
+    """Multiply rows by a block-term matrix without forming it.
 
     Args:
         rows: shape ``(n, I_1..I_d)``.
         operands: cores ``(N, R_1..R_d)``, then factors ``(N, I_k, J_k, R_k)``.
 
     Returns:
-        Shape ``(n, J_1..J_d)``; differentiable in the rows and operands, and twice if all is kept.
+        Shape ``(n, J_1..J_d)``; differentiable as :meth:`Prepared.matmul` says.
     """
-    rows, *operands = autocast(rows, *operands)
+    prepared = prepare_chain(operands)
+    return prepared.matmul(rows.flatten(1)).reshape(len(rows), *prepared.out_modes)
+
+
+def prepare_chain(operands: Sequence[Tensor]) -> Prepared:
+    """What rows meet on the way through a chain, of cores ``(N, R_1..R_d)`` and factors ``(N, I_k, J_k, R_k)``.
+
+    Differentiable; what takes no forming are views.
+    """
     in_modes, out_modes, ranks = zip(*(tuple(factor.shape[1:]) for factor in operands[1:]), strict=True)
     chain = plan_chain(operands[0].shape[0], in_modes, out_modes, ranks)
     terms = operand_letters(len(ranks))
-    met = [
-        torch.einsum(
-            f"{','.join(terms[n] for n in step.operands)}->{step.operand}", *[operands[n] for n in step.operands]
-        )
-        for step in chain.steps
-    ]
-    item = rows.element_size()
-    piece_bytes = _PIECE_BYTES_CPU if rows.device.type == "cpu" else _PIECE_BYTES_GPU
-    n_rows = max(1, max(piece_bytes, *(item * operand.numel() for operand in met)) // (item * chain.widest))
-    n_kept = len(rows)
-    if torch.is_grad_enabled() and item * chain.saved * len(rows) > _KEPT_BYTES:
-        n_kept = _KEPT_BYTES // (item * chain.saved * n_rows) * n_rows
-    products = [_follow(chain, piece, *met) for piece in rows[:n_kept].split(n_rows)]
-    if n_kept < len(rows):
-        products.append(_Recomputed.apply(chain, n_rows, rows[n_kept:], *met))  # type: ignore[no-untyped-call]
-    return torch.cat(products)
+    met = []
+    for step in chain.steps:
+        equation = f"{','.join(terms[n] for n in step.operands)}->{step.shared + step.summed + step.new}"
+        operand = torch.einsum(equation, *[operands[n] for n in step.operands]).contiguous()
+        n_shared, n_summed = len(step.shared), len(step.shared + step.summed)
+        shape, sizes = operand.shape, (slice(n_shared), slice(n_shared, n_summed), slice(n_summed, None))
+        met.append(operand.reshape([math.prod(shape[part]) for part in sizes]))
+    return Prepared(chain, in_modes, out_modes, tuple(met))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """The operands of a chain as its steps take them.
+
+    Attributes:
+        chain: the steps.
+        in_modes: ``(I_1..I_d)``.
+        out_modes: ``(J_1..J_d)``.
+        met: what each step multiplies by, contiguous, shape ``(shared, summed, new)``.
+    """
+
+    chain: Chain
+    in_modes: Sizes
+    out_modes: Sizes
+    met: tuple[Tensor, ...]
+
+    def matmul(self, rows: Tensor) -> Tensor:
+        """Multiply rows by the matrix, a piece at a time.
+
+        Intermediates may hold several times as many numbers as the rows. Those of the first rows are kept
+        for the gradient; from a certain size on they live for one piece only, and are computed again.
+
+        Args:
+            rows: shape ``(n, prod_k I_k)``.
+
+        Returns:
+            Shape ``(n, prod_k J_k)``; differentiable in the rows and operands, and twice if all is kept.
+        """
+        rows, *met = autocast(rows, *self.met)
+        rows = rows.reshape(-1, *self.in_modes)
+        chain, item = self.chain, rows.element_size()
+        piece_bytes = _PIECE_BYTES_CPU if rows.device.type == "cpu" else _PIECE_BYTES_GPU
+        n_rows = max(1, max(piece_bytes, *(item * operand.numel() for operand in met)) // (item * chain.widest))
+        n_kept = len(rows)
+        if torch.is_grad_enabled() and item * chain.saved * len(rows) > _KEPT_BYTES:
+            n_kept = _KEPT_BYTES // (item * chain.saved * n_rows) * n_rows
+        products = [_follow(chain, piece, *met) for piece in rows[:n_kept].split(n_rows)]
+        if n_kept < len(rows):
+            products.append(_Recomputed.apply(chain, n_rows, rows[n_kept:], *met))  # type: ignore[no-untyped-call]
+        return (products[0] if len(products) == 1 else torch.cat(products)).flatten(1)
 
 
 def _follow(chain: Chain, rows: Tensor, *met: Tensor) -> Tensor:
@@ -259,16 +301,14 @@ def _follow(chain: Chain, rows: Tensor, *met: Tensor) -> Tensor:
 
 def _take(step: Step, given: Tensor, operand: Tensor) -> Tensor:
     """One contraction, as a batch of matrix products over the shared letters."""
-    sizes = dict(zip(step.given + step.operand, given.shape + operand.shape, strict=True))
-    shared, summed, kept, new = (
-        math.prod([sizes[letter] for letter in part]) for part in (step.shared, step.summed, step.kept, step.new)
-    )
-    right = _permute(operand, step.operand, step.shared + step.summed + step.new).reshape(shared, summed, new)
+    shared, summed, _ = operand.shape
+    kept = given.numel() // (shared * summed)
     if step.summed_last:
         left = _permute(given, step.given, step.shared + step.kept + step.summed).reshape(shared, kept, summed)
     else:
         left = _permute(given, step.given, step.shared + step.summed + step.kept).reshape(shared, summed, kept).mT
-    product: Tensor = left @ right if step.last else _TransposedProduct.apply(left, right)  # type: ignore[no-untyped-call]
+    product: Tensor = left @ operand if step.last else _TransposedProduct.apply(left, operand)  # type: ignore[no-untyped-call]
+    sizes = dict(zip(step.given + step.new, tuple(given.shape) + step.new_sizes, strict=True))
     return product.reshape([sizes[letter] for letter in step.result])
 
 
