@@ -2,6 +2,7 @@
 
 import builtins
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -280,13 +281,20 @@ class Clock:
         return run
 
 
-def test_calls_take_turns_there_and_back_and_short_ones_are_several_in_a_turn(monkeypatch):
+def test_calls_take_turns_in_changing_orders_and_short_ones_are_several_in_a_turn(monkeypatch):
     clock = Clock(monkeypatch)
-    calls = {"a": Timed(clock.call("a", 0.01)), "b": Timed(clock.call("b", 0.0005))}
-    taken = take_turns(calls, 0.13, "cpu")
-    assert [taken[name].n_calls for name in "ab"] == [1, 4]
-    rounds = "".join(clock.log).removeprefix("aabb")
-    assert rounds == "abbbbbbbba" * 5 + "abbbb"
+    calls = {"a": Timed(clock.call("a", 0.01)), "b": Timed(clock.call("b", 0.0005)), "c": Timed(clock.call("c", 0.02))}
+    taken = take_turns(calls, 0.5, "cpu")
+    assert [taken[name].n_calls for name in "abc"] == [1, 4, 1]
+    log = "".join(clock.log).removeprefix("aabbcc").replace("bbbb", "b")
+    rounds = [log[n : n + 3] for n in range(0, len(log), 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert all(log[n] != log[n - 1] for n in range(1, len(log)))
+    assert len(rounds) == 16
+    assert len(set(rounds)) > 3
+    before, clock.log[:] = list(clock.log), []
+    take_turns(calls, 0.5, "cpu")
+    assert clock.log == before
     assert all(second == pytest.approx(0.01) for second in taken["a"].seconds)
     assert all(second == pytest.approx(0.0005) for second in taken["b"].seconds)
 
@@ -396,4 +404,7 @@ def test_a_noisy_machine_is_told_by_drift_or_spread():
     assert list(noise_warning([case(1.0, 2.0, spread=0.29, drift=0.09)])) == []
     for noise in ({"spread": 0.31}, {"drift": 0.11}):
         (line,) = noise_warning([case(1.0, 2.0), case(1.0, 2.0, **noise)])
-        assert "in 4 of 8 measurements" in line
+        assert "in 2 of 4 measurements" in line
+    calm = case(1.0, 2.0)
+    unsteady = replace(calm.ways[0], drift=0.5)
+    assert list(noise_warning([replace(calm, ways=(unsteady, *calm.ways[1:]))])) == []

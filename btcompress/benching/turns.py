@@ -72,7 +72,8 @@ def take_turns(
 ) -> dict[Name, Turns]:
     """Run calls in turns for so long, though each for several turns.
 
-    Every second round goes backward, so that no call always finds what the same other one left in the caches.
+    Every round goes in another order, always the same ones, so that no call always finds what the same other one left
+    in the caches; and none follows itself, which would find what it left itself.
 
     Args:
         calls: by name; each is to have run before.
@@ -81,9 +82,10 @@ def take_turns(
         on_progress: told after each round how much of the time is over, 0 to 1.
     """
     turns = {name: Turns(_calls_in_a_turn(timed, device)) for name, timed in calls.items()}
+    orders = _orders(list(calls))
     began, n_rounds = time.perf_counter(), 0
     while n_rounds < _LEAST_TURNS or (n_rounds < _MOST_TURNS and time.perf_counter() - began < seconds):
-        for name in _ordered(list(calls), n_rounds):
+        for name in next(orders):
             own = turns[name]
             own.seconds.append(_seconds_of(calls[name], own.n_calls, device))
         n_rounds += 1
@@ -114,8 +116,15 @@ def median_seconds(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _ordered(names: Sequence[Name], n_rounds: int) -> Iterator[Name]:
-    return iter(names) if n_rounds % 2 == 0 else reversed(names)
+def _orders(names: Sequence[Name]) -> Iterator[list[Name]]:
+    generator = torch.Generator().manual_seed(0)
+    last = None
+    while True:
+        order = [names[n] for n in torch.randperm(len(names), generator=generator).tolist()]
+        if order[0] == last:
+            order = [*order[1:], order[0]]
+        last = order[-1]
+        yield order
 
 
 def _calls_in_a_turn(timed: Timed, device: str) -> int:

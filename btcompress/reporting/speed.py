@@ -16,17 +16,17 @@ _MOST_DRIFT, _MOST_SPREAD = 0.1, 0.3
 def noise_warning(cases: Iterable[BenchCase]) -> Iterator[str]:
     """Where a machine did other things meanwhile, so that its times say less than they seem to.
 
-    That is where the medians of a way's first and second half of turns differ by more than a tenth, or the middle half
-    of its turns spreads over more than three tenths of the median.
+    That is where the medians of the first and the second half of the turns differ by more than a tenth, or the middle
+    half of the turns spreads over more than three tenths of the median, in one of the two ways that are compared: a
+    kernel that nobody would take may be as unsteady as it likes.
     """
-    ways = [(case, way) for case in cases for way in case.ways]
-    noisy = [(case, way) for case, way in ways if way.drift > _MOST_DRIFT or way.spread > _MOST_SPREAD]
+    compared = [way for case in cases for way in (case.dense, case.block_terms) if way is not None]
+    noisy = [way for way in compared if way.drift > _MOST_DRIFT or way.spread > _MOST_SPREAD]
     if noisy:
-        _, worst = max(noisy, key=lambda pair: pair[1].drift)
-        _, widest = max(noisy, key=lambda pair: pair[1].spread)
+        drift, spread = (max(getattr(way, name) for way in noisy) for name in ("drift", "spread"))
         yield (
-            f"The machine is noisy: in {len(noisy)} of {len(ways)} measurements the halves of the turns differ (by up "
-            f"to {worst.drift:.0%}), or their middle half spreads (over up to {widest.spread:.0%} of the median). "
+            f"The machine is noisy: in {len(noisy)} of {len(compared)} measurements that are compared the halves of the "
+            f"turns differ (by up to {drift:.0%}), or their middle half spreads (over up to {spread:.0%} of the median). "
             "Ratios suffer less than times, as all ways took turns. Stop what else runs, or measure longer (--seconds)."
         )
 
