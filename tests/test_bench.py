@@ -404,7 +404,7 @@ def test_a_noisy_machine_is_told_by_drift_or_spread():
     assert list(noise_warning([case(1.0, 2.0, spread=0.29, drift=0.09)])) == []
     for noise in ({"spread": 0.31}, {"drift": 0.11}):
         (line,) = noise_warning([case(1.0, 2.0), case(1.0, 2.0, **noise)])
-        assert "in 2 of 4 measurements" in line
+        assert "in 2 of the 4 measurements" in line
     calm = case(1.0, 2.0)
     unsteady = replace(calm.ways[0], drift=0.5)
     assert list(noise_warning([replace(calm, ways=(unsteady, *calm.ways[1:]))])) == []

@@ -25,9 +25,10 @@ def noise_warning(cases: Iterable[BenchCase]) -> Iterator[str]:
     if noisy:
         drift, spread = (max(getattr(way, name) for way in noisy) for name in ("drift", "spread"))
         yield (
-            f"The machine is noisy: in {len(noisy)} of {len(compared)} measurements that are compared the halves of the "
-            f"turns differ (by up to {drift:.0%}), or their middle half spreads (over up to {spread:.0%} of the median). "
-            "Ratios suffer less than times, as all ways took turns. Stop what else runs, or measure longer (--seconds)."
+            f"The machine is noisy: in {len(noisy)} of the {len(compared)} measurements compared the halves of "
+            f"the turns differ (by up to {drift:.0%}), or their middle half spreads (over up to {spread:.0%} of the "
+            "median). Ratios suffer less than times, as all ways took turns. Stop what else runs, or measure longer "
+            "(--seconds)."
         )
 
 
