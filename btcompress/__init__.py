@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from btcompress.benching import bench
     from btcompress.blockterm import BlockTerm
     from btcompress.calibration import SampleInputs
     from btcompress.checkpoint import CompressedCheckpoint
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "SampleInputs",
     "apply",
+    "bench",
     "compress",
     "factorize",
     "load",
@@ -63,6 +65,7 @@ _HOMES = {
     "Recipe": "recipe",
     "SampleInputs": "calibration",
     "apply": "models",
+    "bench": "benching",
     "compress": "compression",
     "run": "running",
     "factorize": "compression",

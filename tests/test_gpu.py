@@ -449,6 +449,19 @@ def test_a_module_on_the_device_is_converted_and_back(fitted_on):
     assert difference(converted.to_dense()(x)[0], plain(x)[0]) < ROUNDING[torch.float64]
 
 
+@pytest.mark.skipif(ON == "pretended", reason="it has neither a clock nor memory of its own")
+def test_a_bench_measures_there():
+    compressed = btcompress.factorize(nn.LSTM(12, 8, num_layers=2), tucker_rank=2, matrices=("input", "recurrent"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = btcompress.bench(compressed, batch=(2,), steps=(3,), train=True, device=ON, seconds=0.05)
+    dense = ["dense_onednn", "dense_native"] if ON == "cpu" else ["dense_cudnn"]
+    for case in report.cases:
+        assert [way.way for way in case.ways if way.way != "int8"] == [*dense, "block_terms"]
+        assert all(way.peak_bytes > 0 for way in case.ways)
+    assert report.machine.device == ON
+
+
 def test_too_little_memory_is_told_from_a_defect():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50, device=ON)

@@ -9,7 +9,7 @@ from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
 from btcompress.checkpoint.recognise import is_compressed
 from btcompress.checkpoint.source import Source, digest
 from btcompress.checkpoint.tensors import same_bits
-from btcompress.checkpoint.writer import check_storable, read_compressed, write, write_dense
+from btcompress.checkpoint.writer import check_storable, read_compressed, record_bench, write, write_dense
 
 __all__ = [
     "Checkpoint",
@@ -33,6 +33,7 @@ __all__ = [
     "others_stored_as",
     "read",
     "read_compressed",
+    "record_bench",
     "replacing",
     "same_bits",
     "write",
