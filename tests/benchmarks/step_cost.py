@@ -123,7 +123,7 @@ def weights_of(make: Callable[[], nn.Module]) -> dict[str, object]:
 def measure(device: str, repeats: int, small: bool) -> None:
     """Print one JSON line for each model."""
     batch, makers = make_batch(small, device), lstms(small, device)
-    seconds = median_seconds({name: make_step(name, batch, small, device) for name in makers}, repeats, device)
+    seconds = median_seconds({name: make_step(name, batch, small, device) for name in makers}, device, turns=repeats)
     peaks = {name: peak_in_fresh_process(name, small, device) for name in makers}
     for name, make in makers.items():
         row = {
