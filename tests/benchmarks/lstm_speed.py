@@ -15,29 +15,31 @@ few lines of torch.
 Prediction is a call without gradients on modules in eval mode, the state given; training is a call and the backward
 pass to all weights, without inputs' gradients and without an optimizer. Times are medians of calls that take turns in
 one process. A turn lasts some milliseconds, so that a call finds in the caches what its own last run left there, as it
-does in a stream.
+does in a stream. Modules are built anew three to five times for each case: whether a matrix of some megabytes stays in
+a cache depends on where in memory it came to lie, by a factor of up to two.
 
 One JSON line for each form of each case, on the CPU, then on a GPU where there is one; there against cuDNN, in float32
 without TF32, unless it is asked for. ``--table`` and ``--check`` say what they come to, also of rows measured before.
 """
 
 import argparse
-import itertools
 import json
 import math
+import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from lowrank import low_rank_shape, plain_loop
+from lowrank import Pair, low_rank_shape, plain_loop
 from speed_figures import FIGURES, verdicts
 from speed_table import table
-from timing import Call, machine, median_seconds, set_tf32, without_onednn
+from timing import Call, machine, seconds_in_turns, set_tf32, without_onednn
 from torch import Tensor, nn
 
 from btcompress import BTLSTM, BTLSTMCell
@@ -47,10 +49,12 @@ KINDS = ("prediction", "training", "cell")
 FORMS = ("low rank", "block terms")
 #: What a row is about.
 WHAT = ("inputs", "hidden", "steps", "batch", "kind", "form")
-DENSE, OTHER_KERNEL = "dense", "dense without oneDNN"
+ONEDNN, WITHOUT_ONEDNN, CUDNN, PLAIN_LOOP = "dense, oneDNN", "dense, without oneDNN", "dense, cuDNN", "plain loop"
 RATIO = 4
 #: Seconds that a call is repeated in its turn.
 TURN = 0.005
+#: Sets of modules that a case is measured with; fewer where calls are long.
+ROUNDS, FEWEST_ROUNDS = 5, 3
 NOT_IN_ONE_PIECE = "RNN module weights are not part of single contiguous chunk of memory"
 
 
@@ -119,7 +123,7 @@ def build(size: Size, form: str, *, cell: bool) -> nn.Module:
     return kind(size.inputs, size.hidden, **({"shape": request} if cell else asdict(request)))
 
 
-def prediction(module: nn.Module, x: Tensor, state: tuple[Tensor, Tensor]) -> Call:
+def prediction(module: nn.Module, x: Tensor, state: Pair) -> Call:
     def call() -> Tensor:
         with torch.no_grad():
             return module(x, state)[0]
@@ -127,7 +131,7 @@ def prediction(module: nn.Module, x: Tensor, state: tuple[Tensor, Tensor]) -> Ca
     return call
 
 
-def training(module: nn.Module, x: Tensor, state: tuple[Tensor, Tensor]) -> Call:
+def training(module: nn.Module, x: Tensor, state: Pair) -> Call:
     def call() -> None:
         module.zero_grad()
         module(x)[0].square().sum().backward()
@@ -135,7 +139,7 @@ def training(module: nn.Module, x: Tensor, state: tuple[Tensor, Tensor]) -> Call
     return call
 
 
-def loop_of(module: BTLSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> Call:
+def loop_of(module: BTLSTM, x: Tensor, state: Pair) -> Call:
     """The plain loop by the factors of a module, once it is seen to give what the module does."""
     with torch.no_grad():
         factors = [module.get_submodule(name).low_rank_factors() for name in ("weight_ih_l0", "weight_hh_l0")]
@@ -149,49 +153,70 @@ def loop_of(module: BTLSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> Call:
     return call
 
 
-def contestants(case: Case, modules: Mapping[str, nn.Module], device: str) -> dict[str, Call]:
-    """All calls that take turns in a case, by name."""
-    size, cell = case.size, case.kind == "cell"
+def arguments_of(case: Case, device: str) -> tuple[Tensor, Pair]:
+    """What all modules of a case are called with."""
     generator = torch.Generator(device).manual_seed(0)
-    layers = (case.batch,) if cell else (1, case.batch)
-    x = torch.randn(*(() if cell else (case.steps,)), case.batch, size.inputs, generator=generator, device=device)
-    state = (
-        torch.rand(*layers, size.hidden, generator=generator, device=device) - 0.5,
-        torch.randn(*layers, size.hidden, generator=generator, device=device),
-    )
-    for module in modules.values():
-        module.zero_grad()
-        module.train(case.kind == "training")
-    call = training if case.kind == "training" else prediction
-    found = {DENSE: call(modules["dense"], x, state)}
-    if device == "cpu":
-        found[OTHER_KERNEL] = found[DENSE]
-    found |= {form: call(module, x, state) for form, module in modules.items() if form != "dense"}
-    if "low rank" in modules and case.kind == "prediction":
-        found["plain loop"] = loop_of(modules["low rank"], x, state)
+    batch = (case.batch,) if case.kind == "cell" else (1, case.batch)
+    steps = () if case.kind == "cell" else (case.steps,)
+    x = torch.randn(*steps, case.batch, case.size.inputs, generator=generator, device=device)
+    h, c = (torch.rand(*batch, case.size.hidden, generator=generator, device=device) - 0.5 for _ in range(2))
+    return x, (h, c)
+
+
+def contestants(case: Case, forms: Sequence[str], x: Tensor, state: Pair, device: str) -> dict[str, Call]:
+    """All calls that take turns in a case, by name, on modules built anew."""
+    with torch.device(device):
+        modules = {form: build(case.size, form, cell=case.kind == "cell") for form in ("dense", *forms)}
+    trains = case.kind == "training"
+    calls = {
+        form: (training if trains else prediction)(module.train(trains), x, state) for form, module in modules.items()
+    }
+    found = {ONEDNN: calls["dense"], WITHOUT_ONEDNN: calls["dense"]} if device == "cpu" else {CUDNN: calls["dense"]}
+    found |= {form: calls[form] for form in forms}
+    if "low rank" in forms and case.kind == "prediction":
+        found[PLAIN_LOOP] = loop_of(modules["low rank"], x, state)
     return found
 
 
-def measure(
-    cases: Sequence[Case], forms: Sequence[str], device: str, *, seconds: float, within: float
-) -> Iterator[dict[str, object]]:
-    """Rows of all cases, each as soon as it is there; neighbours share their modules."""
+def times_of(case: Case, forms: Sequence[str], seconds: float, device: str) -> dict[str, list[float]]:
+    """Of every contestant, over several sets of modules: it matters where in memory a matrix came to lie."""
+    torch.manual_seed(0)
+    found: dict[str, list[float]] = defaultdict(list)
+    x, state = arguments_of(case, device)
     began = time.monotonic()
-    for (size, cell), group in itertools.groupby(cases, key=lambda case: (case.size, case.kind == "cell")):
-        torch.manual_seed(0)
-        own = [form for form in size.forms if form in forms]
-        with torch.device(device):
-            modules = {form: build(size, form, cell=cell) for form in ("dense", *own)}
-        for case in group:
-            if time.monotonic() - began > within:
-                return
-            calls = contestants(case, modules, device)
-            times = median_seconds(calls, device, seconds=seconds, turn=TURN, settings={OTHER_KERNEL: without_onednn})
-            dense = min(each for name, each in times.items() if name.startswith("dense"))
-            for form in own:
-                others = [other for other in FORMS if other != form] + ["plain loop"] * (form != "low rank")
-                named = {name: round(each, 8) for name, each in times.items() if name not in others}
-                yield {**machine(device), **case.row(form), "seconds": named, "ratio": round(dense / times[form], 4)}
+    for already in range(ROUNDS):
+        if already >= FEWEST_ROUNDS and time.monotonic() - began > 2 * seconds:
+            break
+        calls = contestants(case, forms, x, state, device)
+        settings = {WITHOUT_ONEDNN: without_onednn}
+        times = seconds_in_turns(calls, device, turns=1, seconds=seconds / ROUNDS, turn=TURN, settings=settings)
+        for name, each in times.items():
+            found[name] += each
+    return found
+
+
+def measure(case: Case, forms: Sequence[str], seconds: float, device: str) -> Iterator[dict[str, object]]:
+    """A row for each form."""
+    own = [form for form in case.size.forms if form in forms]
+    times = times_of(case, own, seconds, device)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    dense = min(each for name, each in medians.items() if name.startswith("dense"))
+    for form in own:
+        others = {*FORMS, PLAIN_LOOP} - {form} - ({PLAIN_LOOP} if form == "low rank" else set())
+        named = [name for name in times if name not in others]
+        yield {
+            **machine(device),
+            **case.row(form),
+            "seconds": {name: round(medians[name], 8) for name in named},
+            "quartiles": {name: [round(each, 8) for each in quartiles(times[name])] for name in named},
+            "ratio": round(dense / medians[form], 4),
+        }
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third."""
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, object]]:
@@ -232,11 +257,15 @@ def main() -> None:
         and case.kind in arguments.kind
         and (in_short_run(case) or not arguments.short)
     ]
+    began = time.monotonic()
     devices = [arguments.device] if arguments.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
     for device in [] if arguments.read else devices:
-        for row in measure(cases, arguments.form, device, seconds=arguments.seconds, within=arguments.within):
-            print(json.dumps(row), flush=True)
-            rows.append(row)
+        for case in cases:
+            if time.monotonic() - began > arguments.within:
+                break
+            for row in measure(case, arguments.form, arguments.seconds, device):
+                print(json.dumps(row), flush=True)
+                rows.append(row)
     if arguments.table:
         print(*table(rows), sep="\n")
     if arguments.check:

@@ -38,7 +38,7 @@ class Figure:
 
     def __str__(self) -> str:
         given = [self.kind, self.form, self.inputs and f"{self.inputs:,} inputs"]
-        given += [self.steps and f"{self.steps} steps", self.batch and f"batch {self.batch}"]
+        given += [self.steps and _steps(self.steps), self.batch and f"batch {self.batch}"]
         return ", ".join(each for each in given if each)
 
 
@@ -62,16 +62,20 @@ FIGURES = (
 
 
 def verdicts(rows: Iterable[Row]) -> Iterator[tuple[str, bool]]:
-    """A line for each figure, and whether rows miss it; each row that does is named."""
+    """A line for each figure, and whether rows miss it; where several do, one line for each of them."""
     rows = list(rows)
     for figure in FIGURES:
         about = sorted((row for row in rows if figure.covers(row)), key=lambda row: row["ratio"])
         missed = [row for row in about if row["ratio"] < figure.least]
         if not about:
-            yield f"not measured  {figure}: {figure.least:.3g}", False
+            yield f"not measured  {figure}: to be {figure.least:.3g}", False
             continue
-        verdict = f"missed by {len(missed)}" if missed else "met"
-        yield f"{verdict} of {len(about)}  {figure}: {about[0]['ratio']:.3g}, to be {figure.least:.3g}", bool(missed)
+        ends = f"to be {figure.least:.3g}" + (f", {len(missed)} of {len(about)} missed" if len(about) > 1 else "")
+        yield f"{'missed' if missed else 'met'}  {figure}: {about[0]['ratio']:.3g}, {ends}", bool(missed)
         for row in missed if len(about) > 1 else ():
-            case = f"{row['form']}, {row['inputs']:,} x {row['hidden']:,}, {row['steps']} steps, batch {row['batch']}"
+            case = f"{row['form']}, {row['inputs']:,} x {row['hidden']:,}, {_steps(row['steps'])}, batch {row['batch']}"
             yield f"    {case}: {row['ratio']:.3g}", True
+
+
+def _steps(count: object) -> str:
+    return "1 step" if count == 1 else f"{count} steps"

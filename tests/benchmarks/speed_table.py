@@ -10,7 +10,7 @@ _KINDS = {
     "training": "training",
     "cell": "one step of a cell",
 }
-_COLUMNS = ("inputs, hidden, steps", "batch", "dense", "its other kernel", "low rank", "plain loop", "block terms")
+_COLUMNS = ("inputs, hidden, steps", "batch", "dense", "by the other kernel", "low rank", "plain loop", "block terms")
 
 
 def table(rows: Iterable[Row]) -> Iterator[str]:

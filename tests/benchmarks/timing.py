@@ -3,7 +3,6 @@
 What a time is of, the machine and how it computes, is said here too.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,16 +12,16 @@ import torch
 Call = Callable[[], object]
 
 
-def median_seconds(
+def seconds_in_turns(
     calls: Mapping[str, Call],
     device: str,
     *,
-    turns: int = 3,
+    turns: int,
     seconds: float = 0.0,
     turn: float = 0.0,
     settings: Mapping[str, Callable[[], AbstractContextManager[object]]] | None = None,
-) -> dict[str, float]:
-    """Median wall-clock seconds of each call; each runs twice first, once if that takes long, then all take turns.
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of each call; each runs twice first, once if that takes long, then all take turns.
 
     Args:
         calls: what to time, by name.
@@ -37,7 +36,7 @@ def median_seconds(
     found: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         with settings.get(name, nullcontext)():
-            if _seconds(call, device) < max(seconds, 1.0):
+            if _seconds(call, device) < 0.5:
                 call()
     began, taken = time.perf_counter(), 0
     while taken < turns or time.perf_counter() - began < seconds:
@@ -50,7 +49,7 @@ def median_seconds(
                     left -= rest[-1]
                 found[name] += rest or [first]
         taken += 1
-    return {name: statistics.median(values) for name, values in found.items()}
+    return found
 
 
 @contextmanager
