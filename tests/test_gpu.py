@@ -39,6 +39,8 @@ pytestmark = [
         ON.startswith("cuda") and not torch.cuda.is_available(),
         reason="no CUDA device; BTCOMPRESS_GPU_TESTS_ON=cpu tries the test itself",
     ),
+    # cuDNN copies such weights together at each call.
+    pytest.mark.filterwarnings("error:RNN module weights are not part of single contiguous chunk of memory"),
 ]
 
 #: Largest difference over the norm. Float64 is left to rounding. Float32 has 24 bits, bfloat16 8, and each
