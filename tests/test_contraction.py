@@ -166,7 +166,8 @@ def test_rows_that_do_not_lie_side_by_side_are_taken_as_they_are(generator):
     torch.testing.assert_close(prepare_chain(operands).matmul(columns), expected.flatten(1))
 
 
-def test_only_rows_and_operands_are_kept_for_the_gradient(generator):
+def test_only_rows_and_operands_are_kept_for_the_gradient_where_there_are_several_pieces(generator, monkeypatch):
+    monkeypatch.setattr(layout, "PIECE_NUMBERS", PIECES["in pieces"])
     form = FORMS["order 4"]
     operands = [operand.requires_grad_() for operand in draw_form(form, generator)]
     rows, kept = draw(50, *form[1], generator=generator), {}

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
+
 from btcompress.contraction.chain import MOVE_COST, Sizes, Step, index_sizes, plan_chain
 from btcompress.contraction.letters import letters, operand_letters
 
@@ -20,8 +22,10 @@ _CALL_COST = 600_000
 _MATRIX_COST = 8_000
 _SIDE = 8
 
-#: So many numbers of the largest tensor on the way fit into the caches near the cores: a piece has so many rows.
+#: Numbers of the largest tensor on the way for one piece of rows: on a CPU so few that they stay in its caches.
 PIECE_NUMBERS = 2**19
+#: A piece on a GPU is so much larger.
+_GPU_PIECES = 16
 
 #: Layouts of a tensor on the way that are gone on with.
 _BEAM = 64
@@ -87,7 +91,7 @@ class Layout:
         steps: one product after another.
         last: how to copy the last result, so that its indices stand in order; None where they do.
         cost: estimated time for one row of a piece, in floating-point operations.
-        n_rows: rows of a piece.
+        n_rows: rows of a piece on a CPU.
         widest: numbers in the largest tensor on the way, for one row.
         saved: numbers in all tensors on the way but the rows and the result, for one row.
     """
@@ -98,6 +102,15 @@ class Layout:
     n_rows: int
     widest: int
     saved: int
+
+    @property
+    def n_kept(self) -> int:
+        """Numbers in all results and copies, for one row."""
+        return sum(step.n_result + (0 if step.copied is None else step.n_given) for step in self.steps)
+
+    def rows_of_piece(self, device: torch.device) -> int:
+        """Rows that are taken through the chain at once."""
+        return self.n_rows * (1 if device.type == "cpu" else _GPU_PIECES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from btcompress.contraction.gradients import backward
 from btcompress.contraction.layout import Layout, plan_layout
-from btcompress.contraction.running import backward, follow, forward
+from btcompress.contraction.running import follow, forward, forward_kept
 
 #: What torch hands to the methods of an autograd function; it has no type for it.
 Context = Any
@@ -66,8 +67,8 @@ class Prepared:
     def matmul(self, rows: Tensor) -> Tensor:
         """Multiply rows by the matrix, a piece at a time.
 
-        What is met on the way may hold several times as many numbers as the rows. It lives for one piece only, and is
-        computed again for the gradient.
+        What is met on the way may hold several times as many numbers as the rows. It is kept for the gradient where
+        all rows are one piece; else it lives for one piece only, and is computed again.
 
         Args:
             rows: shape ``(n, prod_k I_k)``.
@@ -97,25 +98,28 @@ def is_watched(*tensors: Tensor) -> bool:
 
 
 class _ChainProduct(torch.autograd.Function):
-    """The product of rows with a chain, of which only rows and operands are kept for the gradient."""
+    """The product of rows with a chain."""
 
     @staticmethod
     def forward(ctx: Context, layout: Layout, rows: Tensor, *met: Tensor) -> Tensor:
         ctx.layout = layout
-        ctx.save_for_backward(rows, *met)
-        result = rows.new_empty(len(rows), layout.steps[-1].n_result)
-        forward(layout, rows, met, result)
+        if any(ctx.needs_input_grad) and len(rows) <= layout.rows_of_piece(rows.device):
+            result, kept = forward_kept(layout, rows, met)
+            ctx.save_for_backward(rows, *met, kept)
+        else:
+            result = forward(layout, rows, met)
+            ctx.save_for_backward(rows, *met, None)
         return result
 
     @staticmethod
     def backward(ctx: Context, direction: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *met = ctx.saved_tensors
+        rows, *met, kept = ctx.saved_tensors
         needs_rows, *needs_met = ctx.needs_input_grad[1:]
         if not torch.is_grad_enabled():
-            return None, *backward(ctx.layout, rows, met, direction, needs_rows, needs_met)
+            found = backward(ctx.layout, rows, met, direction, kept, needs_rows=needs_rows, needs_met=needs_met)
+            return None, *found
         # A second gradient is asked for: every operation shows itself.
         needs = (needs_rows, *needs_met)
         leaves = [tensor for tensor, need in zip((rows, *met), needs, strict=True) if need]
-        product = follow(ctx.layout, rows, met)
-        found = iter(torch.autograd.grad(product, leaves, direction, create_graph=True))
-        return None, *(next(found) if need else None for need in needs)
+        wanted = iter(torch.autograd.grad(follow(ctx.layout, rows, met), leaves, direction, create_graph=True))
+        return None, *(next(wanted) if need else None for need in needs)
