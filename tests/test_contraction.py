@@ -1,4 +1,6 @@
+import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from btcompress.contraction import (
     operand_letters,
     plan_chain,
     prepare_chain,
+    prepared,
 )
 from btcompress.contraction.running import follow
 from btcompress.errors import ShapeError
@@ -112,6 +115,53 @@ def test_no_rows_give_no_rows(form, generator):
 def test_chain_without_gradients_gives_the_same(form, generator):
     operands, rows = draw_form(form, generator), draw(11, *form[1], generator=generator)
     torch.testing.assert_close(apply_chain(rows, operands), by_einsum(rows, operands))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.usefixtures("pieces")
+def test_bias_is_added_with_and_without_gradients(form, generator):
+    operands, rows = draw_form(form, generator), draw(11, *form[1], generator=generator)
+    bias = draw(math.prod(form[2]), generator=generator).requires_grad_()
+    expected = by_einsum(rows, operands).flatten(1) + bias
+    product = prepare_chain(operands).matmul(rows.flatten(1), bias)
+    torch.testing.assert_close(product, expected)
+    torch.testing.assert_close(gradients(product, [bias], generator), gradients(expected, [bias], generator))
+    with torch.no_grad():
+        torch.testing.assert_close(prepare_chain(operands).matmul(rows.flatten(1), bias), expected)
+
+
+@pytest.mark.parametrize("numbers", [0, 2**19], ids=["buffers anew", "buffers of the call before"])
+def test_later_calls_of_one_product_leave_earlier_results_alone(numbers, generator, monkeypatch):
+    monkeypatch.setattr(prepared, "_SPARE_NUMBERS", numbers)
+    form = FORMS["order 4"]
+    operands = draw_form(form, generator)
+    own = prepare_chain(operands)
+    batches = [draw(n, *form[1], generator=generator) for n in (3, 3, 5, 1, 3)]
+    found = [own.matmul(rows.flatten(1)) for rows in batches]
+    for rows, product in zip(batches, found, strict=True):
+        torch.testing.assert_close(product, by_einsum(rows, operands).flatten(1))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["inference mode first", "inference mode last"])
+def test_one_product_serves_in_and_outside_of_inference_mode(first, generator):
+    form = FORMS["order 3"]
+    operands, rows = draw_form(form, generator), draw(4, *form[1], generator=generator)
+    with torch.inference_mode(mode=first):
+        own = prepare_chain(operands)
+    for mode in (first, not first, first):
+        with torch.inference_mode(mode=mode):
+            torch.testing.assert_close(own.matmul(rows.flatten(1).clone()), by_einsum(rows, operands).flatten(1))
+
+
+def test_threads_that_share_a_product_do_not_share_buffers(generator):
+    form = FORMS["order 4"]
+    operands = draw_form(form, generator)
+    own = prepare_chain(operands)
+    batches = [draw(2, *form[1], generator=generator) for _ in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda rows: own.matmul(rows.flatten(1)), batches))
+    for rows, product in zip(batches, found, strict=True):
+        torch.testing.assert_close(product, by_einsum(rows, operands).flatten(1))
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

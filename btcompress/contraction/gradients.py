@@ -61,7 +61,7 @@ def backward(
     for piece, (steps, last, back), where in in_pieces(rows, n_rows, bind):
         if again:
             steps.run(piece)
-        ordered = last if layout.last is None else permuted(last, layout.last)
+        ordered = last.view(len(piece), -1) if layout.last is None else permuted(last, layout.last)
         ordered.copy_(direction[where].reshape(ordered.shape))
         calls = list(back.calls)
         if gradients[0] is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ from torch.autograd import forward_ad
 
 from btcompress.contraction.gradients import backward
 from btcompress.contraction.layout import Layout, plan_layout
-from btcompress.contraction.running import follow, forward, forward_kept
+from btcompress.contraction.running import Steps, follow, forward, forward_kept, in_turns
 
 #: What torch hands to the methods of an autograd function; it has no type for it.
 Context = Any
+
+#: Buffers of up to so many numbers each are kept from one call to the next.
+_SPARE_NUMBERS = 2**19
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -59,12 +62,14 @@ class Prepared:
     Attributes:
         layout: of the chain.
         met: what each step multiplies by.
+        spare: steps and buffers of the last call, for the next one with as many rows; none while they are used.
     """
 
     layout: Layout
     met: tuple[Tensor, ...]
+    spare: list[Steps] = field(default_factory=list, repr=False)
 
-    def matmul(self, rows: Tensor) -> Tensor:
+    def matmul(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """Multiply rows by the matrix, a piece at a time.
 
         What is met on the way may hold several times as many numbers as the rows. It is kept for the gradient where
@@ -72,15 +77,41 @@ class Prepared:
 
         Args:
             rows: shape ``(n, prod_k I_k)``.
+            bias: shape ``(prod_k J_k,)``, to be added; none where left out.
 
         Returns:
-            Shape ``(n, prod_k J_k)``; differentiable in the rows and operands, as often as wanted.
+            Shape ``(n, prod_k J_k)``; differentiable in the rows, operands and bias, as often as wanted.
         """
-        rows, *met = autocast(rows, *self.met)
-        if not len(rows) or is_watched(rows, *met):
-            return follow(self.layout, rows, met)
-        product: Tensor = _ChainProduct.apply(self.layout, rows, *met)  # type: ignore[no-untyped-call]
-        return product
+        given, *met = autocast(rows, *self.met)
+        if not len(rows) or is_watched(given, *met):
+            product = follow(self.layout, given, met)
+        elif torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (given, *met, bias) if tensor is not None
+        ):
+            product = _ChainProduct.apply(self.layout, given, *met)  # type: ignore[no-untyped-call]
+        else:
+            added = bias if bias is None else bias.to(given.dtype)
+            if len(rows) * self.layout.widest > _SPARE_NUMBERS or met[0] is not self.met[0]:
+                return forward(self.layout, given, met, added)
+            return self._by_spare(given, added)
+        return product if bias is None else product + bias.to(product.dtype)
+
+    def _by_spare(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """The product by steps that were bound at an earlier call, if there are such for so many rows."""
+        # Who takes them leaves none behind: two threads never share their buffers.
+        try:
+            steps = self.spare.pop()
+        except IndexError:
+            steps = None
+        if steps is None or steps.n_rows != len(rows):
+            # Buffers made in inference mode could not be written to outside of it.
+            with torch.inference_mode(mode=False):
+                buffers = rows.new_empty(2, len(rows) * self.layout.widest)
+                steps = Steps(self.layout, self.met, len(rows), in_turns(buffers))
+        result = rows.new_empty(len(rows), self.layout.steps[-1].n_result)
+        steps.run(rows, result, bias)
+        self.spare[:] = [steps]
+        return result
 
 
 def is_watched(*tensors: Tensor) -> bool:

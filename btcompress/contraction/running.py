@@ -44,14 +44,13 @@ def follow(layout: Layout, rows: Tensor, met: Sequence[Tensor]) -> Tensor:
     return ordered.reshape(len(rows), layout.steps[-1].n_result)
 
 
-def forward(layout: Layout, rows: Tensor, met: Sequence[Tensor]) -> Tensor:
-    """:func:`follow` a piece of rows at a time, through two buffers."""
+def forward(layout: Layout, rows: Tensor, met: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+    """:func:`follow` a piece of rows at a time, through two buffers; plus a bias, shape ``(prod_k J_k,)``."""
     n_rows = min(layout.rows_of_piece(rows.device), len(rows))
     buffers = rows.new_empty(2, n_rows * layout.widest)
     result = rows.new_empty(len(rows), layout.steps[-1].n_result)
     for piece, steps, where in in_pieces(rows, n_rows, lambda n: Steps(layout, met, n, in_turns(buffers))):
-        steps.run(piece)
-        result[where].view(steps.ordered.shape).copy_(steps.ordered)
+        steps.run(piece, result[where], bias)
     return result
 
 
@@ -59,9 +58,8 @@ def forward_kept(layout: Layout, rows: Tensor, met: Sequence[Tensor]) -> tuple[T
     """:func:`follow` with all rows at once, and what was met on the way."""
     kept = rows.new_empty(len(rows) * layout.n_kept)
     steps = Steps(layout, met, len(rows), one_after_another(kept))
-    steps.run(rows)
     result = rows.new_empty(len(rows), layout.steps[-1].n_result)
-    result.view(steps.ordered.shape).copy_(steps.ordered)
+    steps.run(rows, result)
     return result, kept
 
 
@@ -80,11 +78,14 @@ class Steps:
     """The steps of a chain with the buffers of a piece of rows, so that each piece takes few calls.
 
     Attributes:
+        n_rows: that the buffers are for.
         lefts: ``left`` of every step but the first.
-        ordered: the result, shaped so that its numbers stand in the order of ``(n, J_1..J_d)``.
+        ordered: the result, a view whose numbers stand in the order of ``(n, J_1..J_d)``, the first index being that of
+            the rows.
     """
 
     def __init__(self, layout: Layout, met: Sequence[Tensor], n: int, allocate: Allocate) -> None:
+        self.n_rows = n
         self._first, self._right = layout.steps[0], met[0]
         self._buffers = _buffers(self._first, n, allocate)
         self._calls: list[Call] = []
@@ -96,12 +97,20 @@ class Steps:
             self.lefts.append(left)
             self._calls += calls
             running = own[-1]
-        self.ordered = running if layout.last is None else permuted(running, layout.last)
+        self.ordered = running.view(n, -1) if layout.last is None else permuted(running, layout.last)
+        self._bias_shape = (1, *self.ordered.shape[1:])
 
-    def run(self, piece: Tensor) -> None:
-        """Take all steps."""
+    def run(self, piece: Tensor, result: Tensor | None = None, bias: Tensor | None = None) -> None:
+        """Take all steps; write ``result``, shape ``(n, prod_k J_k)``, where it is given, plus a bias of its dtype."""
         for call in (*_bind(self._first, piece, self._right, self._buffers)[1], *self._calls):
             call()
+        if result is None:
+            return
+        target = result.view(self.ordered.shape)
+        if bias is None:
+            target.copy_(self.ordered)
+        else:
+            torch.add(self.ordered, bias.view(self._bias_shape), out=target)
 
     def first_left(self, piece: Tensor) -> Tensor:
         """``left`` of the first step."""
