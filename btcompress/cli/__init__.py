@@ -11,6 +11,7 @@ import typer
 from btcompress.cli.expanding import with_fields_as_options
 from btcompress.cli.factorizing import factorize
 from btcompress.cli.limits import with_memory_limit
+from btcompress.cli.loading import leave_garbage, with_torch_loaded
 from btcompress.cli.planning import inspect, plan_command
 from btcompress.cli.reports import report
 from btcompress.cli.running import run
@@ -42,7 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
 }
 for name, command in _COMMANDS.items():
-    app.command(name)(with_memory_limit(with_fields_as_options(command)))
+    app.command(name)(with_memory_limit(with_torch_loaded(with_fields_as_options(command))))
 
 
 def _version(wanted: bool) -> None:
@@ -78,6 +79,7 @@ def main() -> None:
                 "terminal."
             )
             code = _FAILED
+    leave_garbage()
     sys.exit(code)
 
 

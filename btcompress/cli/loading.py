@@ -1,0 +1,35 @@
+"""Loading what every command needs, and leaving it behind, in the least time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import wraps
+
+
+def with_torch_loaded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, for which torch is loaded before it begins.
+
+    Of the hundred thousands of objects that this makes none is garbage, and all stay to the end. So none is looked for
+    meanwhile, nor among them later, which takes a fifth off the time.
+    """
+
+    @wraps(command)
+    def command_with_torch(*args: object, **options: object) -> None:
+        gc.disable()
+        try:
+            import torch  # noqa: F401
+        finally:
+            gc.freeze()
+            gc.enable()
+        command(*args, **options)
+
+    return command_with_torch
+
+
+def leave_garbage() -> None:
+    """Before the process ends, keep Python from looking for garbage in all of the memory that goes with it.
+
+    What has to be done at an end, such as the flushing of streams, must have been done.
+    """
+    gc.freeze()
