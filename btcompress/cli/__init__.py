@@ -11,7 +11,7 @@ import typer
 from btcompress.cli.expanding import with_fields_as_options
 from btcompress.cli.factorizing import factorize
 from btcompress.cli.limits import with_memory_limit
-from btcompress.cli.loading import leave_garbage, with_torch_loaded
+from btcompress.cli.loading import with_torch_loaded
 from btcompress.cli.planning import inspect, plan_command
 from btcompress.cli.reports import report
 from btcompress.cli.running import run
@@ -79,7 +79,6 @@ def main() -> None:
                 "terminal."
             )
             code = _FAILED
-    leave_garbage()
     sys.exit(code)
 
 

@@ -1,8 +1,9 @@
-"""Loading what every command needs, and leaving it behind, in the least time."""
+"""Loading what every command needs, in the least time."""
 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -25,20 +26,13 @@ def with_torch_loaded(command: Callable[..., None]) -> Callable[..., None]:
         for name in _CHECKPOINTS:
             if isinstance(path := options.get(name), Path):
                 begin_digest(path)
-        gc.disable()
-        try:
-            import torch  # noqa: F401
-        finally:
-            gc.freeze()
-            gc.enable()
+        if "torch" not in sys.modules:
+            gc.disable()
+            try:
+                import torch  # noqa: F401
+            finally:
+                gc.freeze()
+                gc.enable()
         command(*args, **options)
 
     return command_with_torch
-
-
-def leave_garbage() -> None:
-    """Before the process ends, keep Python from looking for garbage in all of the memory that goes with it.
-
-    What has to be done at an end, such as the flushing of streams, must have been done.
-    """
-    gc.freeze()
