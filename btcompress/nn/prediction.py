@@ -51,16 +51,14 @@ class Prediction:
         self,
         inputs: Tensor,
         state: State,
-        batch_sizes: Tensor | None = None,
         *,
-        batch_first: bool = False,  # noqa: ARG002
+        batch_first: bool = False,
     ) -> tuple[Tensor, State]:
         """The layer.
 
         Args:
             inputs: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``.
             state: initial states, shapes ``(directions, B, H)``.
-            batch_sizes: none: packed sequences run as in training.
             batch_first: the order of the first two axes of inputs and outputs.
 
         Returns:
