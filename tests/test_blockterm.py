@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btcompress.blockterm import BlockTerm, form, init_scale, slab_entries
+from btcompress.blockterm import BlockTerm, init_scale, slab_entries
 from btcompress.errors import ShapeError
 from btcompress.shapes import BlockTermShape
 from forms import UNEVEN, random_form
@@ -52,7 +52,7 @@ def test_dense_matrix_is_the_definition(shape, generator):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("most", [1, 25, 100, 2**19])
 def test_slabs_of_rows_are_the_dense_matrix(shape, most, generator, monkeypatch):
-    monkeypatch.setattr(form, "SLAB_ENTRIES", most)
+    monkeypatch.setattr("btcompress.blockterm.form.SLAB_ENTRIES", most)
     form = random_form(shape, generator)
     rebuilt = torch.full((shape.out_size, shape.in_size), torch.nan, dtype=torch.float64)
     assert slab_entries(shape) <= max(most, shape.padded_in)
