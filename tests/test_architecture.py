@@ -14,6 +14,7 @@ PACKAGE = Path(btcompress.__file__).parent
 #: Rooms by floor; imports go only to a lower floor, or stay within a room.
 FLOORS = {
     "errors": 0,
+    "lazy": 0,
     "kinds": 1,
     "files": 1,
     "memory": 1,
@@ -23,6 +24,7 @@ FLOORS = {
     "text": 1,
     "modes": 2,
     "packing": 1,
+    "timings": 0,
     "results": 1,
     "contraction": 1,
     "blockterm": 2,
@@ -40,6 +42,7 @@ FLOORS = {
     "compression": 11,
     "running": 12,
     "demo": 12,
+    "benching": 8,
     "finetune": 8,
     "calibration": 9,
     "display": 13,
@@ -115,7 +118,9 @@ def test_only_display_prints_and_only_the_command_line_exits():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["factorize", "--help"], ["finetune", "--help"], ["--version"]], ids=" ".join
+    "arguments",
+    [["--help"], ["factorize", "--help"], ["finetune", "--help"], ["bench", "--help"], ["--version"]],
+    ids=" ".join,
 )
 def test_help_does_not_import_torch(arguments):
     script = (

@@ -9,6 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from btcompress.benching.turns import median_seconds
+
+__all__ = ["machine", "median_seconds", "seconds_in_turns", "set_tf32", "without_onednn"]
+
 Call = Callable[[], object]
 
 
