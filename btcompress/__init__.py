@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from btcompress.lazy import on_first_use
 
 if TYPE_CHECKING:
+    from btcompress.benching import bench
     from btcompress.blockterm import BlockTerm
     from btcompress.calibration import SampleInputs
     from btcompress.checkpoint import CompressedCheckpoint
@@ -37,6 +38,7 @@ __all__ = [
     "Recipe",
     "SampleInputs",
     "apply",
+    "bench",
     "compress",
     "factorize",
     "load",
@@ -64,6 +66,7 @@ _HOMES = {
     "Recipe": "recipe",
     "SampleInputs": "calibration",
     "apply": "models",
+    "bench": "benching",
     "compress": "compression",
     "run": "running",
     "factorize": "compression",

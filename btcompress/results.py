@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from btcompress.timings import BenchReport
+
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
@@ -440,6 +442,7 @@ class CompressionReport:
         calibrated: one entry for each time that an LSTM was calibrated, oldest first.
         untouched: the other tensors beside those of the dense checkpoint; None where it was not given.
         on_inputs: one entry for each LSTM that inputs were given for.
+        bench: what running it took when that was measured last; None where it was not.
     """
 
     matrices: tuple[MatrixReport, ...]
@@ -451,6 +454,7 @@ class CompressionReport:
     calibrated: tuple[CalibrationReport, ...] = ()
     untouched: UntouchedReport | None = None
     on_inputs: tuple[InputsReport, ...] = ()
+    bench: BenchReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -464,4 +468,5 @@ class CompressionReport:
             "calibrated": [asdict(calibration) for calibration in self.calibrated],
             "untouched": None if self.untouched is None else asdict(self.untouched),
             "on_inputs": [asdict(each) for each in self.on_inputs],
+            "bench": None if self.bench is None else self.bench.to_dict(),
         }

@@ -24,6 +24,7 @@ FLOORS = {
     "text": 1,
     "modes": 2,
     "packing": 1,
+    "timings": 0,
     "results": 1,
     "contraction": 1,
     "blockterm": 2,
@@ -41,6 +42,7 @@ FLOORS = {
     "compression": 11,
     "running": 12,
     "demo": 12,
+    "benching": 8,
     "finetune": 8,
     "calibration": 9,
     "display": 13,
@@ -116,7 +118,9 @@ def test_only_display_prints_and_only_the_command_line_exits():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["factorize", "--help"], ["finetune", "--help"], ["--version"]], ids=" ".join
+    "arguments",
+    [["--help"], ["factorize", "--help"], ["finetune", "--help"], ["bench", "--help"], ["--version"]],
+    ids=" ".join,
 )
 def test_help_does_not_import_torch(arguments):
     script = (

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint.recognise import is_compressed
     from btcompress.checkpoint.source import Source, digest
     from btcompress.checkpoint.tensors import same_bits
-    from btcompress.checkpoint.writer import check_storable, read_compressed, write, write_dense
+    from btcompress.checkpoint.writer import check_storable, read_compressed, record_bench, write, write_dense
 
 __all__ = [
     "Checkpoint",
@@ -38,6 +38,7 @@ __all__ = [
     "others_stored_as",
     "read",
     "read_compressed",
+    "record_bench",
     "replacing",
     "same_bits",
     "write",
@@ -68,6 +69,7 @@ __getattr__ = on_first_use(
         "others_stored_as": "others",
         "read": "reader",
         "read_compressed": "writer",
+        "record_bench": "writer",
         "replacing": "atomic",
         "same_bits": "tensors",
         "write": "writer",

@@ -89,10 +89,10 @@ def claimed(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place once the block has ended well.
 
-    The content reaches the disk before the rename, the mode follows the umask, and after a failure
+    The content reaches the disk before the rename, the mode is ``mode`` or else follows the umask, and after a failure
     or an interruption neither the temporary file stays nor ``path`` has changed. After a kill the file
     stays, until something is written to ``path`` again. It lies in a folder of its own, as libraries that write
     through private files put these beside it.
@@ -110,7 +110,7 @@ def replacing(path: Path) -> Iterator[Path]:
             folder.mkdir()
             with temporary.open("xb") as file:
                 # Libraries that write through a private file of their own would leave its mode behind.
-                mode = os.fstat(file.fileno()).st_mode & 0o777
+                mode = os.fstat(file.fileno()).st_mode & 0o777 if mode is None else mode
             yield temporary
             temporary.chmod(mode)
             with temporary.open("rb+") as file:

@@ -20,6 +20,7 @@ from btcompress.memory import require
 from btcompress.packing import Packed, Precision
 from btcompress.results import RoundingReport
 from btcompress.shapes import MatrixShape
+from btcompress.timings import BenchReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ class CompressedCheckpoint:
         rounded: by key the matrices that were chosen and stay dense, in fewer bits.
         stored: how tensors are stored that are not stored as they are, by name: as these integers, or as floats of this
             dtype. ``tensors`` has their values, exactly, in the dtype that they stand for.
+        bench: what running it took when that was measured last; None where it was not. It stands for the forms of the
+            matrices, whatever their values.
 
     Raises:
         CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it, an order is not
@@ -113,6 +116,7 @@ class CompressedCheckpoint:
     files: tuple[Path, ...] = ()
     rounded: dict[str, RoundedMatrix] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
+    bench: BenchReport | None = None
 
     def __post_init__(self) -> None:
         expected = expected_shapes(self.keys, self.matrices)
@@ -265,6 +269,21 @@ class CompressedCheckpoint:
                 size = (matrix.shape.out_size, matrix.shape.in_size)
                 outline[key] = torch.empty(size, dtype=matrix.dtype, device="meta")
         return outline
+
+    def only(self, keys: Sequence[str]) -> CompressedCheckpoint:
+        """The part of it that has these keys of the dense checkpoint alone, without history; tensors are shared."""
+        names = [name for key in keys for name in self._names_of(key)]
+        return replace(
+            self,
+            tensors={name: self.tensors[name] for name in names},
+            matrices={key: self.matrices[key] for key in keys if key in self.matrices},
+            keys=tuple(keys),
+            history=(),
+            notices=(),
+            rounded={key: self.rounded[key] for key in keys if key in self.rounded},
+            stored={name: self.stored[name] for name in names if name in self.stored},
+            bench=None,
+        )
 
     def with_step(
         self,

@@ -32,6 +32,7 @@ from btcompress.errors import CheckpointError, ShapeError
 from btcompress.results import RoundingReport
 from btcompress.shapes import MatrixShape
 from btcompress.text import valid_values
+from btcompress.timings import BenchReport
 
 #: A file is of the first version that can describe it; what each of them brought.
 _VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS, _VERSION_WITH_PRECISIONS = 1, 2, 3, 4
@@ -79,13 +80,33 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
             if name not in aliases
         }
         description["rounded"] = {key: _encode_rounded(matrix) for key, matrix in compressed.rounded.items()}
+    if compressed.bench is not None:
+        description["bench"] = _encode_bench(compressed.bench)
+    return _text(description, source.name)
+
+
+def with_bench(text: str, bench: BenchReport) -> str:
+    """The same JSON text with another bench in it, and whatever else it says, known here or not.
+
+    Args:
+        text: that :func:`encode` wrote and :func:`decode` has read.
+        bench: what was measured.
+
+    Raises:
+        CheckpointError: it says a number that is not finite.
+    """
+    description = json.loads(text)
+    return _text({**description, "bench": _encode_bench(bench)}, description["source"]["name"])
+
+
+def _text(description: Mapping[str, Any], name: str) -> str:
     try:
         text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
         # What could not be read again is not written.
         _checked(text)
     except (ValueError, TypeError, msgspec.ValidationError) as error:
         raise CheckpointError(
-            f"{source.name}, compressed, cannot be described in a file ({error}). Make it again, or leave out what is "
+            f"{name}, compressed, cannot be described in a file ({error}). Make it again, or leave out what is "
             "not finite."
         ) from error
     return text
@@ -184,6 +205,10 @@ def _encode_rounding(rounding: RoundingReport) -> dict[str, Any]:
     return {name: value for name, value in asdict(rounding).items() if value is not None and value is not False}
 
 
+def _encode_bench(bench: BenchReport) -> object:
+    return valid_values(asdict(bench))
+
+
 def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -> CompressedCheckpoint:
     source = description.source
     records = {name: _decode_precision(name, value) for name, value in description.precisions.items()}
@@ -200,6 +225,7 @@ def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -
         (path.resolve(),),
         {key: _decode_rounded(key, value, tensors, stored) for key, value in description.rounded.items()},
         stored,
+        description.bench,
     )
     if description.version < (needed := _version_for(compressed)):
         raise CheckpointError(f"it has format version {description.version}, in which there are no {_BROUGHT[needed]}.")

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from btcompress.packing import LEAST_BITS, LEAST_GROUP, MOST_BITS, MOST_GROUP
 from btcompress.results import CalibrationReport, FineTuneReport, LeftDense
 from btcompress.shapes import MAX_ORDER, MAX_SIZE, Core, Gates
+from btcompress.timings import BenchReport
 
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
@@ -109,6 +110,7 @@ class Description(Struct):
     notices: list[str]
     precisions: dict[str, dict[str, Any]] = {}
     rounded: dict[str, dict[str, Any]] = {}
+    bench: BenchReport | None = None
 
 
 class Step(Struct):

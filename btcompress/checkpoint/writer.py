@@ -18,6 +18,7 @@ from btcompress.checkpoint.safetensorsfiles import differing, read_tensors, writ
 from btcompress.checkpoint.storage import to_file
 from btcompress.checkpoint.tensors import find_aliases, plain_tensor
 from btcompress.errors import CheckpointError, OutputError
+from btcompress.timings import BenchReport
 
 #: Told the result as it was written, before it takes the place of anything; raises where it is not the one in memory.
 Check = Callable[[CompressedCheckpoint], None]
@@ -62,6 +63,37 @@ def write(
                 f"{path} already exists, and is another file than would be written. Move it away, or replace it with "
                 "--force beside --resume (force=True)."
             )
+
+
+def record_bench(path: str | PathLike[str], bench: BenchReport, measured: CompressedCheckpoint) -> None:
+    """Write what a bench measured into a file's record, in the place of the last bench there.
+
+    All else stays as it is: every tensor, byte for byte, what the record says beside it, and the file's mode. It is
+    written whole or not at all.
+
+    Args:
+        path: the result file; a link stays one.
+        bench: what was measured.
+        measured: the result as it was read from there.
+
+    Raises:
+        OutputError: the file cannot be written, another process is writing it, or it holds other matrices by now.
+        CheckpointError: it cannot be read any more.
+    """
+    path = Path(path).resolve()
+    check_target(path, force=True)
+    with replacing(path, mode=path.stat().st_mode & 0o777) as temporary:
+        before = read_compressed(path)
+        if (before.matrices, before.keys) != (measured.matrices, measured.keys):
+            raise OutputError(
+                f"{path} was replaced while it was measured, so nothing is recorded there. Measure again."
+            )
+        tensors, header = read_tensors(path)
+        text = metadata.with_bench(header[METADATA_KEY], bench)
+        digests = write_tensors(temporary, tensors, {**header, METADATA_KEY: text})
+        found = read_compressed(temporary)
+        if changed := differing(temporary, digests) or differing(path, digests) or _misread(found, before):
+            raise _changed(path, changed[0])
 
 
 def write_dense(tensors: Mapping[str, Tensor], path: Path, *, force: bool = False) -> None:

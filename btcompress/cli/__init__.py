@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from btcompress.cli.benching import bench
 from btcompress.cli.expanding import with_fields_as_options
 from btcompress.cli.factorizing import factorize
 from btcompress.cli.limits import with_memory_limit
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan_command,
     "inspect": inspect,
     "report": report,
+    "bench": bench,
     "finetune": finetune,
     "run": run,
     "demo": demo,

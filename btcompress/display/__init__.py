@@ -1,5 +1,6 @@
 """Everything that is shown: tables and words on stdout, progress and errors on stderr."""
 
+from btcompress.display.bench import show_bench
 from btcompress.display.console import (
     having_written,
     show_defect,
@@ -13,6 +14,7 @@ from btcompress.display.demo import show_demo
 from btcompress.display.inventory import show_inventory, show_inventory_json, show_plan
 from btcompress.display.planning import show_priced_plan, show_priced_plan_json
 from btcompress.display.progress import (
+    bench_progress,
     calibration_progress,
     demo_progress,
     finetune_progress,
@@ -25,6 +27,7 @@ from btcompress.display.report import show_report
 from btcompress.display.streams import guarded_streams, lost_output
 
 __all__ = [
+    "bench_progress",
     "calibration_progress",
     "demo_progress",
     "finetune_progress",
@@ -34,6 +37,7 @@ __all__ = [
     "job_progress",
     "lost_output",
     "pricing_progress",
+    "show_bench",
     "show_defect",
     "show_demo",
     "show_error",

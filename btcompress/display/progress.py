@@ -16,11 +16,13 @@ from rich.text import Text
 from btcompress.display.console import line_text, make_error_console, name_text
 
 if TYPE_CHECKING:
+    from btcompress.benching import OnBench
     from btcompress.demo import DemoProgress
     from btcompress.factorization import OnProgress
     from btcompress.finetune import Epoch
     from btcompress.plan import OnPricing
     from btcompress.results import CalibrationProgress, FitProgress, PricingProgress, StepProgress
+    from btcompress.timings import BenchProgress
 
 #: Seconds that work may take before a bar is shown.
 _PATIENCE = 1.0
@@ -111,6 +113,18 @@ def _tell_step(state: StepProgress) -> None:
     words = {"begun": "begins, to write", "done": "is done:", "kept": "was done before:"}[state.state]
     text = f"step {state.index + 1} of {state.count}, {state.kind}, {words} {state.output}"
     make_error_console().print(Text(line_text(text)), soft_wrap=True)
+
+
+@contextmanager
+def bench_progress() -> Iterator[OnBench]:
+    """Progress over all cases of a bench."""
+    with _shown() as update:
+
+        def on_progress(state: BenchProgress) -> None:
+            sizes = f"{state.mode}, batch {state.batch:,}, {state.steps:,} steps ({state.index + 1} of {state.count})"
+            update(f"measuring {state.lstm}".strip(), (state.index + state.share) / state.count, sizes)
+
+        yield on_progress
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from btcompress.display.bench import show_measured
 from btcompress.display.console import make_console
 from btcompress.display.roundings import precision_words, rounded_lstms_table, rounding_table
 from btcompress.display.tables import (
@@ -56,6 +57,8 @@ def show_report(report: CompressionReport) -> None:
         show_table(console, _calibration_table(report.calibrated))
     if report.finetuned:
         show_table(console, _training_table(report.finetuned))
+    if report.bench is not None:
+        show_measured(console, report.bench)
     if report.untouched is not None:
         show_list(console, "Not factorized", [_untouched_text(report.untouched)])
     show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])

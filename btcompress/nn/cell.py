@@ -15,12 +15,15 @@ from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.nn.conversion import fill_dense, fill_factorized
 from btcompress.nn.options import ShapeOptions, lstm_shapes
-from btcompress.nn.recurrence import State, lstm_step
-from btcompress.nn.weight import BTWeight, Method, check_method, multiply, resolve
+from btcompress.nn.prediction import Prediction
+from btcompress.nn.recurrence import Direction, State
+from btcompress.nn.running import Layer, Running
+from btcompress.nn.ways import Method
+from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
 
 
-class BTLSTMCell(nn.Module):
+class BTLSTMCell(Running):
     """One LSTM step with matrices in block-term form; takes the place of :class:`torch.nn.LSTMCell`.
 
     ``i, f, g, o = split(W x + U h + b)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``;
@@ -38,8 +41,8 @@ class BTLSTMCell(nn.Module):
         shapes: block-term shapes by name, ``weight_ih`` and ``weight_hh``, in place of ``shape``; one that is
             missing or ``None`` stays dense.
         matrices: for which matrices shapes are chosen: ``"input"`` for ``W``, ``"recurrent"`` for ``U``.
-        method: multiply by the factors, by the dense matrix formed anew, or by the cheaper of the two;
-            see :meth:`BTWeight.prefers_dense`.
+        method: as that of :class:`BTLSTM`, of whose steps this is one.
+        keeps_formed: as that of :class:`BTLSTM`.
 
     Raises:
         ShapeError: a shape is not that of its matrix, or none can be chosen.
@@ -63,12 +66,12 @@ class BTLSTMCell(nn.Module):
         shapes: Mapping[str, MatrixShape | None] | None = None,
         matrices: Sequence[MatrixKind] = ("input",),
         method: Method = "auto",
+        keeps_formed: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(method, keeps_formed=keeps_formed)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
-        self.method = check_method(method)
         if isinstance(shape, MatrixShape):
             shapes = {"weight_ih": shape} if shapes is None else shapes
             shape = ShapeRequest()
@@ -107,16 +110,20 @@ class BTLSTMCell(nn.Module):
             ValueError: an argument does not have one or two dimensions.
             RuntimeError: sizes do not fit together.
         """
+        if type(input) is Tensor and hx is not None:
+            cell = self.kept_run(input, hx)
+            if cell is not None and hx[0].shape == hx[1].shape == (*input.shape[:-1], self.hidden_size):
+                return _run_again(cell[0], input, hx)
         if input.dim() not in (1, 2):
             raise ValueError(f"input must have 1 or 2 dimensions, (I) or (B, I), but it has {input.dim()}.")
         if hx is not None and any(value.dim() not in (1, 2) for value in hx):
             raise ValueError(f"hx must have 1 or 2 dimensions, but h has {hx[0].dim()} and c has {hx[1].dim()}.")
         if input.dim() == 1:
-            h, c = self._step(input.unsqueeze(0), hx and (hx[0].unsqueeze(0), hx[1].unsqueeze(0)))
+            h, c = self._step(input.unsqueeze(0), hx and (hx[0].unsqueeze(0), hx[1].unsqueeze(0)), input)
             return h.squeeze(0), c.squeeze(0)
-        return self._step(input, hx)
+        return self._step(input, hx, input)
 
-    def _step(self, rows: Tensor, state: State | None) -> State:
+    def _step(self, rows: Tensor, state: State | None, given: Tensor) -> State:
         if rows.shape[1] != self.input_size:
             raise RuntimeError(f"input has {rows.shape[1]} features, but input_size is {self.input_size}.")
         expected = (len(rows), self.hidden_size)
@@ -128,11 +135,14 @@ class BTLSTMCell(nn.Module):
                 f"h and c must have shape {expected} for this input, but have {tuple(state[0].shape)} "
                 f"and {tuple(state[1].shape)}."
             )
-        bias = None if self.bias_ih is None or self.bias_hh is None else self.bias_ih + self.bias_hh
-        z = multiply(rows, resolve(self.weight_ih, len(rows), self.method), bias)
-        h, c = autocast(*state)
-        weight_hh = resolve(self.weight_hh, len(rows), self.method)
-        return lstm_step(z, (h, c), autocast(weight_hh)[0] if isinstance(weight_hh, Tensor) else weight_hh)
+        rows, h, c = autocast(rows, *state)
+        biases = None if self.bias_ih is None or self.bias_hh is None else (self.bias_ih, self.bias_hh)
+        direction = Direction(self.weight_ih, self.weight_hh, None, biases)
+        whole = (h.unsqueeze(0), c.unsqueeze(0))
+        _, (h, c), layer = self.run("cell", [direction], rows.unsqueeze(0), whole)
+        if layer is not None:
+            self.keep_run(given, [layer])
+        return h.squeeze(0), c.squeeze(0)
 
     @classmethod
     def from_dense(
@@ -182,3 +192,14 @@ class BTLSTMCell(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, as :class:`torch.nn.LSTMCell` shows them."""
         return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
+
+
+def _run_again(cell: Layer, inputs: Tensor, state: State) -> State:
+    """The step, as it was run before on inputs and states of these shapes."""
+    h, c = state
+    if isinstance(cell, Prediction) and cell.way.steps == "loop" and h.numel() == h.shape[-1]:
+        new_h, new_c = cell.step(0, inputs.reshape(-1), h.reshape(-1), c.reshape(-1))
+        return new_h.view(h.shape), new_c.view(c.shape)
+    shape = (1, -1, h.shape[-1])
+    _, (new_h, new_c) = cell.run(inputs.reshape(1, -1, inputs.shape[-1]), (h.reshape(shape), c.reshape(shape)))
+    return new_h.view(h.shape), new_c.view(c.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Unpack
 
 import torch
@@ -11,12 +12,14 @@ from torch.nn import init
 from btcompress.fit import FitOptions
 from btcompress.modes import ShapeRequest, choose_shape
 from btcompress.nn.conversion import fill_dense, fill_factorized
+from btcompress.nn.formed import Keeping, is_plain
 from btcompress.nn.options import ShapeOptions
-from btcompress.nn.weight import BTWeight, Method, check_method, check_size, multiply, resolve
+from btcompress.nn.ways import Method, check_method
+from btcompress.nn.weight import BTWeight, Products, check_size, multiply
 from btcompress.shapes import MatrixShape
 
 
-class BTLinear(nn.Module):
+class BTLinear(Keeping):
     """``y = W x + b`` with ``W`` in block-term form; takes the place of :class:`torch.nn.Linear`.
 
     Parameters: ``weight.cores``, ``weight.factors.0`` to ``weight.factors.{d-1}``, and ``bias``.
@@ -28,8 +31,10 @@ class BTLinear(nn.Module):
         device: where the parameters are.
         dtype: of the parameters.
         shape: the block-term shape of ``W``, or a request by which to choose one.
-        method: multiply by the factors, by the dense matrix formed anew, or by the cheaper of the two;
+        method: multiply by the factors, by the dense matrix, or by the cheaper of the two;
             see :meth:`BTWeight.prefers_dense`.
+        keeps_formed: whether predictions keep what they form of the parameters; see
+            :class:`btcompress.nn.formed.Keeping`.
 
     Raises:
         ShapeError: the shape is not that of a ``(out_features, in_features)`` matrix, or none can be chosen.
@@ -46,8 +51,9 @@ class BTLinear(nn.Module):
         *,
         shape: MatrixShape | ShapeRequest = ShapeRequest(),
         method: Method = "auto",
+        keeps_formed: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(keeps_formed=keeps_formed)
         self.in_features = in_features
         self.out_features = out_features
         self.method = check_method(method)
@@ -69,8 +75,11 @@ class BTLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., I)`` to ``(..., J)``."""
-        n_rows = inputs.shape[:-1].numel()
-        return multiply(inputs, resolve(self.weight, n_rows, self.method), self.bias)
+        weight, formed = self.weight, self.formed() if self.keeps_formed and _predicts(self, inputs) else None
+        dense = weight.prefers_dense(inputs.shape[:-1].numel(), self.method, formed=formed is not None)
+        form: Callable[[], Tensor | Products] = weight.to_dense if dense else weight.prepare
+        operand = form() if formed is None else formed.get(dense, weight.tensors, form)
+        return multiply(inputs, operand, self.bias)
 
     @classmethod
     def from_dense(
@@ -115,3 +124,10 @@ class BTLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, as :class:`torch.nn.Linear` shows them."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def _predicts(linear: BTLinear, inputs: Tensor) -> bool:
+    """Whether nobody asks for gradients, or looks into operations."""
+    tensors = [inputs, *linear.weight.tensors, *([] if linear.bias is None else [linear.bias])]
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not trains and is_plain(tensors)

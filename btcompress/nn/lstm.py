@@ -17,16 +17,10 @@ from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.nn.conversion import fill_dense, fill_factorized
 from btcompress.nn.options import ShapeOptions, lstm_shapes
-from btcompress.nn.recurrence import (
-    State,
-    Weight,
-    kernel_layer,
-    loop_pays,
-    only_tensors,
-    recur_directions,
-    resolve_for_steps,
-)
-from btcompress.nn.weight import BTWeight, Method, check_method, multiply, resolve
+from btcompress.nn.recurrence import Direction, State
+from btcompress.nn.running import Layer, Running
+from btcompress.nn.ways import Method
+from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
 
 #: What torch.nn.LSTM is built with beside sizes, device and dtype, and its defaults.
@@ -40,7 +34,7 @@ _ARGUMENTS = {
 }
 
 
-class BTLSTM(nn.Module):
+class BTLSTM(Running):
     """An LSTM with matrices in block-term form; takes the place of :class:`torch.nn.LSTM`.
 
     Arguments, inputs, outputs and errors are those of :class:`torch.nn.LSTM`, and so are the names of all
@@ -65,10 +59,11 @@ class BTLSTM(nn.Module):
         matrices: for which matrices they are then chosen: ``"input"`` for every ``weight_ih_*``, ``"recurrent"``
             for every ``weight_hh_*`` and ``weight_hr_*``.
         method: multiply by the factors, ``W`` for all steps at once and ``U`` and ``P`` at each step; or form the
-            dense matrices, once for all steps, and call torch's kernel; or, for each matrix, whichever is cheaper
-            for the input at hand. See :meth:`BTWeight.prefers_dense`; ``U`` and ``P`` are formed whatever that says
-            unless they are large, or of low rank in a large layer, and on a CPU. Large layers can be differentiated
-            only once there.
+            dense matrices, once for all steps, and call torch's kernel; or ``"auto"``, whichever way to run is the
+            cheapest for the sizes at hand (:mod:`btcompress.nn.costs`), or was pinned (:func:`btcompress.tune`). Where
+            a loop of our own is the cheapest on a CPU, a layer can be differentiated only once.
+        keeps_formed: whether predictions keep what they form of the parameters; see
+            :class:`btcompress.nn.formed.Keeping`.
         **shape: fields of :class:`btcompress.modes.ShapeRequest`. Modes are meant for the matrices that
             they multiply to.
 
@@ -103,9 +98,10 @@ class BTLSTM(nn.Module):
         shapes: Mapping[str, MatrixShape | None] | None = None,
         matrices: Sequence[MatrixKind] = ("input",),
         method: Method = "auto",
+        keeps_formed: bool = True,
         **shape: Unpack[ShapeOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(method, keeps_formed=keeps_formed)
         # Without storage, it checks the arguments and knows the name and size of each parameter.
         plain = nn.LSTM(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device="meta"
@@ -114,7 +110,6 @@ class BTLSTM(nn.Module):
         self.hidden_size = hidden_size
         for name in _ARGUMENTS:
             setattr(self, name, getattr(plain, name))
-        self.method = check_method(method)
         sizes = {name: parameter.shape for name, parameter in plain.named_parameters()}
         factorized = lstm_shapes(sizes, shapes, ShapeRequest(**shape), matrices)
         for name, size in sizes.items():
@@ -167,6 +162,10 @@ class BTLSTM(nn.Module):
             ValueError: the input's number of dimensions or dtype is wrong.
             RuntimeError: sizes do not fit together, or there are no steps.
         """
+        if type(input) is Tensor and input.dim() == 3:
+            layers = self.kept_run(input, hx)
+            if layers is not None and self._fits(input, hx):
+                return self._run_again(layers, input, hx)
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
             outputs, state = self._run(data, hx and _reorder(hx, order), batch_sizes)
@@ -187,55 +186,71 @@ class BTLSTM(nn.Module):
     def _run(self, inputs: Tensor, hx: State | None, batch_sizes: Tensor | None = None) -> tuple[Tensor, State]:
         """All layers, for an input with a batch."""
         h, c = self._initial_state(inputs, hx, batch_sizes)
-        outputs, finals = inputs, []
+        outputs, finals, layers = inputs, list[State](), list[Layer | None]()
         for layer in range(self.num_layers):
             if layer:
                 outputs = drop(outputs, self.dropout, self.training)
             own = slice(layer * self._directions, (layer + 1) * self._directions)
-            outputs, final = self._layer(layer, outputs, (h[own], c[own]), batch_sizes)
+            state = (h, c) if self.num_layers == 1 else (h[own], c[own])
+            outputs, final, run = self._layer(layer, outputs, state, batch_sizes)
             finals.append(final)
-        h, c = (torch.cat(states) for states in zip(*finals, strict=True))
-        return outputs, (h, c)
+            layers.append(run)
+        kept = [layer for layer in layers if layer is not None]
+        if len(kept) == self.num_layers and not (self.training and self.dropout):
+            self.keep_run(inputs, kept)
+        return outputs, _joined(finals)
 
-    def _layer(self, layer: int, inputs: Tensor, state: State, batch_sizes: Tensor | None) -> tuple[Tensor, State]:
+    def _fits(self, inputs: Tensor, hx: State | None) -> bool:
+        """Whether initial states are as they have to be for inputs that were met before."""
+        if hx is None:
+            return True
+        batch = inputs.shape[0 if self.batch_first else 1]
+        n_states, (h, c) = self.num_layers * self._directions, hx
+        return (
+            h.shape == (n_states, batch, self.proj_size or self.hidden_size)
+            and c.shape == (n_states, batch, self.hidden_size)
+            and h.dtype == c.dtype == inputs.dtype
+        )
+
+    def _run_again(self, layers: Sequence[Layer], inputs: Tensor, hx: State | None) -> tuple[Tensor, State]:
+        """All layers, as they ran before on inputs of this shape."""
+        h, c = self._zeros(inputs, inputs.shape[0 if self.batch_first else 1]) if hx is None else hx
+        outputs, finals, n = inputs, [], self._directions
+        for layer, run in enumerate(layers):
+            own = slice(layer * n, (layer + 1) * n)
+            state = (h, c) if len(layers) == 1 else (h[own], c[own])
+            outputs, final = run.run(outputs, state, batch_first=self.batch_first)
+            finals.append(final)
+        return outputs, _joined(finals)
+
+    def _layer(
+        self, layer: int, inputs: Tensor, state: State, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, State, Layer | None]:
         """Both directions of one layer."""
-        suffixes = [f"_l{layer}", f"_l{layer}_reverse"][: self._directions]
-        biases = ("bias_ih", "bias_hh") if self.bias else ()
-        names = ("weight_hh", "weight_hr") if self.proj_size else ("weight_hh",)
-        n_rows = inputs.shape[:-1].numel()
         inputs, h, c = autocast(inputs, *state)
-        matrices = [_cast(resolve(getattr(self, "weight_ih" + suffix), n_rows, self.method)) for suffix in suffixes]
-        loops = loop_pays(inputs, (h, c), matrices)
-        recurrent = [
-            [_cast(resolve_for_steps(getattr(self, name + suffix), n_rows, self.method, loops=loops)) for name in names]
-            for suffix in suffixes
-        ]
-        dense = only_tensors([[matrix, *own] for matrix, own in zip(matrices, recurrent, strict=True)])
-        if dense is not None:
-            weights = [
-                (w, u, *(autocast(getattr(self, bias + suffix))[0] for bias in biases), *projection)
-                for (w, u, *projection), suffix in zip(dense, suffixes, strict=True)
-            ]
-            return kernel_layer(inputs, (h, c), weights, batch_sizes, bias=self.bias, batch_first=self.batch_first)
-        z = [
-            multiply(inputs, matrix, self._input_bias(suffix))
-            for matrix, suffix in zip(matrices, suffixes, strict=True)
-        ]
-        return recur_directions(z, (h, c), recurrent, batch_sizes, batch_first=self.batch_first)
+        return self.run(
+            f"l{layer}",
+            [self._direction(f"_l{layer}{end}") for end in ("", "_reverse")[: self._directions]],
+            inputs,
+            (h, c),
+            batch_sizes,
+            batch_first=self.batch_first,
+        )
 
-    def _input_bias(self, suffix: str) -> Tensor | None:
-        """Both biases at once, to be added to the input part."""
-        if not self.bias:
-            return None
-        both: Tensor = getattr(self, "bias_ih" + suffix) + getattr(self, "bias_hh" + suffix)
-        return both
+    def _direction(self, suffix: str) -> Direction:
+        return Direction(
+            getattr(self, "weight_ih" + suffix),
+            getattr(self, "weight_hh" + suffix),
+            getattr(self, "weight_hr" + suffix) if self.proj_size else None,
+            (getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)) if self.bias else None,
+        )
 
     def _initial_state(self, inputs: Tensor, hx: State | None, batch_sizes: Tensor | None) -> State:
         """The initial state, zero where not given, once inputs and state are found to fit."""
         if inputs.shape[-1] != self.input_size:
             raise RuntimeError(f"input has {inputs.shape[-1]} features, but input_size is {self.input_size}.")
-        own = inputs.new_empty(0, dtype=self.weight_hh_l0.dtype)
-        if autocast(inputs)[0].dtype != autocast(own)[0].dtype:
+        own = self.weight_hh_l0.dtype
+        if inputs.dtype != own and autocast(inputs)[0].dtype != autocast(inputs.new_empty(0, dtype=own))[0].dtype:
             raise ValueError(
                 f"input is {inputs.dtype}, but the parameters are {self.weight_hh_l0.dtype}. Convert one of them."
             )
@@ -249,13 +264,18 @@ class BTLSTM(nn.Module):
         h_shape = (n_states, batch, self.proj_size or self.hidden_size)
         c_shape = (n_states, batch, self.hidden_size)
         if hx is None:
-            return inputs.new_zeros(h_shape), inputs.new_zeros(c_shape)
+            return self._zeros(inputs, batch)
         if hx[0].shape != h_shape or hx[1].shape != c_shape:
             raise RuntimeError(
                 f"h and c must have shapes {h_shape} and {c_shape} for this input, but have "
                 f"{tuple(hx[0].shape)} and {tuple(hx[1].shape)}."
             )
         return hx
+
+    def _zeros(self, inputs: Tensor, batch: int) -> State:
+        n_states = self.num_layers * self._directions
+        c = inputs.new_zeros(n_states, batch, self.hidden_size)
+        return (inputs.new_zeros(n_states, batch, self.proj_size) if self.proj_size else c), c
 
     @classmethod
     def from_dense(
@@ -311,9 +331,12 @@ class BTLSTM(nn.Module):
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *(f"{name}={changed[name]}" for name in changed)])
 
 
-def _cast(weight: Weight) -> Weight:
-    """The matrix as autocast has it; factors see to that themselves."""
-    return autocast(weight)[0] if isinstance(weight, Tensor) else weight
+def _joined(states: Sequence[State]) -> State:
+    """The states of all layers."""
+    if len(states) == 1:
+        return states[0]
+    h, c = (torch.cat(each) for each in zip(*states, strict=True))
+    return h, c
 
 
 def _reorder(state: State, order: Tensor | None) -> State:

@@ -1,44 +1,85 @@
-"""One LSTM layer: by torch's kernel, or from the input part ``z = W x + b`` of all its steps, in one of three ways."""
+"""One LSTM layer, differentiable: by torch's kernel, in a loop of our own, or step by step as it is defined."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.nn.functional import linear, pad
 
+from btcompress.contraction import autocast
+from btcompress.nn.choice import choose_way
+from btcompress.nn.formed import is_plain
 from btcompress.nn.steps import Chain, loop_over_steps
-from btcompress.nn.weight import BTWeight, Method, multiply, resolve
+from btcompress.nn.ways import Task, Way
+from btcompress.nn.weight import BTWeight, Products, multiply
 
 State = tuple[Tensor, Tensor]
 
 #: A matrix, or one that is applied by its factors.
 Weight = Tensor | BTWeight
 
-#: A CPU takes torch's kernel while directions times batch size times squared hidden size stay below this: from there on
-#: the products with the identity cost more than the calls of a loop. Where gradients may be asked for, and where not.
-#: Measured with tests/benchmarks/training_step.py --ways; not sharp.
-_TRAINING_LIMIT = 2**16
-_PREDICTION_LIMIT = 2**17
-
-#: The factors of a low-rank matrix take its place in a loop where they have at most this share of its entries. Measured
-#: likewise.
-_FACTORS_SHARE = 0.6
-
-#: Where every ``W`` is there as a matrix, torch's kernel has no product with an identity to do: for matrices of up to
-#: this many entries it is then the cheapest way, ``U`` formed. Measured likewise.
-_FORM_FOR_KERNEL_LIMIT = 2**19
-
-#: Matrices of up to this many entries are formed for all steps: their factors' many small products at each step cost
-#: more in calls than they save. Measured; not sharp.
-_FORM_LIMIT = 2**21
+#: What multiplies rows: a matrix, or products by factors, prepared once for all steps.
+Multiplier = Tensor | Products
 
 
-def lstm_step(z: Tensor, state: State, weight_hh: Weight, weight_hr: Weight | None = None) -> State:
+#: A matrix of a direction.
+Name = Literal["w", "u", "p"]
+
+
+class Direction(NamedTuple):
+    """Matrices and biases of one direction of a layer.
+
+    Attributes:
+        w: ``W``.
+        u: ``U``.
+        p: ``P``, where there is a projection.
+        biases: both, where there are some.
+    """
+
+    w: Weight
+    u: Weight
+    p: Weight | None
+    biases: tuple[Tensor, Tensor] | None
+
+    @property
+    def names(self) -> tuple[Name, ...]:
+        """Of the matrices that there are."""
+        return ("w", "u") if self.p is None else ("w", "u", "p")
+
+    def weight(self, name: Name) -> Weight:
+        """A matrix by its name."""
+        weight: Weight = getattr(self, name)
+        return weight
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All parameters and orders."""
+        found = [tensor for name in self.names for tensor in tensors_of(self.weight(name))]
+        return found + list(self.biases or ())
+
+    @property
+    def recurrent(self) -> list[Weight]:
+        """What multiplies the hidden states: ``U``, and ``P`` where there is one."""
+        return [self.u] if self.p is None else [self.u, self.p]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Both biases at once."""
+        return None if self.biases is None else self.biases[0] + self.biases[1]
+
+
+def tensors_of(weight: Weight) -> tuple[Tensor, ...]:
+    """The matrix itself, or the parameters and orders that it is made of."""
+    return (weight,) if isinstance(weight, Tensor) else weight.tensors
+
+
+def lstm_step(z: Tensor, state: State, weight_hh: Multiplier, weight_hr: Multiplier | None = None) -> State:
     """The next hidden and cell state.
 
     ``i, f, g, o = split(z + U h)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``; ``h' = sigmoid(o) tanh(c')``,
@@ -51,9 +92,14 @@ def lstm_step(z: Tensor, state: State, weight_hh: Weight, weight_hr: Weight | No
         weight_hr: ``P``, shape ``(projected size, H)``.
     """
     h, c = state
-    added = torch.addmm(z, h, weight_hh.T) if isinstance(weight_hh, Tensor) else z + weight_hh.matmul(h)
+    chain = (weight_hh,) if isinstance(weight_hh, Tensor) else weight_hh.low_rank
+    if chain is None:
+        added = z + weight_hh.matmul(h)
+    else:
+        left, *right = chain
+        added = torch.addmm(z, torch.mm(h, right[0].T) if right else h, left.T)
     i, f, g, o = added.chunk(4, dim=1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
     h = torch.sigmoid(o) * torch.tanh(c)
     return (h if weight_hr is None else multiply(h, weight_hr, None)), c
 
@@ -103,44 +149,103 @@ def _kernel(device: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # n
         return torch.lstm(*arguments)
 
 
-def resolve_for_steps(weight: Weight, n_rows: int, method: Method, *, loops: bool = False) -> Weight:
-    """What to multiply by at each step, ``n_rows`` rows in all: the dense matrix, formed once, or the factors.
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One layer, differentiable, and how to run it.
 
-    ``auto`` takes the factors of a low-rank matrix in a loop over the steps if they are small enough. Else it goes by
-    their cost where the matrix is large and on a CPU, and forms what is not, so that torch's kernel can run the steps.
+    Attributes:
+        way: how to run.
+        directions: matrices and biases.
+    """
+
+    way: Way
+    directions: Sequence[Direction]
+
+    def run(
+        self, inputs: Tensor, state: State, batch_sizes: Tensor | None = None, *, batch_first: bool = False
+    ) -> tuple[Tensor, State]:
+        """The layer; arguments and results as :func:`kernel_layer`'s."""
+        way, directions = self.way, self.directions
+        w = [_multiplier(own.w, dense=way.inputs == "dense") for own in directions]
+        recurrent = [
+            [_multiplier(each, dense=way.recurrent == "dense") for each in own.recurrent] for own in directions
+        ]
+        if way.steps == "kernel":
+            biases = [[autocast(bias)[0] for bias in own.biases or ()] for own in directions]
+            return _by_kernel(w, recurrent, biases, inputs, state, batch_sizes, batch_first=batch_first)
+        z = [multiply(inputs, each, own.bias) for each, own in zip(w, directions, strict=True)]
+        chains = _chains(recurrent) if way.steps == "loop" else None
+        if chains is not None:
+            return recur_by_loop(z, state, chains, batch_sizes, batch_first=batch_first)
+        joined = z[0] if len(z) == 1 else torch.cat(z, dim=-1)
+        return recur_by_steps(joined, state, recurrent, batch_sizes, batch_first=batch_first)
+
+
+def _multiplier(weight: Weight, *, dense: bool) -> Multiplier:
+    """A matrix as autocast has it, or products; factors see to that themselves."""
+    if isinstance(weight, BTWeight):
+        if not dense:
+            return weight.prepare()
+        weight = weight.to_dense()
+    return autocast(weight)[0]
+
+
+def _by_kernel(
+    w: Sequence[Multiplier],
+    recurrent: Sequence[Sequence[Multiplier]],
+    biases: Sequence[Sequence[Tensor]],
+    inputs: Tensor,
+    state: State,
+    batch_sizes: Tensor | None,
+    *,
+    batch_first: bool,
+) -> tuple[Tensor, State]:
+    """Torch's kernel, given what is left to multiply by: a matrix, a left factor, or an identity."""
+    begun = [_begun(inputs, each) for each in w]
+    rows = joined_rows(inputs, [given for given, _ in begun])
+    lefts = joined_lefts([left for _, left in begun], shared=rows is inputs)
+    weights = []
+    for left, own, both in zip(lefts, recurrent, biases, strict=True):
+        u, *p = (matrix for matrix in own if isinstance(matrix, Tensor))
+        weights.append((left, u, *both, *p))
+    return kernel_layer(rows, state, weights, batch_sizes, bias=bool(biases[0]), batch_first=batch_first)
+
+
+def joined_rows(inputs: Tensor, begun: Sequence[Tensor]) -> Tensor:
+    """One tensor for all directions, of what each has made of the inputs."""
+    if len(begun) == 1 or all(rows is inputs for rows in begun):
+        return begun[0]
+    return torch.cat(list(begun), dim=-1)
+
+
+def joined_lefts(lefts: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
+    """By what each direction multiplies :func:`joined_rows`: by zero where they are the other's.
 
     Args:
-        weight: ``U`` or ``P``.
-        n_rows: of all steps.
-        method: how to multiply.
-        loops: whether the steps go by :func:`recur_by_loop` if no matrix stands in the way.
+        lefts: by what each multiplies its own.
+        shared: whether the rows are the same for all.
     """
-    if method == "auto" and isinstance(weight, BTWeight):
-        if loops and weight.is_low_rank and weight.shape.n_params <= _FACTORS_SHARE * weight.shape.dense_params:
-            return weight
-        large = weight.shape.dense_params > _FORM_LIMIT and weight.device.type == "cpu"
-        return resolve(weight, n_rows, "auto" if large else "dense")
-    return resolve(weight, n_rows, method)
+    if shared or len(lefts) == 1:
+        return list(lefts)
+    widths = [left.shape[1] for left in lefts]
+    return [pad(left, (sum(widths[:n]), sum(widths[n + 1 :]))) for n, left in enumerate(lefts)]
 
 
-def loop_pays(inputs: Tensor, state: State, matrices: Sequence[Weight]) -> bool:
-    """Whether factors are worth to be kept for the steps, given the ``W`` of each direction as they apply."""
-    if not _can_loop([inputs, *state]) or _kernel_pays(state, can_loop=True):
-        return False
-    by_kernel = all(isinstance(matrix, Tensor) for matrix in matrices)
-    return not by_kernel or 4 * state[1].shape[-1] ** 2 > _FORM_FOR_KERNEL_LIMIT
-
-
-def only_tensors(weights: Sequence[Sequence[Weight]]) -> list[list[Tensor]] | None:
-    """The weights themselves if all are matrices; None if one is applied by its factors."""
-    tensors = [[weight for weight in own if isinstance(weight, Tensor)] for own in weights]
-    return tensors if all(len(kept) == len(own) for kept, own in zip(tensors, weights, strict=True)) else None
+def _begun(inputs: Tensor, matrix: Multiplier) -> tuple[Tensor, Tensor]:
+    """The inputs, multiplied as far as factors can, and the matrix that is left."""
+    if isinstance(matrix, Tensor):
+        return inputs, matrix
+    if matrix.low_rank is not None:
+        left, right = autocast(*matrix.low_rank)
+        return linear(inputs, right), left
+    z = matrix.matmul(inputs)
+    return z, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
 
 
 def recur(
     z: Tensor,
     state: State,
-    weights: Sequence[Sequence[Weight]],
+    weights: Sequence[Sequence[Tensor]],
     batch_sizes: Tensor | None = None,
     *,
     batch_first: bool = False,
@@ -157,40 +262,53 @@ def recur(
     Returns:
         As :func:`kernel_layer`.
     """
-    return recur_directions(z.chunk(len(weights), dim=-1), state, weights, batch_sizes, batch_first=batch_first)
+    steps, batch, rows = task_sizes(z, batch_sizes, batch_first=batch_first)
+    hidden, each = state[1].shape[-1], (None,) * len(weights)
+    tensors = [z, *state, *(matrix for own in weights for matrix in own)]
+    task = Task(
+        0,
+        hidden,
+        steps,
+        batch,
+        rows,
+        packed=batch_sizes is not None,
+        trains=torch.is_grad_enabled(),
+        w=each,
+        u=each,
+        p=each if len(weights[0]) > 1 else (),
+        loops=is_plain(tensors) and loopable(tensors),
+        keeps=False,
+        onednn=uses_onednn(z),
+        cpu=z.device.type == "cpu",
+    )
+    way = choose_way(task, "auto")
+    if way.steps == "kernel":
+        return recur_by_kernel(z, state, weights, batch_sizes, batch_first=batch_first)
+    if way.steps == "loop":
+        parts, chains = z.chunk(len(weights), dim=-1), [[(matrix,) for matrix in own] for own in weights]
+        return recur_by_loop(parts, state, chains, batch_sizes, batch_first=batch_first)
+    return recur_by_steps(z, state, weights, batch_sizes, batch_first=batch_first)
 
 
-def recur_directions(
-    z: Sequence[Tensor],
-    state: State,
-    weights: Sequence[Sequence[Weight]],
-    batch_sizes: Tensor | None = None,
-    *,
-    batch_first: bool = False,
-) -> tuple[Tensor, State]:
-    """:func:`recur` where ``z`` of each direction is a tensor of its own, which saves a copy."""
-    matrices, chains = only_tensors(weights), _chains(weights)
-    flat = [matrix for own in chains or () for chain in own for matrix in chain]
-    can_loop = chains is not None and _can_loop([*z, *state, *flat])
-    if matrices is not None and _kernel_pays(state, can_loop=can_loop):
-        return recur_by_kernel(torch.cat(list(z), dim=-1), state, matrices, batch_sizes, batch_first=batch_first)
-    if chains is not None and can_loop:
-        return recur_by_loop(z, state, chains, batch_sizes, batch_first=batch_first)
-    return recur_by_steps(torch.cat(list(z), dim=-1), state, weights, batch_sizes, batch_first=batch_first)
+def task_sizes(inputs: Tensor, batch_sizes: Tensor | None, *, batch_first: bool) -> tuple[int, int, int]:
+    """Steps, sequences, and rows of all steps."""
+    if batch_sizes is not None:
+        return len(batch_sizes), int(batch_sizes[0]), len(inputs)
+    first, second = inputs.shape[:2]
+    return (second, first, first * second) if batch_first else (first, second, first * second)
 
 
-def _kernel_pays(state: State, *, can_loop: bool) -> bool:
-    """Whether torch's kernel is cheaper than steps or the loop; a GPU's is."""
-    directions, batch, hidden = state[1].shape
-    limit = _TRAINING_LIMIT if can_loop and torch.is_grad_enabled() else _PREDICTION_LIMIT
-    return state[1].device.type != "cpu" or directions * batch * hidden**2 < limit
+def uses_onednn(inputs: Tensor) -> bool:
+    """Whether torch's kernel for these inputs is that of oneDNN."""
+    allowed: bool = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    return allowed and inputs.device.type == "cpu" and inputs.dtype == torch.float32
 
 
-def _chains(weights: Sequence[Sequence[Weight]]) -> list[list[Chain]] | None:
+def _chains(weights: Sequence[Sequence[Multiplier]]) -> list[list[Chain]] | None:
     """Every weight as itself or its low-rank factors; None if one is neither a matrix nor of low rank."""
     found: list[list[Chain]] = []
     for own in weights:
-        chains = [(weight,) if isinstance(weight, Tensor) else weight.low_rank_factors() for weight in own]
+        chains = [(weight,) if isinstance(weight, Tensor) else weight.low_rank for weight in own]
         kept: list[Chain] = [chain for chain in chains if chain is not None]
         if len(kept) < len(chains):
             return None
@@ -198,19 +316,15 @@ def _chains(weights: Sequence[Sequence[Weight]]) -> list[list[Chain]] | None:
     return found
 
 
-def _can_loop(tensors: Sequence[Tensor]) -> bool:
-    """Whether :func:`recur_by_loop` takes these tensors here: what sees into operations must see all of them."""
-    first = tensors[0]
-    if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.float64) or not first.numel():
-        return False
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
+def loopable(tensors: Sequence[Tensor]) -> bool:
+    """Whether loops of our own take these tensors, unless something looks into operations: it must see all of them."""
+    dtype = tensors[0].dtype
     return (
-        not torch._C._are_functorch_transforms_active()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.overrides.has_torch_function(tensors)
-        and all(tensor.dtype == first.dtype for tensor in tensors)
-        and all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)
+        tensors[0].device.type == "cpu"
+        and dtype in (torch.float32, torch.float64)
+        and tensors[0].numel() > 0
+        # Orders are integers.
+        and all(tensor.dtype == dtype or not tensor.is_floating_point() for tensor in tensors)
     )
 
 
@@ -248,7 +362,7 @@ def recur_by_kernel(
 def recur_by_steps(
     z: Tensor,
     state: State,
-    weights: Sequence[Sequence[Weight]],
+    weights: Sequence[Sequence[Multiplier]],
     batch_sizes: Tensor | None = None,
     *,
     batch_first: bool = False,
@@ -257,17 +371,19 @@ def recur_by_steps(
     time = int(batch_first)
     outputs, finals = [], []
     for direction, own in enumerate(weights):
-        part = z.chunk(len(weights), dim=-1)[direction]
+        part = z if len(weights) == 1 else z.chunk(len(weights), dim=-1)[direction]
         steps = part.unbind(time) if batch_sizes is None else part.split(batch_sizes.tolist())
         hidden, final = _run(steps[::-1] if direction else steps, (state[0][direction], state[1][direction]), own)
         outputs.append(hidden[::-1] if direction else hidden)
         finals.append(final)
-    joined = [torch.cat(step, dim=-1) for step in zip(*outputs, strict=True)]
-    h, c = (torch.stack(each) for each in zip(*finals, strict=True))
+    joined = outputs[0] if len(outputs) == 1 else [torch.cat(step, dim=-1) for step in zip(*outputs, strict=True)]
+    h, c = (each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in zip(*finals, strict=True))
+    if len(joined) == 1 and batch_sizes is None:
+        return joined[0].unsqueeze(time), (h, c)
     return (torch.stack(joined, time) if batch_sizes is None else torch.cat(joined)), (h, c)
 
 
-def _run(steps: Sequence[Tensor], state: State, weights: Sequence[Weight]) -> tuple[list[Tensor], State]:
+def _run(steps: Sequence[Tensor], state: State, weights: Sequence[Multiplier]) -> tuple[list[Tensor], State]:
     """All hidden states of one direction, and its final state.
 
     A packed sequence has its longest members first: a step of ``n`` rows leaves the others' states alone,

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from btcompress.blockterm import BlockTerm, init_scale
+from btcompress.blockterm import BlockTerm, Product, init_scale
 from btcompress.contraction import MOVE_COST, plan_chain
-from btcompress.errors import BTCompressError, ShapeError
+from btcompress.errors import ShapeError
+from btcompress.nn.ways import Method, is_low_rank
 from btcompress.shapes import MatrixShape
-
-#: How to multiply by a factorized matrix: by its factors, by the dense matrix formed anew, or by the cheaper.
-Method = Literal["auto", "factored", "dense"]
 
 #: Forming one entry of the dense matrix moves about this many numbers.
 _FORM_MOVES = 8
-
-
-def check_method(method: Method) -> Method:
-    """The method itself.
-
-    Raises:
-        BTCompressError: there is no such method.
-    """
-    if method not in get_args(Method):
-        raise BTCompressError(f"method must be one of {', '.join(get_args(Method))}, but {method!r} was given.")
-    return method
 
 
 class Factors(nn.Module):
@@ -47,7 +34,28 @@ class Factors(nn.Module):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The factors, in the order of the modes."""
+        if len(self._parameters) == self.order:
+            return tuple(self._parameters.values())  # type: ignore[arg-type]
         return tuple(getattr(self, str(k)) for k in range(self.order))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Products:
+    """:class:`btcompress.blockterm.Product` of each form of a matrix, whose rows are stacked."""
+
+    parts: tuple[Product, ...]
+
+    @property
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """``left`` and ``right`` of ``W = left @ right``; None for other forms."""
+        return self.parts[0].low_rank if len(self.parts) == 1 else None
+
+    def matmul(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``inputs @ W.T + b``; ``(..., in)`` to ``(..., out)``."""
+        if len(self.parts) == 1:
+            return self.parts[0].matmul(inputs, bias)
+        biases = [None] * len(self.parts) if bias is None else bias.chunk(len(self.parts))
+        return torch.cat([part.matmul(inputs, own) for part, own in zip(self.parts, biases, strict=True)], dim=-1)
 
 
 class BTWeight(nn.Module):
@@ -64,6 +72,10 @@ class BTWeight(nn.Module):
         shape: modes, ranks and gates.
         device: where the parameters are.
         dtype: of the parameters.
+
+    Attributes:
+        is_low_rank: whether ``W`` is a plain product of two factors.
+        is_in_place: whether its rows and columns stand in the order of the factors, without padding.
     """
 
     def __init__(
@@ -71,6 +83,9 @@ class BTWeight(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
+        self.is_low_rank = is_low_rank(shape)
+        part = shape.part
+        self.is_in_place = not part.order_sizes and part.dense_params == part.padded_out * part.padded_in
         if shape.gates == "fused":
             if shape.part.core == "full":
                 self.cores = nn.Parameter(torch.empty(shape.part.core_shape, device=device, dtype=dtype))
@@ -105,14 +120,19 @@ class BTWeight(nn.Module):
         return tuple(part for name in self.shape.part_names for part in getattr(self, name).parts)
 
     @property
+    def _first(self) -> Tensor:
+        """One of the factors."""
+        return (self if self.shape.gates == "fused" else getattr(self, self.shape.part_names[0])).factors.tensors()[0]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the parameters, and of ``W``."""
-        return self.parts[0].cores.dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.parts[0].cores.device
+        return self._first.device
 
     def load(self, parts: tuple[BlockTerm, ...]) -> None:
         """Copy fitted forms into the parameters and orders.
@@ -128,39 +148,58 @@ class BTWeight(nn.Module):
                 for target, source in pairs:
                     target.copy_(source)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All parameters and orders."""
+        if self.shape.gates == "separate":
+            return tuple(tensor for name in self.shape.part_names for tensor in getattr(self, name).tensors)
+        cores = (self.cores,) if self.shape.part.core == "full" else ()
+        orders = (self.get_buffer(name) for name in self.shape.part.order_sizes)
+        return (*cores, *self.factors.tensors(), *orders)
+
+    def prepare(self) -> Products:
+        """All of the product that does not depend on the rows, formed; differentiable."""
+        factors = self.low_rank_factors()
+        if factors is not None:
+            return Products((Product(self.shape.part, factors),))
+        return Products(tuple(part.prepare() for part in self.parts))
+
     def matmul(self, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
         """``inputs @ W.T + b`` by the factors; ``(..., in)`` to ``(..., out)``."""
-        parts = self.parts
-        biases = [None] * len(parts) if bias is None else bias.chunk(len(parts))
-        products = [part.matmul(inputs, own) for part, own in zip(parts, biases, strict=True)]
-        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
-
-    @property
-    def is_low_rank(self) -> bool:
-        """Whether ``W`` is a plain product of two factors."""
-        return self.shape.gates == "fused" and self.shape.part.is_low_rank
+        return self.prepare().matmul(inputs, bias)
 
     def low_rank_factors(self) -> tuple[Tensor, Tensor] | None:
-        """``(out, R)`` and ``(R, in)``, of which ``W`` is the product; None if it is another one."""
-        return self.parts[0].low_rank_factors() if self.is_low_rank else None
+        """``(out, R)`` and ``(R, in)``, of which ``W`` is the product; None if it is another one. Differentiable."""
+        if not self.is_low_rank:
+            return None
+        if not self.is_in_place:
+            return self.parts[0].low_rank_factors()
+        right, left = self.factors.tensors()
+        return left.view(self.shape.out_size, -1), right.view(self.shape.in_size, -1).T
 
     def to_dense(self) -> Tensor:
         """``W``, shape ``(out, in)``; differentiable."""
+        factors = self.low_rank_factors() if self.is_in_place else None
+        if factors is not None:
+            return factors[0] @ factors[1]
         return torch.cat([part.to_dense() for part in self.parts])
 
-    def prefers_dense(self, n_rows: int, method: Method) -> bool:
-        """Whether to multiply ``n_rows`` rows by the dense matrix, formed anew, rather than by the factors.
+    def prefers_dense(self, n_rows: int, method: Method, *, formed: bool = False) -> bool:
+        """Whether to multiply ``n_rows`` rows by the dense matrix rather than by the factors.
 
         ``auto`` compares estimates in floating-point operations, one number moved through memory
         counting as ``MOVE_COST`` of them. The factors cost what :func:`btcompress.contraction.plan_chain`
         says, for every row. The dense matrix costs ``2 N min_k R_k`` and 8 moves for each of its entries
-        to form it, then 2 for each entry and row, and the moves of the row's inputs and outputs.
+        to form it, unless it is there (``formed``) and has to be read only; then 2 for each entry and row, and the
+        moves of the row's inputs and outputs.
         """
         if method != "auto":
             return method == "dense"
         shape, part = self.shape, self.shape.part
         chain = plan_chain(part.n_blocks, part.in_modes, part.out_modes, part.ranks)
-        form = shape.dense_params * (2 * part.n_blocks * min(part.ranks) + _FORM_MOVES * MOVE_COST)
+        form = shape.dense_params * (
+            MOVE_COST if formed else 2 * part.n_blocks * min(part.ranks) + _FORM_MOVES * MOVE_COST
+        )
         multiply = 2 * shape.dense_params + MOVE_COST * (shape.in_size + shape.out_size)
         return form + n_rows * multiply < n_rows * shape.n_parts * chain.cost
 
@@ -189,14 +228,7 @@ def check_size(name: str, shape: MatrixShape, size: tuple[int, int]) -> MatrixSh
     return shape
 
 
-def resolve(weight: Tensor | BTWeight, n_rows: int, method: Method) -> Tensor | BTWeight:
-    """What to multiply ``n_rows`` rows by: the dense matrix where that is cheaper or asked for, else the factors."""
-    if isinstance(weight, BTWeight) and weight.prefers_dense(n_rows, method):
-        return weight.to_dense()
-    return weight
-
-
-def multiply(inputs: Tensor, weight: Tensor | BTWeight, bias: Tensor | None) -> Tensor:
+def multiply(inputs: Tensor, weight: Tensor | Products, bias: Tensor | None) -> Tensor:
     """``inputs @ W.T + b``; ``(..., in)`` to ``(..., out)``."""
     if isinstance(weight, Tensor):
         return nn.functional.linear(inputs, weight, bias)

@@ -13,7 +13,7 @@ from btcompress.checkpoint import Checkpoint
 from btcompress.checkpoint.tensors import count_bytes
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import Samples, explained
-from btcompress.modes import ShapeRequest
+from btcompress.modes import Objective, ShapeRequest
 from btcompress.orders import obstacle_to_orders
 from btcompress.packing import Precision, precision_text
 from btcompress.plan.candidates import Candidates, candidates
@@ -63,7 +63,8 @@ def meet(
     With a budget of parameters or bytes, the sum over the matrices of the squared weight error is least, or of what
     their outputs on sample inputs add to the squared hidden-state error. These two cannot be compared, so where there
     are matrices of both kinds, each kind has a budget of its own, in proportion to its size. Without a budget, each
-    matrix gets the smallest form within the error wished for.
+    matrix gets the smallest form within the error wished for. Where the objective of the request is speed, the time of
+    forms counts as :mod:`btcompress.plan.speed` says.
 
     Where sizes are bytes, a matrix may become any form in any precision, or stay dense in any. Whatever is chosen was
     really rounded; what else a curve shows may be foretold.
@@ -72,7 +73,7 @@ def meet(
         checkpoint: what the plan was made for.
         chosen: which matrices there are, those it would factorize; its shapes do not matter.
         wish: what to meet.
-        request: modes and gates to keep to, where they fit; its ranks do not matter.
+        request: modes, gates and objective to keep to, modes where they fit; its ranks do not matter.
         samples: what matrices meet in the model, by their keys; these are priced on it, unless a weight error is
             wished for. All others are priced by their weight errors.
         precision: of all matrices. With a wish in bytes the only one that is priced; with one in parameters, what forms
@@ -107,9 +108,8 @@ def meet(
             f"{wish} was wished for, stored as {precision_text(precision)}. Rounding adds to errors, which parameters "
             "do not pay for: wish for a size in bytes (--max-bytes, or --of bytes), or leave the bits or the error out."
         )
-    planner = _Planner(
-        checkpoint, targets, wish, samples if wish.max_error is None else {}, in_bytes, precision, others
-    )
+    on = samples if wish.max_error is None else {}
+    planner = _Planner(checkpoint, targets, wish, on, in_bytes, precision, others, request.objective)
     planner.price(request, order_units, seed, device, on_progress)
     planner.choose()
     return planner.priced(chosen, order_units=order_units)
@@ -127,6 +127,7 @@ class _Planner:
         in_bytes: bool,
         precision: Precision | None,
         others: torch.dtype | None,
+        objective: Objective,
     ) -> None:
         self._tensors, self._params_of_model = checkpoint.tensors, checkpoint.source.n_params
         self._targets = targets
@@ -138,7 +139,7 @@ class _Planner:
         names = tuple(target.name for target in targets)
         beside = bytes_beside(checkpoint.tensors, names, others) if in_bytes and wish.of_all else None
         of_model = self._bytes_of_model if in_bytes else self._params_of_model
-        self._ledger = Ledger(wish, names, of_model, beside, precision if in_bytes else None)
+        self._ledger = Ledger(wish, names, of_model, beside, precision if in_bytes else None, objective)
         self._bits: list[BitCurve] = []
         self._curves: list[Curve] = []
         self._groups: list[Group] = []
@@ -246,7 +247,7 @@ class _Planner:
 
     def _spent(self, curves: Sequence[Curve]) -> tuple[list[Group], list[Point | None]]:
         groups = self._ledger.groups(curves)
-        picked = [next(iter(self._ledger.choices(curve)), None) for curve in curves]
+        picked = [self._ledger.first(n, curve) for n, curve in enumerate(curves)]
         for group in groups:
             for n, point in zip(group.members, self._ledger.spend(group, curves), strict=True):
                 picked[n] = point

@@ -119,6 +119,7 @@ def report(
         calibrated,
         untouched,
         measured,
+        compressed.bench,
     )
 
 

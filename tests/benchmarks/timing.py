@@ -3,29 +3,67 @@
 What a time is of, the machine and how it computes, is said here too.
 """
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from btcompress.benching.turns import median_seconds
 
-def median_seconds(
-    calls: Mapping[str, Callable[[], object]], repeats: int, device: str, warm_up: int = 2
-) -> dict[str, float]:
-    """Median wall-clock seconds of each call; each runs ``warm_up`` times first, then all take turns."""
-    for _ in range(warm_up):
-        for call in calls.values():
-            call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
+__all__ = ["machine", "median_seconds", "seconds_in_turns", "set_tf32", "without_onednn"]
+
+Call = Callable[[], object]
+
+
+def seconds_in_turns(
+    calls: Mapping[str, Call],
+    device: str,
+    *,
+    turns: int,
+    seconds: float = 0.0,
+    turn: float = 0.0,
+    settings: Mapping[str, Callable[[], AbstractContextManager[object]]] | None = None,
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of each call; each runs twice first, once if that takes long, then all take turns.
+
+    Args:
+        calls: what to time, by name.
+        device: whose work is waited for.
+        turns: least number of turns.
+        seconds: turns are taken for at least so long.
+        turn: in its turn a call runs for so long, or once. Where it runs more than once, its first run there does not
+            count: it finds the caches filled by the others.
+        settings: what calls run in, entered before the clock begins.
+    """
+    settings = settings or {}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for name, call in calls.items():
+        with settings.get(name, nullcontext)():
+            if _seconds(call, device) < 0.5:
+                call()
+    began, taken = time.perf_counter(), 0
+    while taken < turns or time.perf_counter() - began < seconds:
         for name, call in calls.items():
-            _wait(device)
-            began = time.perf_counter()
-            call()
-            _wait(device)
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            with settings.get(name, nullcontext)():
+                first = _seconds(call, device)
+                rest, left = [], turn - first
+                while left > 0:
+                    rest.append(_seconds(call, device))
+                    left -= rest[-1]
+                found[name] += rest or [first]
+        taken += 1
+    return found
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Torch's own kernel of the LSTM on a CPU, in place of oneDNN's, which it takes by default."""
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
 
 
 def set_tf32(allowed: bool) -> None:
@@ -45,7 +83,15 @@ def machine(device: str) -> dict[str, object]:
     return row
 
 
+def _seconds(call: Call, device: str) -> float:
+    """Of one call; a GPU has then done what it was given, as a CPU always has."""
+    _wait(device)
+    began = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - began
+
+
 def _wait(device: str) -> None:
-    """Until a GPU has done what it was given; a CPU always has."""
     if device != "cpu":
         torch.cuda.synchronize()

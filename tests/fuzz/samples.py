@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from collections import OrderedDict, defaultdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from btcompress.modes import ShapeRequest
 from btcompress.packing import Integers
 from btcompress.plan import Wish, make_plan, meet, save_plan
 from btcompress.shapes import BlockTermShape, MatrixShape
+from btcompress.timings import BenchCase, BenchReport, LeftOut, Machine, WayTiming
 from forms import in_fewer_bits, random_form
 
 _W = "lstm.weight_ih_l0"
@@ -196,6 +198,27 @@ _STEPS = (
 )
 
 
+_BENCH = BenchReport(
+    Machine("cpu", "a processor", 2, "2.6"),
+    (
+        BenchCase(
+            "lstm",
+            "prediction",
+            1,
+            50,
+            (
+                WayTiming("dense_onednn", 0.25, (0.125, 0.5), 0.0, 9, 1, 80, 700, 160),
+                WayTiming("block_terms", 0.5, (0.25, 0.75), 0.125, 9, 4, 60),
+            ),
+            (LeftOut("int8", "too small"),),
+        ),
+    ),
+    ("nothing else",),
+    (),
+    ("slower",),
+)
+
+
 def _compressed(shape, dtype, steps):
     generator = torch.Generator().manual_seed(2)
     sizes = {_W: (12, 10), "lstm.weight_hh_l0": (12, 3), "head.weight": (2, 3), "head.bias": (2,)}
@@ -217,6 +240,8 @@ def results():
         rounded = dict.fromkeys(("lstm.weight_hh_l0", "head.weight"), precision)
         fewer = in_fewer_bits(_compressed(_SHAPES[shape], dtype, _STEPS[:1]), terms, rounded)
         made[name] = others_stored_as(fewer, torch.float16)
+    for name in ("separate", "integers"):
+        made[f"{name}, measured"] = replace(made[name], bench=_BENCH)
     files = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, compressed in made.items():

@@ -150,6 +150,16 @@ def _compare_description(loaded, report, about):
         same(list(shape.part.in_modes + shape.part.out_modes), m["in_modes"] + m["out_modes"], "the modes")
         same([shape.part.n_blocks, list(shape.part.ranks)], [m["cp_rank"], m["tucker_ranks"]], "the ranks")
         same(loaded.matrices[key].weight_error, float(m["weight_error"]), "a weight error")
+    same(report["bench"] is None, about.get("bench") is None, "whether there is a bench")
+    if loaded.bench is not None:
+        told, cases = report["bench"], about["bench"]["cases"]
+        same(
+            [(case["batch"], case["steps"]) for case in told["cases"]],
+            [(c["batch"], c["steps"]) for c in cases],
+            "sizes",
+        )
+        ways = [way["seconds"] for case in cases for way in case["ways"]]
+        same([way["seconds"] for case in told["cases"] for way in case["ways"]], ways, "the seconds of a bench")
     json.dumps(report, allow_nan=False)
 
 

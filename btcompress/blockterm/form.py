@@ -9,16 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
 
-from btcompress.contraction import apply_chain, letters, operand_letters
+from btcompress.blockterm.product import Product, require_for
+from btcompress.contraction import letters, operand_letters, prepare_chain
 from btcompress.errors import ShapeError
-from btcompress.memory import require
 from btcompress.shapes import BlockTermShape
 
-#: Bytes from which on it is asked whether there is so much memory, and how often a matrix is there while it is formed.
-_WORTH_ASKING = 2**26
-_COPIES = 3
 #: Entries of the rows that are formed at a time, unless a single row has more: few enough to stay in a CPU's caches.
 SLAB_ENTRIES = 2**19
 
@@ -104,7 +100,7 @@ class BlockTerm:
         Raises:
             MemoryLimitError: it needs more memory than there is.
         """
-        self._require(self.shape.padded_out * self.shape.padded_in)
+        require_for(self.shape, self.cores, self.shape.padded_out * self.shape.padded_in)
         rows = self._in_place(self._unpad(self._padded(self.factors))[:, : self.shape.in_size])
         row_order = self._row_order()
         return rows if row_order is None else rows.index_select(0, row_order.argsort())
@@ -133,7 +129,7 @@ class BlockTerm:
             MemoryLimitError: a slab needs more memory than there is.
         """
         shape = self.shape
-        self._require(slab_entries(shape))
+        require_for(shape, self.cores, slab_entries(shape))
         row_order = self._row_order()
         gate_rows, kept_rows = shape.padded_out // shape.n_gates, shape.out_size // shape.n_gates
         for outputs in _slabs(shape):
@@ -162,28 +158,24 @@ class BlockTerm:
         Raises:
             MemoryLimitError: inputs and outputs, padded, need more memory than there is.
         """
-        shape = self.shape
-        rows, row_order = inputs.reshape(-1, shape.in_size), self._row_order()
-        self._require(len(rows) * (shape.padded_in + shape.padded_out))
-        if shape.is_low_rank:
-            left, right = self.low_rank_factors()
-            return linear(linear(inputs, right), left, bias)
-        rows = rows.index_select(1, self.orders[-1].to(rows.device)) if shape.column_order else rows
-        rows = pad(rows, (0, shape.padded_in - shape.in_size)) if shape.padded_in != shape.in_size else rows
-        products = apply_chain(rows.reshape(-1, *shape.in_modes), (self.cores, *self.factors))
-        unpadded = self._unpad(products.reshape(-1, shape.padded_out).T).T
-        unpadded = unpadded if row_order is None else unpadded.index_select(1, row_order.argsort())
-        product = unpadded.reshape(*inputs.shape[:-1], shape.out_size)
-        return product if bias is None else product + bias.to(product.dtype)
+        return self.prepare().matmul(inputs, bias)
 
-    def _require(self, n_entries: int) -> None:
-        """Refuse to form what a few small factors can stand for, but memory cannot hold."""
-        n_bytes = _COPIES * n_entries * self.cores.element_size()
-        if n_bytes > _WORTH_ASKING and self.cores.device.type == "cpu":
-            what = f"Forming a {self.shape.out_size:,} x {self.shape.in_size:,} matrix of its block terms"
-            require(
-                n_bytes, what, "Use it by its factors, where there are fewer rows, or on a machine with more memory."
-            )
+    def prepare(self) -> Product:
+        """All of the product that does not depend on the rows, formed; differentiable."""
+        if self.shape.is_low_rank:
+            return Product(self.shape, self.low_rank_factors())
+        chain = prepare_chain((self.cores, *self.factors))
+        columns = self.orders[-1].to(self.cores.device).long() if self.shape.column_order else None
+        return Product(self.shape, chain, columns, self._kept_rows())
+
+    def _kept_rows(self) -> Tensor | None:
+        """Where in the padded form each row of the matrix is, int64; None if there are no others, in the same order."""
+        shape, row_order = self.shape, self._row_order()
+        if shape.padded_out == shape.out_size:
+            return row_order if row_order is None else row_order.argsort()
+        gates = torch.arange(shape.padded_out, device=self.cores.device).reshape(shape.n_gates, -1)
+        kept = gates[:, : shape.out_size // shape.n_gates].flatten()
+        return kept if row_order is None else kept[row_order.argsort()]
 
     def _row_order(self) -> Tensor | None:
         """The order of all rows, gate after gate, int64; None if they stand as in the matrix."""

@@ -1,0 +1,270 @@
+"""Measure how long the LSTMs of a file take, and what else: their block terms and the dense matrices, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from btcompress.benching.counting import Counts, count
+from btcompress.benching.machine import in_threads, machine, without_collection
+from btcompress.benching.request import BenchRequest
+from btcompress.benching.turns import Timed, take_turns
+from btcompress.benching.ways import Layer, State, block_term_layer, dense_layers, dense_module, inputs_of, tried
+from btcompress.checkpoint import (
+    Checkpoint,
+    CompressedCheckpoint,
+    LSTMEntry,
+    check_target,
+    find_recurrent,
+    read,
+    read_compressed,
+    record_bench,
+)
+from btcompress.devices import check_device
+from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.memory import require
+from btcompress.reporting.speed import noise_warning, speed_advice
+from btcompress.text import listed
+from btcompress.timings import BenchCase, BenchProgress, BenchReport, LeftOut, Mode, WayTiming
+
+#: The dense ways of an LSTM, and those that there are not.
+DenseLayers = tuple[list[Layer], list[LeftOut]]
+
+OnBench = Callable[[BenchProgress], None]
+
+#: Copies of an LSTM's dense weights at a time: formed, in a layer, and in training their gradients.
+_COPIES, _COPIES_IN_TRAINING = 2, 3
+
+
+def bench(
+    compressed: str | PathLike[str] | CompressedCheckpoint,
+    *,
+    against: str | PathLike[str] | Checkpoint | None = None,
+    lstm: str | None = None,
+    batch: Sequence[int] = (1, 16),
+    steps: Sequence[int] = (1, 50),
+    train: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    seconds: float = 2.0,
+    seed: int = 0,
+    record: bool = False,
+    on_progress: OnBench | None = None,
+) -> BenchReport:
+    """Measure the LSTMs of a file that have block terms against the dense ones, all ways in turns in this process.
+
+    Args:
+        compressed: a result file, or what :func:`btcompress.load` or :func:`btcompress.factorize` gave.
+        against: the dense checkpoint, whose weights the dense ways then have; without it they are formed from the
+            file. The speed does not depend on their values.
+        lstm: name of the only LSTM to measure; None for all that have block terms.
+        batch: numbers of sequences in a call.
+        steps: numbers of steps of each sequence in a call.
+        train: measure training as well: a call and the backward pass to all parameters.
+        device: ``"cpu"``, or a CUDA device.
+        threads: to compute in; None for as many as torch takes. It has as many as before again afterwards.
+        seconds: for each case, shared by all ways; each is run several times, however long it takes.
+        seed: of the random inputs.
+        record: write what was measured into the file's record as well, in the place of the last bench there.
+        on_progress: told where the bench stands.
+
+    Raises:
+        BTCompressError: a number is out of range, there is no such device or LSTM, no LSTM has block terms, or
+            something is to be recorded of what is in no file.
+        CheckpointError: a file cannot be read, or ``against`` does not hold these LSTMs.
+        OutputError: what was measured cannot be recorded.
+        MemoryLimitError: the dense LSTM needs more memory than there is.
+    """
+    request = BenchRequest(lstm, tuple(batch), tuple(steps), train, device, threads, seconds, seed)
+    path = None if isinstance(compressed, CompressedCheckpoint) else Path(compressed)
+    if record and path is None:
+        raise BTCompressError("only the bench of a file can be recorded. Save the result, and give the file.")
+    check_device(request.device)
+    if torch.device(request.device).type not in ("cpu", "cuda"):
+        raise BTCompressError(f"on {request.device!r:.40} nothing is measured. Use cpu, or a CUDA device.")
+    if record and path is not None:
+        check_target(path.resolve(), force=True)
+    opened = compressed if isinstance(compressed, CompressedCheckpoint) else read_compressed(compressed)
+    dense = against if against is None or isinstance(against, Checkpoint) else read(against)
+    entries, notices = _chosen(opened, request.lstm)
+    _check_dense(entries, dense)
+    with in_threads(request.threads), _on(request.device):
+        cases = tuple(_cases(_Bench(opened, dense, request, on_progress), entries))
+        report = BenchReport(
+            machine(request.device), cases, tuple(notices), tuple(noise_warning(cases)), tuple(speed_advice(cases))
+        )
+    if record and path is not None:
+        record_bench(path, report, opened)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What all cases share."""
+
+    compressed: CompressedCheckpoint
+    dense: Checkpoint | None
+    request: BenchRequest
+    on_progress: OnBench | None
+
+    def tensors(self, entry: LSTMEntry) -> Mapping[str, Tensor]:
+        """The dense weights of an LSTM, by key."""
+        if self.dense is not None:
+            return self.dense.tensors
+        return self.compressed.only(entry.keys).dense_state_dict()
+
+    def tell(self, case: BenchProgress) -> None:
+        if self.on_progress is not None:
+            self.on_progress(case)
+
+
+def _on(device: str) -> torch.cuda.device | nullcontext[None]:
+    """Where torch allocates and waits where no device is named."""
+    return nullcontext() if torch.device(device).index is None else torch.cuda.device(device)
+
+
+def _chosen(compressed: CompressedCheckpoint, name: str | None) -> tuple[list[LSTMEntry], list[str]]:
+    """The LSTMs to measure, and a sentence on what else the file has and is not measured."""
+    every = [entry for entry in find_recurrent(compressed.outline()) if isinstance(entry, LSTMEntry)]
+    factorized = [entry for entry in every if any(key in compressed.matrices for key in entry.matrix_keys)]
+    names = [_named(entry) for entry in factorized]
+    if not factorized:
+        there = f"its LSTMs, {listed([_named(entry) for entry in every])}, have none" if every else "it has no LSTM"
+        raise BTCompressError(
+            f"there is no LSTM with matrices in block-term form in {compressed.source.name}, compressed: {there}. Only "
+            "these run otherwise than dense ones."
+        )
+    chosen = [entry for entry in factorized if name is None or entry.name == name]
+    if not chosen:
+        raise BTCompressError(
+            f"there is no LSTM named {name!r} with block terms in the file. Those that there are: {listed(names)}."
+        )
+    notices = []
+    others = [_named(entry) for entry in every if entry not in factorized]
+    if others and name is None:
+        notices.append(f"Not measured, as no matrix of theirs is in block-term form: {listed(others)}.")
+    keys = {key for entry in every for key in entry.matrix_keys}
+    if (linear := [key for key in compressed.matrices if key not in keys]) and name is None:
+        notices.append(f"Not measured, as they are no LSTMs' matrices: {listed(linear)}.")
+    return chosen, notices
+
+
+def _named(entry: LSTMEntry) -> str:
+    return entry.name or "(top)"
+
+
+def _check_dense(entries: Sequence[LSTMEntry], dense: Checkpoint | None) -> None:
+    """Refuse a dense checkpoint whose LSTMs are others."""
+    if dense is None:
+        return
+    theirs = {each.name: each for each in find_recurrent(dense.tensors) if isinstance(each, LSTMEntry)}
+    for entry in entries:
+        other = theirs.get(entry.name)
+        if other is None:
+            raise CheckpointError(
+                f"{dense.source.name} has no LSTM named {_named(entry)}; those it has: "
+                f"{listed([_named(each) for each in theirs.values()])}. Give the checkpoint that the result was made "
+                "from."
+            )
+        # Sizes say the names and shapes of all tensors.
+        pairs = ((each.name, getattr(entry, each.name), getattr(other, each.name)) for each in fields(entry))
+        if wrong := [f"{name} {ours} in the file and {given}" for name, ours, given in pairs if ours != given]:
+            raise CheckpointError(
+                f"{_named(entry)} differs: {', '.join(wrong)} in {dense.source.name}. Give the checkpoint that the "
+                "result was made from."
+            )
+
+
+def _cases(job: _Bench, entries: Sequence[LSTMEntry]) -> Iterator[BenchCase]:
+    request = job.request
+    sizes = [(batch, steps) for batch in request.batch for steps in request.steps]
+    n_cases, index = len(entries) * len(request.modes) * len(sizes), 0
+    for entry in entries:
+        dtype = job.compressed.outline()[entry.recurrent_keys[0]].dtype
+        _require_memory(entry, dtype, request)
+        module = dense_module(entry, job.tensors(entry), dtype, request.device)
+        for mode in request.modes:
+            dense = dense_layers(module, entry, request.device, mode)
+            for batch, steps in sizes:
+                yield _case(
+                    job, entry, dense, dtype, BenchProgress(entry.name, mode, batch, steps, index, n_cases, 0.0)
+                )
+                index += 1
+
+
+def _require_memory(entry: LSTMEntry, dtype: torch.dtype, request: BenchRequest) -> None:
+    weights = sum(torch.Size(shape).numel() for shape in entry.shapes.values())
+    inputs = max(request.batch) * max(request.steps) * (entry.input_size + 5 * entry.hidden_size * entry.num_layers)
+    copies = _COPIES_IN_TRAINING if request.train else _COPIES
+    require(
+        (copies * weights + inputs) * dtype.itemsize,
+        f"Measuring {_named(entry)} beside the dense LSTM",
+        "Choose smaller batches or fewer steps, or measure on a larger machine.",
+    )
+
+
+def _case(job: _Bench, entry: LSTMEntry, dense: DenseLayers, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
+    """One LSTM in every way, at one batch size and number of steps."""
+    request, mode = job.request, progress.mode
+    job.tell(progress)
+    x, state = inputs_of(entry, progress.batch, progress.steps, dtype, request.device, request.seed)
+    layers, left_out = _layers(job, entry, dense, dtype, mode, (x, state))
+    calls = {layer.way: Timed(layer.call(x, state, mode), partial(layer.around, mode)) for layer in layers}
+    with without_collection():
+        counts = {layer.way: _counted(layer, x, state, mode, request.device) for layer in layers}
+        turns = take_turns(
+            calls, request.seconds, request.device, lambda share: job.tell(replace(progress, share=share))
+        )
+    ways = []
+    for layer in layers:
+        own, seen = turns[layer.way], counts[layer.way]
+        peak = None if seen.peak_bytes is None else layer.param_bytes + seen.peak_bytes
+        operations = layer.operations
+        if operations is None and mode == "prediction" and seen.operations is not None:
+            operations = round(seen.operations / (progress.batch * progress.steps))
+        ways.append(
+            WayTiming(
+                layer.way,
+                own.median,
+                own.quartiles,
+                own.drift,
+                len(own.seconds),
+                own.n_calls,
+                layer.n_params,
+                peak,
+                operations,
+            )
+        )
+    return BenchCase(entry.name, mode, progress.batch, progress.steps, tuple(ways), tuple(left_out))
+
+
+def _layers(
+    job: _Bench, entry: LSTMEntry, dense: DenseLayers, dtype: torch.dtype, mode: Mode, given: tuple[Tensor, State]
+) -> tuple[list[Layer], list[LeftOut]]:
+    """The layers to measure, of the dense ones those that torch can run, and what is left out.
+
+    The layer with block terms is a new one for each case: what it forms and keeps is then counted in each.
+    """
+    x, state = given
+    found, left_out = dense[0], list(dense[1])
+    layers = []
+    for layer in found:
+        failed = tried(layer, layer.call(x, state, mode), mode)
+        if failed is None:
+            layers.append(layer)
+        else:
+            left_out.append(failed)
+    return [*layers, block_term_layer(job.compressed, entry, dtype, job.request.device, mode)], left_out
+
+
+def _counted(layer: Layer, x: Tensor, state: State, mode: Mode, device: str) -> Counts:
+    layer.module.zero_grad()
+    with layer.around(mode):
+        return count(layer.call(x, state, mode), device)

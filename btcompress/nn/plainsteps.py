@@ -1,0 +1,214 @@
+"""One direction of an LSTM layer in a loop over its steps, where no gradient is asked for.
+
+Nothing is kept but the outputs, so every step writes over the same few tensors. With several sequences, features come
+first and sequences last: matrices are multiplied as they lie in memory, which is the fastest way to multiply a few
+columns by them, and every gate is one piece of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Matrices whose product, from left to right, is a weight: itself alone, or the two factors of a low-rank one.
+Chain = tuple[Tensor, ...]
+
+#: Matrices from so many entries on meet a single column in two halves, which are multiplied at the same time.
+_HALVED_FROM = 2**15
+
+
+class StepScratch:
+    """Memory that the steps of one thread write over.
+
+    Args:
+        z: ``W x + b``, shape ``(4H)``, or with several sequences ``(B, 4H)``.
+    """
+
+    def __init__(self, z: Tensor) -> None:
+        hidden = z.shape[-1] // 4
+        self.gates = torch.empty_like(z)
+        self.tanh = z.new_empty(*z.shape[:-1], hidden)
+        self.sigmoids = self.gates[..., : 2 * hidden]
+        self.i, self.f, self.g, self.o = self.gates.chunk(4, dim=-1)
+
+    def cell(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden and cell states, once the gates hold what their functions are of."""
+        self.sigmoids.sigmoid_()
+        self.g.tanh_()
+        self.o.sigmoid_()
+        c = torch.mul(self.f, c).addcmul_(self.i, self.g)
+        return torch.mul(self.o, torch.tanh(c, out=self.tanh)), c
+
+
+def one_step(
+    z: Tensor, h: Tensor, c: Tensor, recurrent: Chain, projection: Chain, scratch: StepScratch
+) -> tuple[Tensor, Tensor]:
+    """The next states of a single sequence; no matrix is laid out for it.
+
+    Args:
+        z: ``W x + b``, shape ``(4H)``.
+        h: hidden state, shape ``(H)``, or that of the projected size.
+        c: cell state, shape ``(H)``.
+        recurrent: ``U``.
+        projection: ``P``; empty without.
+        scratch: is written over.
+
+    Returns:
+        ``h`` and ``c``.
+    """
+    added_product(z, recurrent, h, out=scratch.gates)
+    h, c = scratch.cell(c)
+    for matrix in reversed(projection):
+        h = product(matrix, h)
+    return h, c
+
+
+def one_step_of_several(
+    z: Tensor, h: Tensor, c: Tensor, recurrent: Chain, projection: Chain, scratch: StepScratch
+) -> tuple[Tensor, Tensor]:
+    """The next states of a few sequences, which stand in rows: as :func:`one_step`, with shapes ``(B, ...)``."""
+    for matrix in recurrent[:0:-1]:
+        h = torch.mm(h, matrix.T)
+    torch.addmm(z, h, recurrent[0].T, out=scratch.gates)
+    h, c = scratch.cell(c)
+    for matrix in reversed(projection):
+        h = torch.mm(h, matrix.T)
+    return h, c
+
+
+def added_product(added: Tensor | None, chain: Chain, column: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a + M v`` of vectors, with ``M`` the product of a chain."""
+    for matrix in chain[:0:-1]:
+        column = product(matrix, column)
+    matrix = chain[0]
+    if added is not None and matrix.numel() < _HALVED_FROM:
+        return torch.addmv(added, matrix, column, out=out)
+    result = product(matrix, column, out)
+    return result if added is None else result.add_(added)
+
+
+def product(matrix: Tensor, column: Tensor, out: Tensor | None = None) -> Tensor:
+    """``M v`` of a vector."""
+    rows, columns = matrix.shape
+    if rows * columns < _HALVED_FROM or rows % 2 or not matrix.is_contiguous():
+        return torch.mv(matrix, column, out=out)
+    # Strides as those of a row that was transposed: the product is then done by two threads.
+    halves = column.as_strided((2, columns, 1), (0, 1, columns))
+    given = None if out is None else out.view(2, rows // 2, 1)
+    return torch.bmm(matrix.view(2, rows // 2, columns), halves, out=given).view(rows)
+
+
+class Transposed(NamedTuple):
+    """``U`` laid out for a single sequence, of which every step reads all of it: the last product column by column.
+
+    Attributes:
+        inner: what comes before the last product, as it is.
+        last: the last matrix, transposed in memory, in halves where it has many entries: shape ``(n, K, O / n)``.
+    """
+
+    inner: Chain
+    last: Tensor
+
+
+def transposed(recurrent: Chain) -> Transposed:
+    """A chain laid out so."""
+    matrix, *inner = recurrent
+    n = 2 if matrix.numel() >= _HALVED_FROM and len(matrix) % 2 == 0 else 1
+    return Transposed(tuple(inner), matrix.T.contiguous().view(matrix.shape[1], n, -1).permute(1, 0, 2))
+
+
+def loop_of_one(
+    z: Tensor, h: Tensor, c: Tensor, recurrent: Transposed, projection: Chain = (), *, backward: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All steps of a single sequence.
+
+    Args:
+        z: ``W x + b``, shape ``(T, 4H)``, contiguous.
+        h: initial hidden state, shape ``(H)``, or that of the projected size.
+        c: initial cell state, shape ``(H)``.
+        recurrent: ``U``.
+        projection: ``P``, where there is one.
+        backward: whether the last step comes first.
+
+    Returns:
+        Hidden states of all steps, shape ``(T, H)``, and the final states.
+    """
+    steps, hidden = len(z), len(c)
+    last = recurrent.last
+    n, width, each = last.shape
+    outputs = z.new_empty(steps, len(h))
+    gates, c, tanh = z.new_empty(4 * hidden), c.clone(), torch.empty_like(c)
+    i, f, g, o = gates.chunk(4)
+    sigmoids, rows = gates[: 2 * hidden], gates.view(n, 1, each)
+    inner = [(matrix, z.new_empty(len(matrix))) for matrix in reversed(recurrent.inner)]
+    between = inner[-1][1].expand(n, 1, width) if inner else None
+    projected = [(matrix, z.new_empty(len(matrix))) for matrix in reversed(projection)]
+    order = range(steps)[::-1] if backward else range(steps)
+    added, results = z.view(steps, n, 1, each).unbind(), outputs.unbind()
+    for step in order:
+        for matrix, product in inner:
+            h = torch.mv(matrix, h, out=product)
+        torch.baddbmm(added[step], h.expand(n, 1, width) if between is None else between, last, out=rows)
+        sigmoids.sigmoid_()
+        g.tanh_()
+        o.sigmoid_()
+        c.mul_(f).addcmul_(i, g)
+        torch.tanh(c, out=tanh)
+        if projected:
+            h = o.mul_(tanh)
+            for matrix, product in projected:
+                h = torch.mv(matrix, h, out=product)
+            h = results[step].copy_(h)
+        else:
+            h = torch.mul(o, tanh, out=results[step])
+    return outputs, h.clone(), c
+
+
+def loop(
+    z: Sequence[Tensor], h: Tensor, c: Tensor, recurrent: Chain, projection: Chain = (), *, backward: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All steps of several sequences, features first.
+
+    Args:
+        z: ``W x + b`` of each step, shape ``(4H, B)``.
+        h: initial hidden states, shape ``(H, B)``, or with the projected size.
+        c: initial cell states, shape ``(H, B)``.
+        recurrent: ``U``.
+        projection: ``P``, where there is one.
+        backward: whether the last step comes first.
+
+    Returns:
+        Hidden states of all steps, shape ``(T, H, B)``, and the final states.
+    """
+    hidden, batch = c.shape
+    outputs = c.new_empty(len(z), *h.shape)
+    gates, c, tanh = c.new_empty(4 * hidden, batch), c.clone(), torch.empty_like(c)
+    i, f, g, o = gates.chunk(4)
+    sigmoids = gates[: 2 * hidden]
+    last, *before = recurrent
+    inner = [(matrix, c.new_empty(len(matrix), batch)) for matrix in reversed(before)]
+    order = range(len(z))[::-1] if backward else range(len(z))
+    results = outputs.unbind()
+    if projection:
+        *products, outermost = reversed(projection)
+        projected = [(matrix, c.new_empty(len(matrix), batch)) for matrix in products]
+    for step in order:
+        for matrix, product in inner:
+            h = torch.mm(matrix, h, out=product)
+        torch.addmm(z[step], last, h, out=gates)
+        sigmoids.sigmoid_()
+        g.tanh_()
+        o.sigmoid_()
+        c.mul_(f).addcmul_(i, g)
+        torch.tanh(c, out=tanh)
+        if projection:
+            h = o.mul_(tanh)
+            for matrix, product in projected:
+                h = torch.mm(matrix, h, out=product)
+            h = torch.mm(outermost, h, out=results[step])
+        else:
+            h = torch.mul(o, tanh, out=results[step])
+    return outputs, h.clone(), c

@@ -1,0 +1,294 @@
+"""One LSTM layer where no gradient is asked for: by what was formed of its matrices once, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import get_ident
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from btcompress.nn.formed import Formed
+from btcompress.nn.plainsteps import (
+    Chain,
+    StepScratch,
+    added_product,
+    loop,
+    loop_of_one,
+    one_step,
+    one_step_of_several,
+    transposed,
+)
+from btcompress.nn.recurrence import (
+    Direction,
+    Name,
+    State,
+    joined_lefts,
+    joined_rows,
+    recur_by_steps,
+    tensors_of,
+    uses_onednn,
+)
+from btcompress.nn.ways import Way
+from btcompress.nn.weight import Products, multiply
+
+Value = TypeVar("Value")
+
+#: One direction, of inputs and states: outputs, and the final states.
+Loop = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+#: How oneDNN's routine is told that it is an LSTM.
+_LSTM_MODE = 2
+
+#: From so many hidden units of all sequences on, a step is worth to be turned, features first.
+_TURNED_FROM = 2**13
+
+
+class Prediction:
+    """One layer, and how to run it.
+
+    Args:
+        formed: keeps what is formed, and knows that the layer's tensors are these.
+        layer: its name, under which that is kept.
+        directions: matrices and biases.
+        way: how to run.
+    """
+
+    def __init__(self, formed: Formed, layer: str, directions: Sequence[Direction], way: Way) -> None:
+        self.formed, self.layer, self.directions, self.way = formed, layer, directions, way
+        self._views = {(name, n): self._view(name, n) for n, own in enumerate(directions) for name in own.names}
+        self._tensors = {
+            (name, n): tensors_of(own.weight(name)) for n, own in enumerate(directions) for name in own.names
+        }
+        self._scratch: dict[tuple[int, int], StepScratch] = {}
+
+    def run(
+        self,
+        inputs: Tensor,
+        state: State,
+        *,
+        batch_first: bool = False,
+    ) -> tuple[Tensor, State]:
+        """The layer.
+
+        Args:
+            inputs: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``.
+            state: initial states, shapes ``(directions, B, H)``.
+            batch_first: the order of the first two axes of inputs and outputs.
+
+        Returns:
+            Outputs of all steps, directions side by side, and the final states.
+        """
+        steps = self.way.steps
+        if steps == "loop" and inputs.shape[0] * inputs.shape[1] == 1:
+            return self._one_step(inputs, state)
+        inputs = inputs.transpose(0, 1) if batch_first else inputs
+        if steps == "loop":
+            outputs, final = self._each(self._loop_for(inputs, state), inputs, state)
+        elif steps == "kernel" and can_pack(inputs, self.directions):
+            outputs, final = self._each(self._packed_kernel, inputs, state)
+        elif steps == "kernel":
+            outputs, final = self._kernel(inputs, state)
+        else:
+            outputs, final = self._definition(inputs, state)
+        return outputs.transpose(0, 1) if batch_first else outputs, final
+
+    def step(self, n: int, row: Tensor, h: Tensor, c: Tensor) -> State:
+        """One step of one sequence in direction ``n``; nothing is laid out for it, so that nothing has to be compared.
+
+        Args:
+            n: the direction.
+            row: its input, shape ``(I)``.
+            h: hidden state, shape ``(H)``, or that of the projected size.
+            c: cell state, shape ``(H)``.
+
+        Returns:
+            The next ``h`` and ``c``.
+        """
+        own, w = self.directions[n], self._operand("w", n)
+        z = w.matmul(row, own.bias) if isinstance(w, Products) else added_product(own.bias, w, row)
+        return one_step(z, h, c, self._chain("u", n), self._projection(n), self._scratch_for(z))
+
+    def _scratch_for(self, z: Tensor) -> StepScratch:
+        """Memory for one step of ``z``; every thread has its own."""
+        key = get_ident(), z.numel()
+        scratch = self._scratch.get(key)
+        if scratch is None:
+            scratch = self._scratch[key] = StepScratch(z)
+        return scratch
+
+    def _projection(self, n: int) -> Chain:
+        return () if self.directions[n].p is None else self._chain("p", n)
+
+    def _one_step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        row, (h, c) = inputs.reshape(-1), state
+        if len(self.directions) == 1:
+            h, c = self.step(0, row, h.reshape(-1), c.reshape(-1))
+            h = h.view(1, 1, -1)
+            return h.clone(), (h, c.view(1, 1, -1))
+        found = [self.step(n, row, h[n, 0], c[n, 0]) for n in range(len(self.directions))]
+        h, c = (torch.stack(each).unsqueeze(1) for each in zip(*found, strict=True))
+        return h.view(1, 1, -1).clone(), (h, c)
+
+    def _each(self, run: Loop, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """All directions one by one, steps first, each with its part of the states, shape ``(1, B, H)``."""
+        if len(self.directions) == 1:
+            outputs, h, c = run(0, inputs, *state)
+            return outputs, (h, c)
+        found = [run(n, inputs, state[0][n : n + 1], state[1][n : n + 1]) for n in range(len(self.directions))]
+        all_outputs, hs, cs = zip(*found, strict=True)
+        return torch.cat(all_outputs, dim=-1), (torch.cat(hs), torch.cat(cs))
+
+    def _loop_for(self, inputs: Tensor, state: State) -> Loop:
+        (steps, batch), hidden = inputs.shape[:2], state[1].shape[-1]
+        if batch == 1:
+            return self._loop_of_one
+        return self._step_of_several if steps == 1 and batch * hidden < _TURNED_FROM else self._loop
+
+    def _loop_of_one(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self._rows(n, inputs.reshape(len(inputs), -1), self.directions[n].bias)
+        recurrent = self._keep(("transposed", self.way.recurrent, n), ("u",), lambda: transposed(self._chain("u", n)))
+        h, c = h.reshape(-1), c.reshape(-1)
+        outputs, h, c = loop_of_one(z, h, c, recurrent, self._projection(n), backward=n == 1)
+        return outputs.unsqueeze(1), h.view(1, 1, -1), c.view(1, 1, -1)
+
+    def _step_of_several(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self._rows(n, inputs[0], self.directions[n].bias)
+        h, c = one_step_of_several(z, h[0], c[0], self._chain("u", n), self._projection(n), self._scratch_for(z))
+        h = h.unsqueeze(0)
+        return h.clone(), h, c.unsqueeze(0)
+
+    def _loop(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bias, w = self.directions[n].bias, self._operand("w", n)
+        if isinstance(w, tuple) and len(w) > 1:
+            left, columns = w[0], linear(inputs, w[1]).transpose(1, 2)
+            left = left.expand(len(inputs), *left.shape)
+            z = torch.bmm(left, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), left, columns)
+        else:
+            z = self._rows(n, inputs, bias).transpose(1, 2).contiguous()
+        h, c = h[0].T.contiguous(), c[0].T.contiguous()
+        outputs, h, c = loop(z.unbind(), h, c, self._chain("u", n), self._projection(n), backward=n == 1)
+        return outputs.transpose(1, 2).contiguous(), h.T.contiguous().unsqueeze(0), c.T.contiguous().unsqueeze(0)
+
+    def _rows(self, n: int, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        """``W x + b`` of all rows, shape ``(..., 4H)``."""
+        w = self._operand("w", n)
+        if isinstance(w, Products):
+            return multiply(inputs, w, bias)
+        return linear(linear(inputs, w[1]), w[0], bias) if len(w) > 1 else linear(inputs, w[0], bias)
+
+    def _packed_kernel(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """OneDNN's kernel on weights in the layout that it works in, which it would make anew at each call."""
+        own, rows, hidden = self.directions[n], self._begun_rows(n, inputs).contiguous(), c.shape[-1]
+
+        def pack() -> tuple[Tensor, ...]:
+            (u,) = self._chain("u", n)
+            arguments = (hidden, n == 1, own.biases is not None, False, list(rows.shape))
+            return tuple(torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(self._left(n), u, *arguments))
+
+        packed = self._keep(("packed", self.way.inputs, n), ("w", "u"), pack)
+        biases = own.biases or (h.new_zeros(4 * hidden),) * 2
+        common: tuple[Any, ...] = (n == 1, [], _LSTM_MODE, hidden, 1, own.biases is not None, False, False, False)
+        states = (h.contiguous(), c.contiguous())
+        outputs, h, c, _ = torch.ops.aten.mkldnn_rnn_layer.default(rows, *packed, *biases, *states, *common)
+        return outputs, h, c
+
+    def _begun_rows(self, n: int, inputs: Tensor) -> Tensor:
+        """The inputs, multiplied as far as factors can."""
+        if self.way.inputs == "dense":
+            return inputs
+        w = self._operand("w", n)
+        if isinstance(w, Products):
+            return w.matmul(inputs)
+        return inputs if len(w) == 1 else linear(inputs, w[1])
+
+    def _left(self, n: int) -> Tensor:
+        """By what they are to be multiplied yet, to have been by ``W``."""
+        w, u = self._operand("w", n), self._chain("u", n)[0]
+        return torch.eye(len(u), dtype=u.dtype, device=u.device) if isinstance(w, Products) else w[0]
+
+    def _kernel(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Torch's kernel, in an LSTM, which keeps its weights in one piece of memory, as cuDNN wants them."""
+        begun = [self._begun_rows(n, inputs) for n in range(len(self.directions))]
+        rows = joined_rows(inputs, begun)
+        tensors = [tensor for own in self.directions for tensor in own.tensors]
+        key = (self.layer, "kernel", self.way.inputs)
+        lstm = self.formed.get(key, tensors, lambda: self._lstm(rows, shared=rows is inputs))
+        return lstm(rows, state)
+
+    def _lstm(self, rows: Tensor, *, shared: bool) -> nn.LSTM:
+        first = self.directions[0]
+        lefts = joined_lefts([self._left(n) for n in range(len(self.directions))], shared=shared)
+        named: dict[str, Tensor] = {}
+        for n, (own, left) in enumerate(zip(self.directions, lefts, strict=True)):
+            suffix = "_l0_reverse" if n else "_l0"
+            named |= {"weight_ih" + suffix: left, "weight_hh" + suffix: self._chain("u", n)[0]}
+            named |= {"weight_hr" + suffix: self._chain("p", n)[0]} if own.p is not None else {}
+            named |= dict(zip(("bias_ih" + suffix, "bias_hh" + suffix), own.biases or (), strict=False))
+        lstm = nn.LSTM(
+            rows.shape[-1],
+            len(named["weight_hh_l0"]) // 4,
+            bias=first.biases is not None,
+            bidirectional=len(self.directions) == 2,
+            proj_size=0 if first.p is None else len(named["weight_hr_l0"]),
+            device=rows.device,
+            dtype=rows.dtype,
+        )
+        lstm.load_state_dict(named)
+        return lstm.requires_grad_(False).eval()
+
+    def _definition(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Step by step, by products that were prepared."""
+        z = [self._rows(n, inputs, own.bias) for n, own in enumerate(self.directions)]
+        weights = [[self._multiplier(name, n) for name in own.names[1:]] for n, own in enumerate(self.directions)]
+        return recur_by_steps(torch.cat(z, dim=-1), state, weights)
+
+    def _multiplier(self, name: Name, n: int) -> Tensor | Products:
+        weight = self.directions[n].weight(name)
+        return weight if isinstance(weight, Tensor) else self._keep((name, "product", n), (name,), weight.prepare)
+
+    def _view(self, name: Name, n: int) -> Chain | None:
+        """What multiplies, where it lies in the parameters as it is: a matrix, or two factors."""
+        weight = self.directions[n].weight(name)
+        if isinstance(weight, Tensor):
+            return (weight.detach(),)
+        factored = (self.way.inputs if name == "w" else self.way.recurrent) == "factors"
+        if not factored or not weight.is_low_rank or not weight.is_in_place:
+            return None
+        with torch.no_grad():
+            return weight.low_rank_factors()
+
+    def _operand(self, name: Name, n: int) -> Chain | Products:
+        """What multiplies: the matrix itself, its dense form, or its factors."""
+        view, weight = self._views[name, n], self.directions[n].weight(name)
+        if view is not None:
+            return view
+        if isinstance(weight, Tensor):
+            return (weight,)
+        operand = self.way.inputs if name == "w" else self.way.recurrent
+        if operand == "dense":
+            return self._keep((name, operand, n), (name,), lambda: (weight.to_dense(),))
+        return self._keep((name, operand, n), (name,), lambda: weight.low_rank_factors() or weight.prepare())
+
+    def _chain(self, name: Name, n: int) -> Chain:
+        """The same of a matrix that is itself, dense, or of low rank in every way to run that uses it."""
+        operand = self._operand(name, n)
+        if isinstance(operand, Products):
+            raise TypeError(f"{self.way} needs matrices, or products of two.")
+        return operand
+
+    def _keep(self, key: tuple[Any, ...], names: Sequence[Name], form: Callable[[], Value]) -> Value:
+        """What is formed of matrices of a direction, which is the last of the key."""
+        tensors = [tensor for name in names for tensor in self._tensors[name, key[-1]]]
+        return self.formed.get((self.layer, key), tensors, form)
+
+
+def can_pack(inputs: Tensor, directions: Sequence[Direction]) -> bool:
+    """Whether oneDNN's kernel runs this layer, and torch can lay out weights for it beforehand."""
+    return (
+        directions[0].p is None
+        and uses_onednn(inputs)
+        and hasattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight")
+    )
