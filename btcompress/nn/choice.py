@@ -42,8 +42,9 @@ class Choice:
     Args:
         method: how to multiply.
 
+    Pins are copied and pickled with their module, and go with :meth:`unpin` alone.
+
     Attributes:
-        method: as given.
         changes: how often what had been chosen was forgotten.
         tasks: the last task met at each place.
 
@@ -52,11 +53,21 @@ class Choice:
     """
 
     def __init__(self, method: Method) -> None:
-        self.method = check_method(method)
+        self._method = check_method(method)
         self._pinned: dict[Place | None, Way] = {}
         self._found: dict[Hashable, Way] = {}
         self.changes = 0
         self.tasks: dict[Place, Task] = {}
+
+    @property
+    def method(self) -> Method:
+        """How to multiply where nothing is pinned."""
+        return self._method
+
+    @method.setter
+    def method(self, method: Method) -> None:
+        self._method = check_method(method)
+        self.forget()
 
     def way(self, place: Place, rest: Hashable, task: Callable[[], Task]) -> Way:
         """The way to do a task: the one pinned, if it is possible, or the cheapest.

@@ -289,6 +289,8 @@ def can_pack(inputs: Tensor, directions: Sequence[Direction]) -> bool:
     """Whether oneDNN's kernel runs this layer, and torch can lay out weights for it beforehand."""
     return (
         directions[0].p is None
+        # It divides by the number of rows.
+        and inputs.numel() > 0
         and uses_onednn(inputs)
         and hasattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight")
     )
