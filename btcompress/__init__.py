@@ -1,7 +1,8 @@
 """Compress trained LSTMs by block-term tensor decomposition of their weight matrices."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from btcompress.lazy import on_first_use
 
 if TYPE_CHECKING:
     from btcompress.benching import bench
@@ -73,17 +74,12 @@ _HOMES = {
     "plan_for": "compression",
     "recording": "recorder",
     "report": "reporting",
-    "save": "checkpoint",
+    "save": "checkpoint:write",
     "to_dense": "models",
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), "write" if name == "save" else name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

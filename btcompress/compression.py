@@ -13,8 +13,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from btcompress import calibration
 from btcompress import plan as planning
-from btcompress.calibration import BATCH_IN_FEW_BITS, calibrate, gather_samples
 from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
@@ -251,8 +251,8 @@ def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | No
     compressed = opened.with_block_terms(compressed)
     if step.calibration:
         later = {key: precision for key, precision in plan.precisions.items() if key in samples}
-        training = replace(step.training, batch_size=BATCH_IN_FEW_BITS) if later else step.training
-        compressed = calibrate(
+        training = replace(step.training, batch_size=calibration.BATCH_IN_FEW_BITS) if later else step.training
+        compressed = calibration.calibrate(
             compressed,
             opened.dense,
             step.calibration_request,
@@ -314,7 +314,7 @@ def _gathered(
     before = () if opened.result is None else opened.result.chosen
     planned = [*(each.name for each in plan.matrices), *(each.name for each in plan.rounded)]
     keys = [*planned, *before]
-    return gather_samples(opened.dense, step.calibration_request, step.seed, keys, on_progress)
+    return calibration.gather_samples(opened.dense, step.calibration_request, step.seed, keys, on_progress)
 
 
 def priced_plan(

@@ -9,11 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from typing import Literal, get_args
 
 from btcompress.errors import ShapeError
 from btcompress.shapes import GATE_NAMES, MAX_SIZE, BlockTermShape, Gates, MatrixShape, check_order
 
 Modes = tuple[int, ...]
+
+#: What matters beside errors: how small a form is, or also how long a product with it takes.
+Objective = Literal["size", "speed"]
 
 #: Input modes of about this many bits each: 256 inputs give order 2, 57,600 order 4.
 _BITS_PER_MODE = 4
@@ -25,6 +29,11 @@ _MOST_PAIRINGS = 2**15
 _MOST_CUTS = 2**12
 #: Places where an input can be cut, more than any size below 2^31 has.
 _MOST_BOUNDARIES = 1536
+
+#: With speed for the objective, modes of up to this times the parameters count as equals, and of so many choices, those
+#: with the fewest parameters, the time is estimated.
+_SPEED_TOLERANCE = 1.1
+_MOST_TIMED = 64
 
 #: Modes along an input shape may cost this much more than the cheapest if they keep more of its axes whole.
 _AXIS_TOLERANCE = 1.5
@@ -44,6 +53,8 @@ class ShapeRequest:
         input_shape: the shape whose flattening (C order) is the input, for the matrices whose
             number of inputs it multiplies to.
         gates: fit the four gates as one matrix or each on its own.
+        objective: with ``"speed"``, of the modes to choose from that take up to a tenth more parameters those are
+            taken with which a product costs least, as :func:`btcompress.contraction.plan_chain` estimates it.
     """
 
     cp_rank: int = 1
@@ -53,10 +64,13 @@ class ShapeRequest:
     order: int | None = None
     input_shape: Modes | None = None
     gates: Gates = "fused"
+    objective: Objective = "size"
 
     def __post_init__(self) -> None:
         if self.gates not in ("fused", "separate"):
             raise ShapeError(f"gates must be 'fused' or 'separate', but {self.gates!r} was given.")
+        if self.objective not in get_args(Objective):
+            raise ShapeError(f"objective must be 'size' or 'speed', but {self.objective!r} was given.")
         if self.cp_rank < 1:
             raise ShapeError(f"the CP rank must be at least 1, but {self.cp_rank} was given.")
         if self.cp_rank > MAX_SIZE:
@@ -142,13 +156,32 @@ def choose_shape(request: ShapeRequest, name: str, out_size: int, in_size: int, 
     pairings = _pairings(request, in_size, part_out, part_gates, asked)
     priced = [(_cost(shape), shape) for shape in itertools.starmap(build, pairings)]
     (least, *_), chosen = min(priced, key=lambda each: each[0])
+    equals = priced
     if request.in_modes is None and request.input_shape is not None:
         axes, limit = request.input_shape, least * _AXIS_TOLERANCE
         affordable = [each for each in priced if each[0][0] <= limit]
         _, chosen = min(affordable, key=lambda each: (-_axes_kept(each[1].in_modes, axes), each[0]))
+        kept = _axes_kept(chosen.in_modes, axes)
+        equals = [each for each in affordable if _axes_kept(each[1].in_modes, axes) == kept]
+    if request.objective == "speed":
+        chosen = _fastest(equals)
     limited = chosen.limited()
     shape = MatrixShape(limited, "separate" if separate else "fused")
     return ChosenShape(shape, tuple(_notices(name, chosen, limited)))
+
+
+def _fastest(priced: Sequence[tuple[_Cost, BlockTermShape]]) -> BlockTermShape:
+    """Of shapes with their costs the one with the fastest product, among those with about as few parameters as any."""
+    from btcompress.contraction import plan_chain
+
+    ordered = sorted(priced, key=lambda each: each[0])[:_MOST_TIMED]
+    limit = ordered[0][0][0] * _SPEED_TOLERANCE
+
+    def time(each: tuple[_Cost, BlockTermShape]) -> tuple[int, _Cost]:
+        limited = each[1].limited()
+        return plan_chain(limited.n_blocks, limited.in_modes, limited.out_modes, limited.ranks).cost, each[0]
+
+    return min((each for each in ordered if each[0][0] <= limit), key=time)[1]
 
 
 def fits(request: ShapeRequest, out_size: int, in_size: int, n_gates: int = 4) -> ShapeRequest:
@@ -249,7 +282,11 @@ def _sorted_arrangements(modes: Modes, weights: Sequence[int]) -> Iterator[Modes
             yield (first, *(rest[at] for at in range(1, len(modes))))
 
 
-def _cost(shape: BlockTermShape) -> tuple[int, int, Modes, Modes]:
+#: What makes one choice of modes better than another.
+_Cost = tuple[int, int, Modes, Modes]
+
+
+def _cost(shape: BlockTermShape) -> _Cost:
     """Parameters first; then the less padded; then anything that settles ties for good."""
     limited = shape.limited()
     return limited.n_params, shape.padded_in * shape.padded_out, shape.in_modes, shape.out_modes

@@ -14,6 +14,7 @@ PACKAGE = Path(btcompress.__file__).parent
 #: Rooms by floor; imports go only to a lower floor, or stay within a room.
 FLOORS = {
     "errors": 0,
+    "lazy": 0,
     "kinds": 1,
     "files": 1,
     "memory": 1,

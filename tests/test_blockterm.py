@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btcompress.blockterm import BlockTerm, init_scale
+from btcompress.blockterm import BlockTerm, init_scale, slab_entries
 from btcompress.errors import ShapeError
 from btcompress.shapes import BlockTermShape
 from forms import UNEVEN, random_form
@@ -50,10 +50,15 @@ def test_dense_matrix_is_the_definition(shape, generator):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_slabs_of_rows_are_the_dense_matrix(shape, generator):
+@pytest.mark.parametrize("most", [1, 25, 100, 2**19])
+def test_slabs_of_rows_are_the_dense_matrix(shape, most, generator, monkeypatch):
+    monkeypatch.setattr("btcompress.blockterm.form.SLAB_ENTRIES", most)
     form = random_form(shape, generator)
     rebuilt = torch.full((shape.out_size, shape.in_size), torch.nan, dtype=torch.float64)
+    assert slab_entries(shape) <= max(most, shape.padded_in)
     for rows, slab in form.dense_slabs():
+        assert torch.isnan(rebuilt[rows]).all()
+        assert len(slab) * shape.padded_in <= slab_entries(shape)
         rebuilt[rows] = slab
     torch.testing.assert_close(rebuilt, form.to_dense())
 
@@ -73,6 +78,35 @@ def test_product_equals_the_dense_product_in_value_and_gradient(shape, batch, ge
     fast, plain = form.matmul(inputs), inputs @ form.to_dense().T
     torch.testing.assert_close(fast, plain)
     torch.testing.assert_close(gradients(fast), gradients(plain))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kept_product_gives_the_same_at_each_call_with_and_without_a_bias(shape, generator):
+    form = random_form(shape, generator)
+    product, dense = form.prepare(), form.to_dense()
+    bias = torch.randn(shape.out_size, dtype=torch.float64, generator=generator)
+    for batch in ((), (4,), (4,), (2, 3), (0,)):
+        inputs = torch.randn(*batch, shape.in_size, dtype=torch.float64, generator=generator)
+        torch.testing.assert_close(product.matmul(inputs), inputs @ dense.T)
+        torch.testing.assert_close(product.matmul(inputs, bias), inputs @ dense.T + bias)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_go_through_a_kept_product(shape, generator):
+    form = random_form(shape, generator)
+    form = BlockTerm.of(shape, [tensor.requires_grad_() for tensor in form.tensors], form.orders)
+    leaves = [torch.randn(n, dtype=torch.float64, generator=generator) for n in (2 * shape.in_size, shape.out_size)]
+    inputs, bias = leaves[0].reshape(2, -1).requires_grad_(), leaves[1].requires_grad_()
+    assert torch.autograd.gradcheck(lambda *_: form.prepare().matmul(inputs, bias), (inputs, bias, *form.tensors))
+
+
+def test_product_of_low_rank_is_two_factors_that_are_views_of_the_parameters(generator):
+    form = random_form(BlockTermShape.low_rank(6, 7, 3), generator)
+    left, right = form.prepare().low_rank
+    assert (left.shape, right.shape) == ((6, 3), (3, 7))
+    assert left.data_ptr() == form.factors[1].data_ptr()
+    assert right.data_ptr() == form.factors[0].data_ptr()
+    assert random_form(UNEVEN, generator).prepare().low_rank is None
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,12 +1,24 @@
+import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btcompress import contraction
-from btcompress.contraction import MOVE_COST, apply_chain, contract, letters, operand_letters, plan_chain
+from btcompress.contraction import (
+    MOVE_COST,
+    apply_chain,
+    contract,
+    layout,
+    letters,
+    operand_letters,
+    plan_chain,
+    prepare_chain,
+    prepared,
+)
+from btcompress.contraction.running import follow
 from btcompress.errors import ShapeError
 
 #: N, in modes, out modes, ranks; all sizes of a case differ, some modes are 1.
@@ -22,8 +34,8 @@ FORMS = {
     "low rank, transposed": (1, (1, 9), (8, 1), (3, 3)),
 }
 
-#: Limits that force rows apart, and intermediates to be computed again.
-REGIMES = {"at once": (2**30, 2**30), "in pieces": (400, 2**30), "half": (400, 10**4), "computed again": (400, 0)}
+#: Numbers of a piece of rows: all rows at once, several pieces, the last one smaller, and pieces of one row.
+PIECES = {"at once": 2**30, "in pieces": 3_000, "row by row": 1}
 
 
 def draw(*size, generator):
@@ -49,11 +61,9 @@ def gradients(product, leaves, generator):
     return torch.autograd.grad(product, leaves, direction)
 
 
-@pytest.fixture(params=REGIMES)
-def regime(request, monkeypatch):
-    piece, kept = REGIMES[request.param]
-    monkeypatch.setattr(contraction, "_PIECE_BYTES_CPU", piece)
-    monkeypatch.setattr(contraction, "_KEPT_BYTES", kept)
+@pytest.fixture(params=PIECES)
+def pieces(request, monkeypatch):
+    monkeypatch.setattr(layout, "PIECE_NUMBERS", PIECES[request.param])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,7 @@ def test_pairwise_contraction_equals_einsum_in_value_and_gradient(equation, size
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.usefixtures("regime")
+@pytest.mark.usefixtures("pieces")
 def test_chain_equals_one_einsum_in_value_and_gradient(form, generator):
     operands = [operand.requires_grad_() for operand in draw_form(form, generator)]
     rows = draw(11, *form[1], generator=generator).requires_grad_()
@@ -100,58 +110,127 @@ def test_no_rows_give_no_rows(form, generator):
     assert product.shape == (0, *form[2])
 
 
-@pytest.mark.parametrize("piece", [100, 2**22])
-def test_second_gradients_are_right_where_all_is_kept(piece, generator, monkeypatch):
-    monkeypatch.setattr(contraction, "_PIECE_BYTES_CPU", piece)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.usefixtures("pieces")
+def test_chain_without_gradients_gives_the_same(form, generator):
+    operands, rows = draw_form(form, generator), draw(11, *form[1], generator=generator)
+    torch.testing.assert_close(apply_chain(rows, operands), by_einsum(rows, operands))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.usefixtures("pieces")
+def test_bias_is_added_with_and_without_gradients(form, generator):
+    operands, rows = draw_form(form, generator), draw(11, *form[1], generator=generator)
+    bias = draw(math.prod(form[2]), generator=generator).requires_grad_()
+    expected = by_einsum(rows, operands).flatten(1) + bias
+    product = prepare_chain(operands).matmul(rows.flatten(1), bias)
+    torch.testing.assert_close(product, expected)
+    torch.testing.assert_close(gradients(product, [bias], generator), gradients(expected, [bias], generator))
+    with torch.no_grad():
+        torch.testing.assert_close(prepare_chain(operands).matmul(rows.flatten(1), bias), expected)
+
+
+@pytest.mark.parametrize("numbers", [0, 2**19], ids=["buffers anew", "buffers of the call before"])
+def test_later_calls_of_one_product_leave_earlier_results_alone(numbers, generator, monkeypatch):
+    monkeypatch.setattr(prepared, "_SPARE_NUMBERS", numbers)
+    form = FORMS["order 4"]
+    operands = draw_form(form, generator)
+    own = prepare_chain(operands)
+    batches = [draw(n, *form[1], generator=generator) for n in (3, 3, 5, 1, 3)]
+    found = [own.matmul(rows.flatten(1)) for rows in batches]
+    for rows, product in zip(batches, found, strict=True):
+        torch.testing.assert_close(product, by_einsum(rows, operands).flatten(1))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["inference mode first", "inference mode last"])
+def test_one_product_serves_in_and_outside_of_inference_mode(first, generator):
+    form = FORMS["order 3"]
+    operands, rows = draw_form(form, generator), draw(4, *form[1], generator=generator)
+    with torch.inference_mode(mode=first):
+        own = prepare_chain(operands)
+    for mode in (first, not first, first):
+        with torch.inference_mode(mode=mode):
+            torch.testing.assert_close(own.matmul(rows.flatten(1).clone()), by_einsum(rows, operands).flatten(1))
+
+
+def test_threads_that_share_a_product_do_not_share_buffers(generator):
+    form = FORMS["order 4"]
+    operands = draw_form(form, generator)
+    own = prepare_chain(operands)
+    batches = [draw(2, *form[1], generator=generator) for _ in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda rows: own.matmul(rows.flatten(1)), batches))
+    for rows, product in zip(batches, found, strict=True):
+        torch.testing.assert_close(product, by_einsum(rows, operands).flatten(1))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_operations_that_a_compiler_sees_are_those_that_run_into_buffers(form, generator):
+    operands, rows = draw_form(form, generator), draw(5, *form[1], generator=generator)
+    own = prepare_chain(operands)
+    torch.testing.assert_close(follow(own.layout, rows.flatten(1), own.met), own.matmul(rows.flatten(1)))
+
+
+@pytest.mark.usefixtures("pieces")
+def test_second_gradients_are_right(generator):
     form = (2, (2, 3), (3, 2), (2, 1))
     operands = [operand.requires_grad_() for operand in draw_form(form, generator)]
     rows = draw(5, *form[1], generator=generator).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda rows, *operands: apply_chain(rows, operands), (rows, *operands))
 
 
-def test_second_gradients_are_refused_where_intermediates_are_computed_again(generator, monkeypatch):
-    monkeypatch.setattr(contraction, "_KEPT_BYTES", 0)
-    form = FORMS["order 2"]
-    operands = [operand.requires_grad_() for operand in draw_form(form, generator)]
-    product = apply_chain(draw(5, *form[1], generator=generator), operands)
-    (first,) = torch.autograd.grad(product.square().sum(), operands[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
-def test_only_operands_that_need_gradients_get_them(generator, monkeypatch):
+@pytest.mark.parametrize("which", range(5))
+def test_only_what_needs_a_gradient_gets_one(which, generator):
     form = FORMS["order 3"]
-    for kept in (0, 2**30):
-        monkeypatch.setattr(contraction, "_KEPT_BYTES", kept)
-        operands = draw_form(form, generator)
-        operands[2].requires_grad_()
-        apply_chain(draw(5, *form[1], generator=generator), operands).sum().backward()
-        assert [operand.grad is not None for operand in operands] == [False, False, True, False]
+    leaves = [draw(5, *form[1], generator=generator), *draw_form(form, generator)]
+    leaves[which].requires_grad_()
+    product = apply_chain(leaves[0], leaves[1:])
+    (expected,) = gradients(by_einsum(leaves[0], leaves[1:]), [leaves[which]], generator)
+    (found,) = gradients(product, [leaves[which]], generator)
+    torch.testing.assert_close(found, expected)
+    assert [leaf.requires_grad for leaf in leaves] == [n == which for n in range(5)]
 
 
-def test_only_rows_and_operands_are_kept_where_intermediates_are_too_large(generator, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("transform", ["forward gradients", "vmap"])
+def test_who_looks_into_operations_sees_all_of_them(transform, generator):
+    form = FORMS["order 3"]
+    operands, rows = draw_form(form, generator), draw(4, 5, *form[1], generator=generator)
+    if transform == "vmap":
+        mapped = torch.vmap(lambda part: apply_chain(part, operands))(rows)
+        torch.testing.assert_close(mapped.flatten(0, 1), by_einsum(rows.flatten(0, 1), operands))
+        return
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(rows[0], rows[1])
+        tangent = torch.autograd.forward_ad.unpack_dual(apply_chain(dual, operands)).tangent
+    torch.testing.assert_close(tangent, by_einsum(rows[1], operands))
+
+
+def test_rows_that_do_not_lie_side_by_side_are_taken_as_they_are(generator):
+    form = FORMS["order 3"]
+    operands, wide = draw_form(form, generator), draw(7, 40, generator=generator)
+    rows, expected = wide[:, 5:35], by_einsum(wide[:, 5:35].reshape(7, 2, 3, 5), operands)
+    torch.testing.assert_close(prepare_chain(operands).matmul(rows), expected.flatten(1))
+    columns = draw(30, 7, generator=generator).T
+    expected = by_einsum(columns.reshape(7, 2, 3, 5), operands)
+    torch.testing.assert_close(prepare_chain(operands).matmul(columns), expected.flatten(1))
+
+
+def test_only_rows_and_operands_are_kept_for_the_gradient_where_there_are_several_pieces(generator, monkeypatch):
+    monkeypatch.setattr(layout, "PIECE_NUMBERS", PIECES["in pieces"])
     form = FORMS["order 4"]
     operands = [operand.requires_grad_() for operand in draw_form(form, generator)]
-    rows = draw(50, *form[1], generator=generator)
+    rows, kept = draw(50, *form[1], generator=generator), {}
 
-    def bytes_kept():
-        kept = {}
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-        def keep(tensor):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            product = apply_chain(rows, operands)
-        assert product.requires_grad
-        return sum(kept.values())
-
-    monkeypatch.setattr(contraction, "_PIECE_BYTES_CPU", 8 * plan_chain(*form).widest)
-    kept_whole = bytes_kept()
-    monkeypatch.setattr(contraction, "_KEPT_BYTES", 0)
-    kept_again = bytes_kept()
-    assert kept_whole >= 8 * len(rows) * plan_chain(*form).saved
-    assert kept_again < 2 * 8 * rows.numel()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        product = apply_chain(rows, operands)
+    assert product.requires_grad
+    assert rows.data_ptr() in kept
+    assert sum(kept.values()) < 2 * 8 * rows.numel() < 8 * len(rows) * plan_chain(*form).saved
 
 
 def test_chain_of_the_published_case_is_far_cheaper_than_the_dense_product():
@@ -171,7 +250,7 @@ def test_mode_that_grows_most_is_met_last():
 def test_matrix_of_one_mode_is_formed_once_and_multiplied():
     (step,) = plan_chain(3, (5,), (4,), (1,)).steps
     assert step.operands == (0, 1)
-    assert step.summed == step.given[1]
+    assert (step.summed, step.kept, step.new) == ("c", "a", "d")
 
 
 def test_compiler_sees_one_whole_graph(generator):

@@ -14,7 +14,7 @@ from btcompress.errors import BTCompressError, ShapeError
 from btcompress.fit import FitOptions, Samples, balanced, fit, fit_matrix, fit_to_inputs, hosvd, weight_error
 from btcompress.fit.lowrank import joint_errors, kronecker_errors
 from btcompress.fit.start import greedy_deflation, random_blocks
-from btcompress.fit.sweeps import sweep_until_stable
+from btcompress.fit.sweeps import _solve, _solve_cores, sweep_until_stable
 from btcompress.nn import BTLSTM
 from btcompress.shapes import MAX_ORDER, BlockTermShape, MatrixShape
 from btcompress.yardsticks import truncated_svd
@@ -86,6 +86,22 @@ def test_core_systems_solved_directly_and_by_conjugate_gradients_agree(generator
     monkeypatch.setattr("btcompress.fit.sweeps.DIRECT_UNKNOWNS", 0)
     iterative = sweep_until_stable(tensor, start, 3, 0.0)
     torch.testing.assert_close(iterative.blocks.to_tensor(), direct.blocks.to_tensor())
+
+
+@pytest.mark.parametrize("n_blocks", [2, 3])
+@pytest.mark.parametrize("twins", [False, True], ids=["apart", "two alike"])
+def test_cores_found_without_decomposing_the_first_are_those_of_the_whole_system(n_blocks, twins, generator):
+    tensor = torch.randn(6, 5, 7, dtype=torch.float64, generator=generator)
+    factors = random_blocks(tensor, (2, 3, 2), n_blocks, generator).factors
+    if twins:
+        factors = [torch.cat([factor[:1], factor[:1], factor[2:]]) for factor in factors]
+    sums = torch.stack(
+        [torch.einsum("ar,bs,ct->abcrst", *each).reshape(210, 12) for each in zip(*factors, strict=True)]
+    )
+    columns = sums.permute(1, 0, 2).reshape(210, -1)
+    gram, right = columns.T @ columns, columns.T @ tensor.reshape(-1, 1)
+    torch.testing.assert_close(_solve_cores(gram, right, 12), _solve(gram, right))
+    torch.testing.assert_close(_solve_cores(gram, right, 12), torch.linalg.pinv(gram, hermitian=True) @ right)
 
 
 @settings(max_examples=25, deadline=None)

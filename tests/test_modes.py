@@ -1,11 +1,13 @@
 import itertools
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from btcompress.contraction import plan_chain
 from btcompress.errors import ShapeError
 from btcompress.modes import (
     ShapeRequest,
@@ -99,6 +101,36 @@ def test_modes_along_an_input_shape_never_lie_astride_its_axes(shape, order):
 def test_modes_of_a_frame_keep_its_rows_together():
     modes = choose_shape(ShapeRequest(2, 4, input_shape=(120, 160, 3)), "w", 1024, 57_600).shape.part.in_modes
     assert 480 in [math.prod(modes[k:]) for k in range(4)]
+
+
+def chain_cost(part):
+    return plan_chain(part.n_blocks, part.in_modes, part.out_modes, part.ranks).cost
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((120, 160, 3), 1024), ((80, 100), 512), ((24, 36), 400), (None, 1024)], ids=str
+)
+def test_with_speed_for_the_objective_modes_are_faster_and_about_as_small(shape, rows):
+    inputs = 864 if shape is None else math.prod(shape)
+    request = ShapeRequest(2, 4, input_shape=shape)
+    small = choose_shape(request, "w", rows, inputs).shape
+    fast, again = (choose_shape(replace(request, objective="speed"), "w", rows, inputs).shape for _ in range(2))
+    assert fast == again
+    assert chain_cost(fast.part) <= chain_cost(small.part)
+    assert fast.n_params <= 1.1 * small.n_params
+    if shape is not None:
+        kept = [{math.prod(each.part.in_modes[k:]) for k in range(1, each.part.order)} for each in (small, fast)]
+        axes = {math.prod(shape[k:]) for k in range(1, len(shape))}
+        assert len(kept[0] & axes) == len(kept[1] & axes)
+
+
+def test_with_speed_for_the_objective_modes_of_a_frame_are_others():
+    small, fast = (
+        choose_shape(ShapeRequest(2, 4, input_shape=(120, 160, 3), objective=objective), "w", 1024, 57_600).shape.part
+        for objective in ("size", "speed")
+    )
+    assert chain_cost(fast) < 0.8 * chain_cost(small)
+    assert fast.n_params > small.n_params
 
 
 def test_given_modes_are_used_as_given():

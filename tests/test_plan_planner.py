@@ -17,7 +17,9 @@ from btcompress.fit import fit_matrix
 from btcompress.modes import ShapeRequest
 from btcompress.plan import Fallback, Wish, make_plan, meet
 from btcompress.plan.candidates import candidates
-from btcompress.pricing import FormsWithCore, price
+from btcompress.plan.ledger import Ledger
+from btcompress.plan.speed import row_cost, slowness
+from btcompress.pricing import Curve, FormsWithCore, Point, price
 from btcompress.shapes import BlockTermShape, MatrixShape
 from btcompress.yardsticks import truncated_svd
 from forms import random_form
@@ -217,6 +219,34 @@ def test_without_a_budget_each_form_is_the_smallest_within_the_error():
         smaller = form.curve.within(form.n_params - 1)
         assert form.point.error <= 0.3
         assert smaller is None or smaller.error > 0.3
+
+
+def fastest_first(form):
+    return sorted(form.curve.points, key=lambda point: slowness(form.curve, point))
+
+
+def test_with_speed_for_the_objective_forms_within_the_error_are_the_fastest_of_those_about_as_small():
+    model, wish = lstm(decay=0.2, sizes=(64, 16)), {"max_error": 0.3}
+    for small, fast in zip(
+        btcompress.plan_for(model, **wish).forms,
+        btcompress.plan_for(model, objective="speed", **wish).forms,
+        strict=True,
+    ):
+        equals = [p for p in fastest_first(fast) if p.error <= 0.3 and p.n_params <= 1.1 * small.n_params]
+        assert fast.point == equals[0]
+
+
+def test_with_speed_for_the_objective_a_budget_goes_to_the_least_of_errors_weighed_by_time():
+    low, core = MatrixShape(BlockTermShape.low_rank(256, 64, 2)), MatrixShape(BlockTermShape((8, 8), (16, 16), (4, 4)))
+    assert low.n_params < core.n_params < 2 * low.n_params
+    assert row_cost(core) > 4 * row_cost(low)
+    for error, expected in ((0.49, {"size": 0.49, "speed": 0.5}), (0.3, {"size": 0.3, "speed": 0.3})):
+        curve = Curve((Point(low, 0.5), Point(core, error)), (), 64 * 256)
+        for objective, best in expected.items():
+            ledger = Ledger(Wish(max_params=core.n_params), ("w",), 64 * 256, objective=objective)
+            (group,) = ledger.groups([curve])
+            (point,) = ledger.spend(group, [curve])
+            assert point.error == best
 
 
 def test_ratios_of_the_model_count_all_tensors():

@@ -37,7 +37,15 @@ ALL = Recipe(
             {"data": "x.npz", "teacher": Path("model.pt"), "held_fraction": 0.25}, TrainConfig(epochs=3, seed=5)
         ),
         DenseStep(),
-        FactorizeStep(cp_rank=2, tucker_rank=(2, 3), in_modes=(4, 5), gates="separate", allow_growth=True, strict=True),
+        FactorizeStep(
+            cp_rank=2,
+            tucker_rank=(2, 3),
+            in_modes=(4, 5),
+            gates="separate",
+            objective="speed",
+            allow_growth=True,
+            strict=True,
+        ),
         FactorizeStep(plan=Path("plan.yaml"), others="float16"),
         FactorizeStep(max_bytes=400_000, of="file", others="bfloat16"),
         FactorizeStep(target_ratio=8, of="bytes", bits="float16"),
@@ -297,6 +305,9 @@ def test_bits_leave_matrices_dense_where_nothing_is_said_of_forms(more, rounds_o
         ({"bits": 4, "in_modes": (4, 5), "out_modes": (4, 5)}, "dense, but in_modes, out_modes was given"),
         ({"bits": 4, "input_shape": (4, 5)}, "dense, but input_shape was given"),
         ({"bits": 4, "gates": "separate", "order_units": True}, "dense, but gates, order_units was given"),
+        ({"bits": 4, "objective": "speed"}, "dense, but objective was given"),
+        ({"plan": Path("plan.yaml"), "objective": "speed"}, "a plan says it all"),
+        ({"objective": "fast"}, "objective must be 'size' or 'speed', but 'fast' was given"),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from btcompress.blockterm.product import Product, require_for
 from btcompress.contraction import letters, operand_letters, prepare_chain
 from btcompress.errors import ShapeError
 from btcompress.shapes import BlockTermShape
+
+#: Entries of the rows that are formed at a time, unless a single row has more: few enough to stay in a CPU's caches.
+SLAB_ENTRIES = 2**19
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,26 +122,26 @@ class BlockTerm:
         """The dense matrix a slab of rows at a time, so that large ones are never held whole.
 
         Yields:
-            Where the slab's rows are in the matrix, as an index, and the rows, shape ``(n, in_size)``; one slab
-            for each ``j_1`` that is not all padding.
+            Where the slab's rows are in the matrix, as an index, and the rows, shape ``(n, in_size)``, about
+            ``SLAB_ENTRIES`` in all; none that are all padding.
 
         Raises:
             MemoryLimitError: a slab needs more memory than there is.
         """
         shape = self.shape
-        require_for(self.shape, self.cores, shape.padded_out // shape.out_modes[0] * shape.padded_in)
+        require_for(shape, self.cores, slab_entries(shape))
         row_order = self._row_order()
-        rows_each = shape.padded_out // shape.out_modes[0]
-        for j_1 in range(shape.out_modes[0]):
-            gate, local = divmod(j_1 * rows_each, shape.padded_out // shape.n_gates)
-            n_rows = rows_each
-            first = j_1 * rows_each
+        gate_rows, kept_rows = shape.padded_out // shape.n_gates, shape.out_size // shape.n_gates
+        for outputs in _slabs(shape):
+            first = 0
+            for part, size in zip(outputs, shape.out_modes, strict=True):
+                first = first * size + part.start
+            n_rows = math.prod(part.stop - part.start for part in outputs)
             if shape.padded_out != shape.out_size:
-                gate_rows = shape.out_size // shape.n_gates
-                n_rows = min(rows_each, gate_rows - local)
-                first = gate * gate_rows + local
+                gate, local = divmod(first, gate_rows)
+                first, n_rows = gate * kept_rows + local, min(n_rows, kept_rows - local)
             if n_rows > 0:
-                slab = self._padded((self.factors[0][:, :, j_1 : j_1 + 1], *self.factors[1:]))
+                slab = self._padded([factor[:, :, part] for factor, part in zip(self.factors, outputs, strict=True)])
                 rows = slice(first, first + n_rows)
                 yield rows if row_order is None else row_order[rows], self._in_place(slab[:n_rows, : shape.in_size])
 
@@ -187,7 +191,8 @@ class BlockTerm:
 
     def _padded(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense matrix of these factors, padding included."""
-        order, sizes, ranks = self.shape.order, self.shape.mode_sizes, self.shape.ranks
+        order, ranks = self.shape.order, self.shape.ranks
+        sizes = [factor.shape[1] * factor.shape[2] for factor in factors]
         _, block, i, j, r = letters(order)
         # Each mode met multiplies the size by about this much: the last one makes nearly all of the matrix.
         modes = sorted(range(order), key=lambda k: sizes[k] / ranks[k])
@@ -207,6 +212,29 @@ class BlockTerm:
             return rows
         gates = rows.reshape(shape.n_gates, shape.padded_out // shape.n_gates, -1)
         return gates[:, : shape.out_size // shape.n_gates].reshape(shape.out_size, -1)
+
+
+def slab_entries(shape: BlockTermShape) -> int:
+    """Most entries of a slab as :meth:`BlockTerm.dense_slabs` forms them, padding included."""
+    return math.prod(part.stop - part.start for part in next(_slabs(shape))) * shape.padded_in
+
+
+def _slabs(shape: BlockTermShape) -> Iterator[tuple[slice, ...]]:
+    """The output indices of each slab: one of each of the first modes, some of the next, all of the others."""
+    below = [math.prod(shape.out_modes[k + 1 :]) * shape.padded_in for k in range(shape.order)]
+    split = next((k for k, entries in enumerate(below) if entries <= SLAB_ENTRIES), shape.order - 1)
+    most = max(1, SLAB_ENTRIES // below[split])
+    if split == 0 and shape.padded_out != shape.out_size:
+        # Gates end in padding, so that no slab may have rows of two.
+        of_gate = shape.out_modes[0] // shape.n_gates
+        most = math.gcd(min(most, of_gate), of_gate)
+    steps = [1] * split + [most, *shape.out_modes[split + 1 :]]
+    return itertools.product(
+        *(
+            [slice(start, min(start + step, size)) for start in range(0, size, step)]
+            for size, step in zip(shape.out_modes, steps, strict=True)
+        )
+    )
 
 
 def params_of(parts: Sequence[BlockTerm]) -> int:

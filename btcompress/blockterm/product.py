@@ -64,9 +64,9 @@ class Product:
             rows = rows.index_select(1, self.columns)
         if shape.padded_in != shape.in_size:
             rows = pad(rows, (0, shape.padded_in - shape.in_size))
-        products = self.operands.matmul(rows)
-        if self.rows is not None:
-            products = products.index_select(1, self.rows)
+        if self.rows is None:
+            return self.operands.matmul(rows, bias).reshape(*inputs.shape[:-1], shape.out_size)
+        products = self.operands.matmul(rows).index_select(1, self.rows)
         product = products.reshape(*inputs.shape[:-1], shape.out_size)
         return product if bias is None else product + bias.to(product.dtype)
 

@@ -1,15 +1,20 @@
 """The only door to weight files: dense checkpoints in, compressed ones in and out, layers found by name."""
 
-from btcompress.checkpoint.atomic import check_target, claimed, replacing
-from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
-from btcompress.checkpoint.linear import LinearEntry, find_linear
-from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
-from btcompress.checkpoint.others import is_narrowed, others_stored_as
-from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
-from btcompress.checkpoint.recognise import is_compressed
-from btcompress.checkpoint.source import Source, digest
-from btcompress.checkpoint.tensors import same_bits
-from btcompress.checkpoint.writer import check_storable, read_compressed, record_bench, write, write_dense
+from typing import TYPE_CHECKING
+
+from btcompress.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from btcompress.checkpoint.atomic import check_target, claimed, replacing
+    from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
+    from btcompress.checkpoint.linear import LinearEntry, find_linear
+    from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
+    from btcompress.checkpoint.others import is_narrowed, others_stored_as
+    from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
+    from btcompress.checkpoint.recognise import is_compressed
+    from btcompress.checkpoint.source import Source, digest
+    from btcompress.checkpoint.tensors import same_bits
+    from btcompress.checkpoint.writer import check_storable, read_compressed, record_bench, write, write_dense
 
 __all__ = [
     "Checkpoint",
@@ -39,3 +44,35 @@ __all__ = [
     "write",
     "write_dense",
 ]
+
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "Checkpoint": "reader",
+        "CompressedCheckpoint": "compressed",
+        "CompressedMatrix": "compressed",
+        "LSTMEntry": "names",
+        "LinearEntry": "linear",
+        "OtherRecurrent": "names",
+        "RoundedMatrix": "compressed",
+        "Source": "source",
+        "check_storable": "writer",
+        "check_target": "atomic",
+        "claimed": "atomic",
+        "digest": "source",
+        "find_linear": "linear",
+        "find_recurrent": "names",
+        "from_state_dict": "reader",
+        "is_compressed": "recognise",
+        "is_narrowed": "others",
+        "natural_key": "names",
+        "others_stored_as": "others",
+        "read": "reader",
+        "read_compressed": "writer",
+        "record_bench": "writer",
+        "replacing": "atomic",
+        "same_bits": "tensors",
+        "write": "writer",
+        "write_dense": "writer",
+    },
+)

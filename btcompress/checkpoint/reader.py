@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from btcompress.checkpoint.ahead import begun_digest
 from btcompress.checkpoint.containers import Flattened, flatten
 from btcompress.checkpoint.recognise import Kind, load_index, recognise
 from btcompress.checkpoint.safetensorsfiles import read_tensors
-from btcompress.checkpoint.source import Source, Stretch, digest
+from btcompress.checkpoint.source import Source, Stretch
 from btcompress.checkpoint.tensors import count_params, find_aliases
 from btcompress.checkpoint.torchfiles import read_archive, read_legacy
 from btcompress.errors import CheckpointError
@@ -79,7 +80,7 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
         flat, own = _read_file(path, kind, container, strict=strict)
         checksums = {path: own}
     n_bytes = sum(file.stat().st_size for file in files)
-    source = Source(valid_unicode(path.name), n_bytes, digest(files, checksums), count_params(flat.tensors))
+    source = Source(valid_unicode(path.name), n_bytes, begun_digest(files, checksums), count_params(flat.tensors))
     return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files))
 
 

@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from btcompress.errors import CheckpointError
 
-_CHUNK = 1 << 20
+#: Bytes read at a time: fewer would wait more often for other threads.
+_CHUNK = 1 << 22
 
 #: Where a stretch of a file begins, its bytes, and their CRC-32.
 Stretch = tuple[int, int, int]

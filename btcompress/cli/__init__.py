@@ -12,6 +12,7 @@ from btcompress.cli.benching import bench
 from btcompress.cli.expanding import with_fields_as_options
 from btcompress.cli.factorizing import factorize
 from btcompress.cli.limits import with_memory_limit
+from btcompress.cli.loading import with_torch_loaded
 from btcompress.cli.planning import inspect, plan_command
 from btcompress.cli.reports import report
 from btcompress.cli.running import run
@@ -44,7 +45,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
 }
 for name, command in _COMMANDS.items():
-    app.command(name)(with_memory_limit(with_fields_as_options(command)))
+    app.command(name)(with_memory_limit(with_torch_loaded(with_fields_as_options(command))))
 
 
 def _version(wanted: bool) -> None:

@@ -110,13 +110,14 @@ def factorize(
     """Write matrices of a checkpoint in block-term form, in fewer bits, or both: its LSTMs', and others if asked to."""
     from btcompress import compression, display, reporting
     from btcompress.checkpoint import check_target
-    from btcompress.recipe import Recipe
-    from btcompress.recipe import save_recipe as save
 
     step = choices.step(job)
     weights = opened(job.model, step)
     target = output or _beside(job.model, weights.dense.source.name)
     if save_recipe is not None:
+        from btcompress.recipe import Recipe
+        from btcompress.recipe import save_recipe as save
+
         check_target(save_recipe, force=force, inputs=[*weights.files, *step.files])
         save(Recipe(job.model, target, (step,)), save_recipe)
     with display.job_progress() as on_progress:

@@ -248,6 +248,14 @@ class JobOptions:
         Literal["fused", "separate"],
         typer.Option(help="One block-term form for all four gates, or one for each.", rich_help_panel=SMALL),
     ] = "fused"
+    objective: Annotated[
+        Literal["size", "speed"],
+        typer.Option(
+            help="With speed, mode sizes are chosen among about equally small ones by the time of their product, and a "
+            "wish weighs the time of forms beside their errors.",
+            rich_help_panel=SMALL,
+        ),
+    ] = "size"
     order_units: Annotated[
         bool,
         typer.Option(
@@ -277,7 +285,7 @@ class JobOptions:
 
         wishes = ("target_ratio", "max_params", "max_bytes", "max_error", "max_activation_error", "of")
         stored = ("bits", "group", "others")
-        same = (*wishes, *stored, "container", "strict", "order", "gates", "order_units", "seed", "device")
+        same = (*wishes, *stored, "container", "strict", "order", "gates", "objective", "order_units", "seed", "device")
         sizes = {name: getattr(self, name) for name in ("in_modes", "out_modes", "input_shape")}
         fields: dict[str, object] = {
             **{name: getattr(self, name) for name in same},

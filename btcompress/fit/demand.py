@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from btcompress import memory
+from btcompress.blockterm import slab_entries
 from btcompress.errors import MemoryLimitError
 from btcompress.fit.hosvd import basis_sizes_of, first_shrunk
 from btcompress.fit.lowrank import SMALL_ENTRIES
@@ -92,7 +93,7 @@ def bytes_to_fit(shape: BlockTermShape, dtype: torch.dtype) -> int:
     entries, item = shape.padded_in * shape.padded_out, 8 if dtype == torch.float64 else 4
     padded = entries * dtype.itemsize if entries != shape.dense_params else 0
     held = 8 * sum(math.prod(size) for size in shape.tensor_shapes) * _OF_BLOCKS
-    slab = 8 * _OF_SLAB * entries // shape.out_modes[0]
+    slab = 8 * _OF_SLAB * slab_entries(shape)
     # Of a form with fewer parameters than the smallest low-rank matrix there is no yardstick.
     yardstick = _bytes_of_gram(shape.out_size, shape.in_size) if shape.n_params >= shape.out_size + shape.in_size else 0
     if shape.core == "identity":

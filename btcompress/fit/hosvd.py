@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from btcompress.fit.arranged import pad_matrix
+from btcompress.fit.measures import squares
 from btcompress.shapes import BlockTermShape
 
 #: Basis vectors kept per mode, as a multiple of ``N * R_k``; fewer would cost accuracy of the fit.
@@ -72,15 +73,14 @@ def compress(
     shrinking = _shrinking(shape, kept)
     if not shrinking:
         core = slabs.whole()
-        return Compression(core, tuple(bases), scale, 0.0, scale * math.sqrt(_square(core)))
+        return Compression(core, tuple(bases), scale, 0.0, scale * math.sqrt(squares(core)))
     first, *others = shrinking
     bases[first] = _leading_eigenvectors(slabs.gram(first), kept[first])
     tensor, square = slabs.projected(first, bases[first])
     for mode in others:
-        bases[mode] = _leading_basis(tensor, mode, kept[mode])
-        tensor = _project(tensor, mode, bases[mode])
+        bases[mode], tensor = _truncated(tensor, mode, kept[mode])
     core = tensor.to(torch.float64).contiguous()
-    missed = 1 - _square(core) / square
+    missed = 1 - squares(core) / square
     rounding = _ROUNDING_STEPS * torch.finfo(slabs.dtype).eps
     return Compression(core, tuple(bases), scale, missed if missed > rounding else 0.0, scale * math.sqrt(square))
 
@@ -94,8 +94,8 @@ def leading_corner(tensor: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, tupl
     """The truncated HOSVD of a small tensor: its core of at most these sizes, and the orthonormal bases."""
     bases = []
     for mode, size in enumerate(sizes):
-        bases.append(_leading_basis(tensor, mode, min(size, tensor.shape[mode])))
-        tensor = _project(tensor, mode, bases[-1])
+        basis, tensor = _truncated(tensor, mode, min(size, tensor.shape[mode]))
+        bases.append(basis)
     return tensor.contiguous(), tuple(bases)
 
 
@@ -131,23 +131,20 @@ def basis_sizes(mode_sizes: Sequence[int], needed: Sequence[int]) -> list[int]:
     return [min(count, math.prod(kept[:k] + kept[k + 1 :])) for k, count in enumerate(kept)]
 
 
-def _project(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
-    return torch.tensordot(tensor, basis.to(tensor.dtype), dims=([mode], [0])).movedim(-1, mode)
-
-
-def _leading_basis(tensor: Tensor, mode: int, count: int) -> Tensor:
-    unfolding = tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+def _truncated(tensor: Tensor, mode: int, count: int) -> tuple[Tensor, Tensor]:
+    """The leading basis of a mode, float64, and the tensor with the mode in it."""
+    moved = tensor.movedim(mode, 0)
+    unfolding = moved.reshape(len(moved), -1)  # copied into order once, for the basis and the product with it
     if unfolding.shape[0] > unfolding.shape[1]:
-        return torch.linalg.svd(unfolding.to(torch.float64), full_matrices=False).U[:, :count].contiguous()
-    return _leading_eigenvectors((unfolding @ unfolding.T).to(torch.float64), count)
+        basis = torch.linalg.svd(unfolding.to(torch.float64), full_matrices=False).U[:, :count].contiguous()
+    else:
+        basis = _leading_eigenvectors((unfolding @ unfolding.T).to(torch.float64), count)
+    shrunk = basis.T.to(tensor.dtype) @ unfolding
+    return basis, shrunk.reshape(count, *moved.shape[1:]).movedim(0, mode)
 
 
 def _leading_eigenvectors(gram: Tensor, count: int) -> Tensor:
     return torch.linalg.eigh(gram).eigenvectors[:, -count:].flip(1).contiguous()
-
-
-def _square(tensor: Tensor) -> float:
-    return float(tensor.square().sum(dtype=torch.float64))
 
 
 class _Slabs:
@@ -185,7 +182,7 @@ class _Slabs:
         square = 0.0
         for target, slab in zip(result, self._unfoldings(mode), strict=True):
             torch.mm(weights, slab, out=target)
-            square += _square(slab)
+            square += squares(slab)
         pairs = [axis for k in range(n_others) for axis in (n_others + 1 + k, k)]
         paired = result.reshape(*out_modes, count, *in_modes).permute(n_others, *pairs)
         mode_sizes = (i * j for i, j in zip(in_modes, out_modes, strict=True))

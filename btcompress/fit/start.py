@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tensorly
 import torch
-from tensorly.decomposition import tucker
 from torch import Tensor
 
 from btcompress.fit.sweeps import Blocks
@@ -21,6 +19,10 @@ def greedy_deflation(tensor: Tensor, ranks: tuple[int, ...], n_blocks: int) -> B
         ranks: Tucker ranks, none above its mode's size.
         n_blocks: ``N``.
     """
+    # Loaded here, as it takes long to load and a fit without a core, or of sample inputs, does without.
+    import tensorly
+    from tensorly.decomposition import tucker
+
     residual, norm = tensor, torch.linalg.vector_norm(tensor)
     blocks: list[Blocks] = []
     for _ in range(n_blocks):

@@ -144,9 +144,11 @@ def _update_cores(tensor: Tensor, blocks: Blocks) -> Blocks:
     overlaps = [_overlaps(factor) for factor in blocks.factors]
     upper = ranks.upper()
     gram_terms = ",".join(f"zy{r}{u}" for r, u in zip(ranks, upper, strict=True))
-    if right.numel() <= DIRECT_UNKNOWNS:
+    if len(right) == 1:
+        cores = right  # a single block's factors are orthonormal
+    elif right.numel() <= DIRECT_UNKNOWNS:
         gram = contract(f"{gram_terms}->z{ranks}y{upper}", *overlaps).reshape(right.numel(), -1)
-        cores = _solve(gram, right.reshape(-1, 1)).reshape(right.shape)
+        cores = _solve_cores(gram, right.reshape(-1, 1), right[0].numel()).reshape(right.shape)
     else:
         cores = conjugate_gradients(
             lambda cores: contract(f"y{upper},{gram_terms}->z{ranks}", cores, *overlaps), right, blocks.cores
@@ -157,6 +159,25 @@ def _update_cores(tensor: Tensor, blocks: Blocks) -> Blocks:
 def _overlaps(factor: Tensor) -> Tensor:
     """Gram matrices ``U_n^T U_m`` of every pair of blocks, shape ``(N, N, R, R)``."""
     return torch.einsum("ncr,mcs->nmrs", factor, factor)
+
+
+def _solve_cores(gram: Tensor, right: Tensor, n_first: int) -> Tensor:
+    """What :func:`_solve` gives for cores, without decomposing what belongs to the first block.
+
+    As the factors of each block are orthonormal, that part of the Gram matrix is the identity: its pivots are 1, and
+    the others those of what is left once the first core is eliminated.
+
+    Args:
+        gram: of the cores' entries, block after block.
+        right: what it is to give.
+        n_first: entries of the first core.
+    """
+    across = gram[:n_first, n_first:]
+    triangle, failed = torch.linalg.cholesky_ex(gram[n_first:, n_first:] - across.T @ across)
+    if failed or not triangle.diagonal().min() > _SAFE_PIVOT:
+        return _solve(gram, right)
+    later = torch.cholesky_solve(right[n_first:] - across.T @ right[:n_first], triangle)
+    return torch.cat([right[:n_first] - across @ later, later])
 
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:

@@ -147,7 +147,8 @@ class _Record:
     """A value, and what tells whether it is still that of its tensors.
 
     Writes through ``tensor.data``, or by another library into the same memory, raise no version: on a CPU a
-    tensor's words tell of them, one by one or by their sum. A GPU would have to be waited for, so that they are not seen there.
+    tensor's words tell of them, one by one or by their sum. A GPU would have to be waited for, so that they are not
+    seen there.
     """
 
     def __init__(self, value: Any, tensors: Sequence[Tensor]) -> None:  # noqa: ANN401

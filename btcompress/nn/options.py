@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from btcompress.errors import ShapeError
 from btcompress.kinds import LSTM_KINDS, MatrixKind, check_kinds, kind_of_part
-from btcompress.modes import Modes, ShapeRequest, choose_shapes
+from btcompress.modes import Modes, Objective, ShapeRequest, choose_shapes
 from btcompress.nn.weight import check_size
 from btcompress.shapes import GATE_NAMES, Gates, MatrixShape
 
@@ -22,6 +22,7 @@ class ShapeOptions(TypedDict, total=False):
     order: int | None
     input_shape: Modes | None
     gates: Gates
+    objective: Objective
 
 
 def lstm_shapes(

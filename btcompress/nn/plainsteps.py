@@ -24,15 +24,23 @@ class StepScratch:
     """Memory that the steps of one thread write over.
 
     Args:
-        z: ``W x + b``, shape ``(4H)``.
+        z: ``W x + b``, shape ``(4H)``, or with several sequences ``(B, 4H)``.
     """
 
     def __init__(self, z: Tensor) -> None:
-        hidden = len(z) // 4
+        hidden = z.shape[-1] // 4
         self.gates = torch.empty_like(z)
-        self.tanh = z.new_empty(hidden)
-        self.sigmoids = self.gates[: 2 * hidden]
-        self.i, self.f, self.g, self.o = self.gates.chunk(4)
+        self.tanh = z.new_empty(*z.shape[:-1], hidden)
+        self.sigmoids = self.gates[..., : 2 * hidden]
+        self.i, self.f, self.g, self.o = self.gates.chunk(4, dim=-1)
+
+    def cell(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden and cell states, once the gates hold what their functions are of."""
+        self.sigmoids.sigmoid_()
+        self.g.tanh_()
+        self.o.sigmoid_()
+        c = torch.mul(self.f, c).addcmul_(self.i, self.g)
+        return torch.mul(self.o, torch.tanh(c, out=self.tanh)), c
 
 
 def one_step(
@@ -52,13 +60,22 @@ def one_step(
         ``h`` and ``c``.
     """
     added_product(z, recurrent, h, out=scratch.gates)
-    scratch.sigmoids.sigmoid_()
-    scratch.g.tanh_()
-    scratch.o.sigmoid_()
-    c = torch.mul(scratch.f, c).addcmul_(scratch.i, scratch.g)
-    h = torch.mul(scratch.o, torch.tanh(c, out=scratch.tanh))
+    h, c = scratch.cell(c)
     for matrix in reversed(projection):
         h = product(matrix, h)
+    return h, c
+
+
+def one_step_of_several(
+    z: Tensor, h: Tensor, c: Tensor, recurrent: Chain, projection: Chain, scratch: StepScratch
+) -> tuple[Tensor, Tensor]:
+    """The next states of a few sequences, which stand in rows: as :func:`one_step`, with shapes ``(B, ...)``."""
+    for matrix in recurrent[:0:-1]:
+        h = torch.mm(h, matrix.T)
+    torch.addmm(z, h, recurrent[0].T, out=scratch.gates)
+    h, c = scratch.cell(c)
+    for matrix in reversed(projection):
+        h = torch.mm(h, matrix.T)
     return h, c
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any, TypeVar
 
@@ -11,12 +11,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from btcompress.nn.formed import Formed
-from btcompress.nn.plainsteps import Chain, StepScratch, added_product, loop, loop_of_one, one_step, transposed
+from btcompress.nn.plainsteps import (
+    Chain,
+    StepScratch,
+    added_product,
+    loop,
+    loop_of_one,
+    one_step,
+    one_step_of_several,
+    transposed,
+)
 from btcompress.nn.recurrence import (
     Direction,
     Name,
     State,
-    Weight,
     joined_lefts,
     joined_rows,
     recur_by_steps,
@@ -24,12 +32,18 @@ from btcompress.nn.recurrence import (
     uses_onednn,
 )
 from btcompress.nn.ways import Way
-from btcompress.nn.weight import BTWeight, Products, multiply
+from btcompress.nn.weight import Products, multiply
 
 Value = TypeVar("Value")
 
+#: One direction, of inputs and states: outputs, and the final states.
+Loop = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
 #: How oneDNN's routine is told that it is an LSTM.
 _LSTM_MODE = 2
+
+#: From so many hidden units of all sequences on, a step is worth to be turned, features first.
+_TURNED_FROM = 2**13
 
 
 class Prediction:
@@ -45,22 +59,23 @@ class Prediction:
     def __init__(self, formed: Formed, layer: str, directions: Sequence[Direction], way: Way) -> None:
         self.formed, self.layer, self.directions, self.way = formed, layer, directions, way
         self._views = {(name, n): self._view(name, n) for n, own in enumerate(directions) for name in own.names}
-        self._scratch: dict[int, StepScratch] = {}
+        self._tensors = {
+            (name, n): tensors_of(own.weight(name)) for n, own in enumerate(directions) for name in own.names
+        }
+        self._scratch: dict[tuple[int, int], StepScratch] = {}
 
     def run(
         self,
         inputs: Tensor,
         state: State,
-        batch_sizes: Tensor | None = None,
         *,
-        batch_first: bool = False,  # noqa: ARG002
+        batch_first: bool = False,
     ) -> tuple[Tensor, State]:
         """The layer.
 
         Args:
             inputs: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``.
             state: initial states, shapes ``(directions, B, H)``.
-            batch_sizes: none: packed sequences run as in training.
             batch_first: the order of the first two axes of inputs and outputs.
 
         Returns:
@@ -71,7 +86,7 @@ class Prediction:
             return self._one_step(inputs, state)
         inputs = inputs.transpose(0, 1) if batch_first else inputs
         if steps == "loop":
-            outputs, final = self._each(self._loop_of_one if inputs.shape[1] == 1 else self._loop, inputs, state)
+            outputs, final = self._each(self._loop_for(inputs, state), inputs, state)
         elif steps == "kernel" and can_pack(inputs, self.directions):
             outputs, final = self._each(self._packed_kernel, inputs, state)
         elif steps == "kernel":
@@ -94,10 +109,18 @@ class Prediction:
         """
         own, w = self.directions[n], self._operand("w", n)
         z = w.matmul(row, own.bias) if isinstance(w, Products) else added_product(own.bias, w, row)
-        scratch = self._scratch.get(get_ident())
+        return one_step(z, h, c, self._chain("u", n), self._projection(n), self._scratch_for(z))
+
+    def _scratch_for(self, z: Tensor) -> StepScratch:
+        """Memory for one step of ``z``; every thread has its own."""
+        key = get_ident(), z.numel()
+        scratch = self._scratch.get(key)
         if scratch is None:
-            scratch = self._scratch[get_ident()] = StepScratch(z)
-        return one_step(z, h, c, self._chain("u", n), () if own.p is None else self._chain("p", n), scratch)
+            scratch = self._scratch[key] = StepScratch(z)
+        return scratch
+
+    def _projection(self, n: int) -> Chain:
+        return () if self.directions[n].p is None else self._chain("p", n)
 
     def _one_step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         row, (h, c) = inputs.reshape(-1), state
@@ -109,36 +132,45 @@ class Prediction:
         h, c = (torch.stack(each).unsqueeze(1) for each in zip(*found, strict=True))
         return h.view(1, 1, -1).clone(), (h, c)
 
-    def _each(
-        self, run: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], inputs: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        """All directions one by one, steps first."""
-        found = [run(n, inputs, state[0][n], state[1][n]) for n in range(len(self.directions))]
-        outputs, h, c = zip(*found, strict=True)
-        if len(outputs) == 1:
-            return outputs[0], (h[0].unsqueeze(0), c[0].unsqueeze(0))
-        return torch.cat(outputs, dim=-1), (torch.stack(h), torch.stack(c))
+    def _each(self, run: Loop, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """All directions one by one, steps first, each with its part of the states, shape ``(1, B, H)``."""
+        if len(self.directions) == 1:
+            outputs, h, c = run(0, inputs, *state)
+            return outputs, (h, c)
+        found = [run(n, inputs, state[0][n : n + 1], state[1][n : n + 1]) for n in range(len(self.directions))]
+        all_outputs, hs, cs = zip(*found, strict=True)
+        return torch.cat(all_outputs, dim=-1), (torch.cat(hs), torch.cat(cs))
+
+    def _loop_for(self, inputs: Tensor, state: State) -> Loop:
+        (steps, batch), hidden = inputs.shape[:2], state[1].shape[-1]
+        if batch == 1:
+            return self._loop_of_one
+        return self._step_of_several if steps == 1 and batch * hidden < _TURNED_FROM else self._loop
 
     def _loop_of_one(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        own, bias = self.directions[n], self.directions[n].bias
-        z = self._rows(n, inputs.reshape(len(inputs), -1), bias)
-        recurrent = self._keep(("transposed", self.way.recurrent, n), (own.u,), lambda: transposed(self._chain("u", n)))
-        projection = () if own.p is None else self._chain("p", n)
-        outputs, h, c = loop_of_one(z, h[0], c[0], recurrent, projection, backward=n == 1)
-        return outputs.unsqueeze(1), h.unsqueeze(0), c.unsqueeze(0)
+        z = self._rows(n, inputs.reshape(len(inputs), -1), self.directions[n].bias)
+        recurrent = self._keep(("transposed", self.way.recurrent, n), ("u",), lambda: transposed(self._chain("u", n)))
+        h, c = h.reshape(-1), c.reshape(-1)
+        outputs, h, c = loop_of_one(z, h, c, recurrent, self._projection(n), backward=n == 1)
+        return outputs.unsqueeze(1), h.view(1, 1, -1), c.view(1, 1, -1)
+
+    def _step_of_several(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self._rows(n, inputs[0], self.directions[n].bias)
+        h, c = one_step_of_several(z, h[0], c[0], self._chain("u", n), self._projection(n), self._scratch_for(z))
+        h = h.unsqueeze(0)
+        return h.clone(), h, c.unsqueeze(0)
 
     def _loop(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        own, bias, w = self.directions[n], self.directions[n].bias, self._operand("w", n)
+        bias, w = self.directions[n].bias, self._operand("w", n)
         if isinstance(w, tuple) and len(w) > 1:
             left, columns = w[0], linear(inputs, w[1]).transpose(1, 2)
             left = left.expand(len(inputs), *left.shape)
             z = torch.bmm(left, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), left, columns)
         else:
             z = self._rows(n, inputs, bias).transpose(1, 2).contiguous()
-        projection = () if own.p is None else self._chain("p", n)
-        h, c = h.T.contiguous(), c.T.contiguous()
-        outputs, h, c = loop(z.unbind(), h, c, self._chain("u", n), projection, backward=n == 1)
-        return outputs.transpose(1, 2).contiguous(), h.T, c.T
+        h, c = h[0].T.contiguous(), c[0].T.contiguous()
+        outputs, h, c = loop(z.unbind(), h, c, self._chain("u", n), self._projection(n), backward=n == 1)
+        return outputs.transpose(1, 2).contiguous(), h.T.contiguous().unsqueeze(0), c.T.contiguous().unsqueeze(0)
 
     def _rows(self, n: int, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """``W x + b`` of all rows, shape ``(..., 4H)``."""
@@ -149,58 +181,60 @@ class Prediction:
 
     def _packed_kernel(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """OneDNN's kernel on weights in the layout that it works in, which it would make anew at each call."""
-        own, (steps, batch, _) = self.directions[n], inputs.shape
-        rows, lefts = self._begun(n, inputs)
-        hidden = c.shape[-1]
-        sizes = [steps, batch, rows.shape[-1]]
+        own, rows, hidden = self.directions[n], self._begun_rows(n, inputs).contiguous(), c.shape[-1]
 
         def pack() -> tuple[Tensor, ...]:
             (u,) = self._chain("u", n)
-            arguments = (hidden, n == 1, own.biases is not None, False, sizes)
-            return tuple(torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(lefts(), u, *arguments))
+            arguments = (hidden, n == 1, own.biases is not None, False, list(rows.shape))
+            return tuple(torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(self._left(n), u, *arguments))
 
-        packed = self._keep(("packed", self.way.inputs, n), (own.w, own.u), pack)
+        packed = self._keep(("packed", self.way.inputs, n), ("w", "u"), pack)
         biases = own.biases or (h.new_zeros(4 * hidden),) * 2
-        states = (h.unsqueeze(0).contiguous(), c.unsqueeze(0).contiguous())
         common: tuple[Any, ...] = (n == 1, [], _LSTM_MODE, hidden, 1, own.biases is not None, False, False, False)
-        outputs, h, c, _ = torch.ops.aten.mkldnn_rnn_layer(rows.contiguous(), *packed, *biases, *states, *common)
-        return outputs, h[0], c[0]
+        states = (h.contiguous(), c.contiguous())
+        outputs, h, c, _ = torch.ops.aten.mkldnn_rnn_layer.default(rows, *packed, *biases, *states, *common)
+        return outputs, h, c
 
-    def _begun(self, n: int, inputs: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-        """The inputs, multiplied as far as factors can, and what gives the matrix that is left."""
+    def _begun_rows(self, n: int, inputs: Tensor) -> Tensor:
+        """The inputs, multiplied as far as factors can."""
+        if self.way.inputs == "dense":
+            return inputs
         w = self._operand("w", n)
         if isinstance(w, Products):
-            z = w.matmul(inputs)
-            return z, lambda: torch.eye(z.shape[-1], dtype=z.dtype)
-        return (inputs if len(w) == 1 else linear(inputs, w[1])), lambda: w[0]
+            return w.matmul(inputs)
+        return inputs if len(w) == 1 else linear(inputs, w[1])
+
+    def _left(self, n: int) -> Tensor:
+        """By what they are to be multiplied yet, to have been by ``W``."""
+        w, u = self._operand("w", n), self._chain("u", n)[0]
+        return torch.eye(len(u), dtype=u.dtype, device=u.device) if isinstance(w, Products) else w[0]
 
     def _kernel(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Torch's kernel, in an LSTM, which keeps its weights in one piece of memory, as cuDNN wants them."""
-        begun = [self._begun(n, inputs) for n in range(len(self.directions))]
-        rows = joined_rows(inputs, [given for given, _ in begun])
-        weights = [weight for own in self.directions for weight in (own.w, *own.recurrent, *(own.biases or ()))]
-        lstm = self._keep(("kernel", self.way.inputs), weights, lambda: self._lstm(begun, rows, shared=rows is inputs))
+        begun = [self._begun_rows(n, inputs) for n in range(len(self.directions))]
+        rows = joined_rows(inputs, begun)
+        tensors = [tensor for own in self.directions for tensor in own.tensors]
+        key = (self.layer, "kernel", self.way.inputs)
+        lstm = self.formed.get(key, tensors, lambda: self._lstm(rows, shared=rows is inputs))
         return lstm(rows, state)
 
-    def _lstm(self, begun: Sequence[tuple[Tensor, Callable[[], Tensor]]], rows: Tensor, *, shared: bool) -> nn.LSTM:
+    def _lstm(self, rows: Tensor, *, shared: bool) -> nn.LSTM:
         first = self.directions[0]
-        lefts = joined_lefts([left() for _, left in begun], shared=shared)
+        lefts = joined_lefts([self._left(n) for n in range(len(self.directions))], shared=shared)
         named: dict[str, Tensor] = {}
         for n, (own, left) in enumerate(zip(self.directions, lefts, strict=True)):
             suffix = "_l0_reverse" if n else "_l0"
             named |= {"weight_ih" + suffix: left, "weight_hh" + suffix: self._chain("u", n)[0]}
             named |= {"weight_hr" + suffix: self._chain("p", n)[0]} if own.p is not None else {}
             named |= dict(zip(("bias_ih" + suffix, "bias_hh" + suffix), own.biases or (), strict=False))
-        hidden = len(named["weight_hh_l0"]) // 4
-        proj_size = 0 if first.p is None else len(named["weight_hr_l0"])
         lstm = nn.LSTM(
             rows.shape[-1],
-            hidden,
+            len(named["weight_hh_l0"]) // 4,
             bias=first.biases is not None,
             bidirectional=len(self.directions) == 2,
-            proj_size=proj_size,
-            device=lefts[0].device,
-            dtype=lefts[0].dtype,
+            proj_size=0 if first.p is None else len(named["weight_hr_l0"]),
+            device=rows.device,
+            dtype=rows.dtype,
         )
         lstm.load_state_dict(named)
         return lstm.requires_grad_(False).eval()
@@ -213,7 +247,7 @@ class Prediction:
 
     def _multiplier(self, name: Name, n: int) -> Tensor | Products:
         weight = self.directions[n].weight(name)
-        return weight if isinstance(weight, Tensor) else self._keep((name, "product", n), (weight,), weight.prepare)
+        return weight if isinstance(weight, Tensor) else self._keep((name, "product", n), (name,), weight.prepare)
 
     def _view(self, name: Name, n: int) -> Chain | None:
         """What multiplies, where it lies in the parameters as it is: a matrix, or two factors."""
@@ -228,15 +262,15 @@ class Prediction:
 
     def _operand(self, name: Name, n: int) -> Chain | Products:
         """What multiplies: the matrix itself, its dense form, or its factors."""
-        view = self._views[name, n]
+        view, weight = self._views[name, n], self.directions[n].weight(name)
         if view is not None:
             return view
-        weight = self.directions[n].weight(name)
-        assert isinstance(weight, BTWeight)  # noqa: S101 - a matrix is its own view
+        if isinstance(weight, Tensor):
+            return (weight,)
         operand = self.way.inputs if name == "w" else self.way.recurrent
         if operand == "dense":
-            return self._keep((name, operand, n), (weight,), lambda: (weight.to_dense(),))
-        return self._keep((name, operand, n), (weight,), lambda: weight.low_rank_factors() or weight.prepare())
+            return self._keep((name, operand, n), (name,), lambda: (weight.to_dense(),))
+        return self._keep((name, operand, n), (name,), lambda: weight.low_rank_factors() or weight.prepare())
 
     def _chain(self, name: Name, n: int) -> Chain:
         """The same of a matrix that is itself, dense, or of low rank in every way to run that uses it."""
@@ -245,8 +279,9 @@ class Prediction:
             raise TypeError(f"{self.way} needs matrices, or products of two.")
         return operand
 
-    def _keep(self, key: Hashable, weights: Sequence[Weight], form: Callable[[], Value]) -> Value:
-        tensors = [tensor for weight in weights for tensor in tensors_of(weight)]
+    def _keep(self, key: tuple[Any, ...], names: Sequence[Name], form: Callable[[], Value]) -> Value:
+        """What is formed of matrices of a direction, which is the last of the key."""
+        tensors = [tensor for name in names for tensor in self._tensors[name, key[-1]]]
         return self.formed.get((self.layer, key), tensors, form)
 
 

@@ -126,11 +126,11 @@ class Running(Keeping):
 
         way = self.choice.way(place, rest, task)
         if plain and not trains and not packed:
-            layer: Layer = Prediction(self.formed(), name, directions, way)
-        else:
-            layer = Trained(way, directions)
-        outputs, final = layer.run(inputs, state, batch_sizes, batch_first=batch_first)
-        return outputs, final, layer if plain and not packed else None
+            prediction = Prediction(self.formed(), name, directions, way)
+            return *prediction.run(inputs, state, batch_first=batch_first), prediction
+        trained = Trained(way, directions)
+        outputs, final = trained.run(inputs, state, batch_sizes, batch_first=batch_first)
+        return outputs, final, trained if plain and not packed else None
 
 
 def _shapes(direction: Direction) -> tuple[MatrixShape | None, ...]:

@@ -151,9 +151,11 @@ class BTWeight(nn.Module):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All parameters and orders."""
-        if self.is_low_rank and self.is_in_place:
-            return self.factors.tensors()
-        return tuple(tensor for part in self.parts for tensor in (*part.tensors, *part.orders))
+        if self.shape.gates == "separate":
+            return tuple(tensor for name in self.shape.part_names for tensor in getattr(self, name).tensors)
+        cores = (self.cores,) if self.shape.part.core == "full" else ()
+        orders = (self.get_buffer(name) for name in self.shape.part.order_sizes)
+        return (*cores, *self.factors.tensors(), *orders)
 
     def prepare(self) -> Products:
         """All of the product that does not depend on the rows, formed; differentiable."""

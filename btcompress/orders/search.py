@@ -10,9 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from btcompress.fit.arranged import in_orders
@@ -53,6 +50,10 @@ def neighbours(vectors: Tensor) -> Tensor:
     Returns:
         Their indices, int32.
     """
+    # Loaded here, as SciPy takes long to load and few jobs look for orders.
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
     centred = vectors - vectors.mean(dim=1, keepdim=True)
     norms = centred.norm(dim=1, keepdim=True)
     directions = centred / torch.where(norms > 0, norms, 1.0)
@@ -72,6 +73,8 @@ def best_places(vectors: Tensor, places: Tensor) -> Tensor:
     Returns:
         For each place the index of the vector to put there, int32.
     """
+    from scipy.optimize import linear_sum_assignment
+
     _, chosen = linear_sum_assignment((places @ vectors.T).cpu().numpy(), maximize=True)
     return torch.from_numpy(chosen.astype("int32"))
 

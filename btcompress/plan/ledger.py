@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from btcompress.errors import BTCompressError
+from btcompress.modes import Objective
 from btcompress.packing import Precision
 from btcompress.plan.budget import allocate, allocate_fast
 from btcompress.plan.filesize import bytes_to_describe
+from btcompress.plan.speed import MARGIN, slowness, weighed
 from btcompress.plan.wish import Wish
 from btcompress.pricing import Curve, Point
 from btcompress.text import listed
@@ -28,6 +30,7 @@ class Ledger:
         of_model: entries of all tensors before, or their bytes.
         beside: bytes of a file beside the matrices; None where sizes are not those of a file.
         precision: the only one allowed, so that no matrix that can be stored so stays as it is; None for any.
+        objective: whether the time of forms counts too.
     """
 
     wish: Wish
@@ -35,6 +38,7 @@ class Ledger:
     of_model: int
     beside: int | None = None
     precision: Precision | None = None
+    objective: Objective = "size"
 
     def size(self, n: int, curve: Curve, point: Point | None) -> int:
         """Size of matrix ``n`` in a form, or as it is; of a file, with what describes it."""
@@ -53,6 +57,23 @@ class Ledger:
         """The size of the smallest choice of matrix ``n``, and the choice; beyond all sizes where there is none."""
         sizes = ((self.size(n, curve, point), point) for point in self.choices(curve))
         return min(sizes, key=lambda each: each[0], default=(_BEYOND, None))
+
+    def first(self, n: int, curve: Curve) -> Point | None:
+        """What matrix ``n`` becomes where there is no budget: the smallest choice, or the fastest about as small."""
+        choices = self.choices(curve)
+        smallest = next(iter(choices), None)
+        if self.objective == "size" or smallest is None:
+            return smallest
+        limit = MARGIN * self.size(n, curve, smallest)
+        equals = [point for point in choices if point is not None and self.size(n, curve, point) <= limit]
+        return min(equals, key=lambda point: slowness(curve, point))
+
+    def loss(self, curve: Curve, point: Point | None) -> float:
+        """What a choice loses of what is to be least in all."""
+        if point is None:
+            return 0.0
+        loss = (curve.stake * point.error) ** 2
+        return loss if self.objective == "size" else weighed(loss, curve, point)
 
     def fits(self, curves: Sequence[Curve]) -> bool:
         """Whether the smallest choices are within the wish."""
@@ -85,13 +106,10 @@ class Ledger:
         return self.wish.budget(sum(curve.dense_size for curve in curves), self.of_model, self.beside)
 
     def spend(self, group: Group, curves: Sequence[Curve]) -> list[Point | None]:
-        """One choice for each matrix of a group: the least sum of squared losses within the budget."""
+        """One choice for each matrix of a group: the least sum of losses within the budget."""
         choices = [self.choices(curves[n]) for n in group.members]
         options = [
-            [
-                (self.size(n, curves[n], point), 0.0 if point is None else (curves[n].stake * point.error) ** 2)
-                for point in each
-            ]
+            [(self.size(n, curves[n], point), self.loss(curves[n], point)) for point in each]
             for n, each in zip(group.members, choices, strict=True)
         ]
         # Over forms and bits there are many choices that are nearly alike.

@@ -19,7 +19,7 @@ from btcompress.orders import check_orders
 from btcompress.packing import MOST_BITS, Integers, Precision, precision_of, precision_text
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, PlannedRounding, growth
 from btcompress.plan.plainyaml import load
-from btcompress.plan.planner import ChosenForm, PricedPlan
+from btcompress.plan.priced import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
 from btcompress.shapes import GATE_NAMES, MAX_ORDER, MAX_SIZE, Core, Gates, MatrixShape
 from btcompress.text import listed, printable, valid_unicode

@@ -13,13 +13,14 @@ from btcompress.checkpoint import Checkpoint
 from btcompress.checkpoint.tensors import count_bytes
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.fit import Samples, explained
-from btcompress.modes import ShapeRequest
+from btcompress.modes import Objective, ShapeRequest
 from btcompress.orders import obstacle_to_orders
 from btcompress.packing import Precision, precision_text
 from btcompress.plan.candidates import Candidates, candidates
 from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, PlannedRounding
 from btcompress.plan.filesize import bytes_beside
 from btcompress.plan.ledger import Group, Ledger, acceptable, limited, told_of_budgets
+from btcompress.plan.priced import ChosenForm, PricedPlan
 from btcompress.plan.wish import Wish
 from btcompress.pricing import (
     BitCurve,
@@ -43,90 +44,6 @@ _ALLOCATIONS = 12
 _PRICED_ANYWAY = 16
 
 
-@dataclass(frozen=True, slots=True)
-class ChosenForm:
-    """What a planner chose for one matrix, and among what.
-
-    Attributes:
-        name: the matrix's key in the checkpoint.
-        size: its rows and columns.
-        point: the form and the precision chosen; None leaves the matrix as it is.
-        low_rank: the best low-rank form of no larger size in its own dtype; None if there is none so small.
-        reason: why the matrix stays as it is; empty where it does not.
-        curve: the forms there were; errors include rounding to the matrix's dtype.
-        dtype: of the matrix.
-        rounding: where sizes are bytes, the best rounding of the dense matrix of no more bytes that was measured; None
-            if there is none so small.
-    """
-
-    name: str
-    size: tuple[int, int]
-    point: Point | None
-    low_rank: Point | None
-    reason: str
-    curve: Curve
-    dtype: torch.dtype = torch.float32
-    rounding: Point | None = None
-
-    @property
-    def n_params(self) -> int:
-        """Parameters after."""
-        return self.curve.dense_params if self.point is None else self.point.n_params
-
-    @property
-    def bytes_before(self) -> int:
-        """Bytes of the matrix."""
-        return self.curve.dense_params * self.dtype.itemsize
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes after."""
-        return self.bytes_before if self.point is None else self.point.n_bytes(self.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class PricedPlan:
-    """A plan that meets a wish, and how it came about.
-
-    Attributes:
-        plan: what to do, as :func:`btcompress.factorize` takes it.
-        wish: what was wished for.
-        forms: one entry for each matrix that was chosen.
-        params_of_model: entries of all tensors before.
-        bytes_of_model: bytes of all tensors before.
-        in_bytes: whether sizes of the curves are bytes.
-        file_bytes: about the bytes of the file after, no less than it will have; None where nobody asked.
-    """
-
-    plan: Plan
-    wish: Wish
-    forms: tuple[ChosenForm, ...]
-    params_of_model: int
-    bytes_of_model: int = 0
-    in_bytes: bool = False
-    file_bytes: int | None = None
-
-    @property
-    def params_before(self) -> int:
-        """Entries of the chosen matrices."""
-        return sum(form.curve.dense_params for form in self.forms)
-
-    @property
-    def params_after(self) -> int:
-        """Parameters of the forms chosen for them."""
-        return sum(form.n_params for form in self.forms)
-
-    @property
-    def bytes_before(self) -> int:
-        """Bytes of the chosen matrices."""
-        return sum(form.bytes_before for form in self.forms)
-
-    @property
-    def bytes_after(self) -> int:
-        """Bytes of the forms chosen for them."""
-        return sum(form.n_bytes for form in self.forms)
-
-
 def meet(
     checkpoint: Checkpoint,
     chosen: Plan,
@@ -146,7 +63,8 @@ def meet(
     With a budget of parameters or bytes, the sum over the matrices of the squared weight error is least, or of what
     their outputs on sample inputs add to the squared hidden-state error. These two cannot be compared, so where there
     are matrices of both kinds, each kind has a budget of its own, in proportion to its size. Without a budget, each
-    matrix gets the smallest form within the error wished for.
+    matrix gets the smallest form within the error wished for. Where the objective of the request is speed, the time of
+    forms counts as :mod:`btcompress.plan.speed` says.
 
     Where sizes are bytes, a matrix may become any form in any precision, or stay dense in any. Whatever is chosen was
     really rounded; what else a curve shows may be foretold.
@@ -155,7 +73,7 @@ def meet(
         checkpoint: what the plan was made for.
         chosen: which matrices there are, those it would factorize; its shapes do not matter.
         wish: what to meet.
-        request: modes and gates to keep to, where they fit; its ranks do not matter.
+        request: modes, gates and objective to keep to, modes where they fit; its ranks do not matter.
         samples: what matrices meet in the model, by their keys; these are priced on it, unless a weight error is
             wished for. All others are priced by their weight errors.
         precision: of all matrices. With a wish in bytes the only one that is priced; with one in parameters, what forms
@@ -190,9 +108,8 @@ def meet(
             f"{wish} was wished for, stored as {precision_text(precision)}. Rounding adds to errors, which parameters "
             "do not pay for: wish for a size in bytes (--max-bytes, or --of bytes), or leave the bits or the error out."
         )
-    planner = _Planner(
-        checkpoint, targets, wish, samples if wish.max_error is None else {}, in_bytes, precision, others
-    )
+    on = samples if wish.max_error is None else {}
+    planner = _Planner(checkpoint, targets, wish, on, in_bytes, precision, others, request.objective)
     planner.price(request, order_units, seed, device, on_progress)
     planner.choose()
     return planner.priced(chosen, order_units=order_units)
@@ -210,6 +127,7 @@ class _Planner:
         in_bytes: bool,
         precision: Precision | None,
         others: torch.dtype | None,
+        objective: Objective,
     ) -> None:
         self._tensors, self._params_of_model = checkpoint.tensors, checkpoint.source.n_params
         self._targets = targets
@@ -221,7 +139,7 @@ class _Planner:
         names = tuple(target.name for target in targets)
         beside = bytes_beside(checkpoint.tensors, names, others) if in_bytes and wish.of_all else None
         of_model = self._bytes_of_model if in_bytes else self._params_of_model
-        self._ledger = Ledger(wish, names, of_model, beside, precision if in_bytes else None)
+        self._ledger = Ledger(wish, names, of_model, beside, precision if in_bytes else None, objective)
         self._bits: list[BitCurve] = []
         self._curves: list[Curve] = []
         self._groups: list[Group] = []
@@ -329,7 +247,7 @@ class _Planner:
 
     def _spent(self, curves: Sequence[Curve]) -> tuple[list[Group], list[Point | None]]:
         groups = self._ledger.groups(curves)
-        picked = [next(iter(self._ledger.choices(curve)), None) for curve in curves]
+        picked = [self._ledger.first(n, curve) for n, curve in enumerate(curves)]
         for group in groups:
             for n, point in zip(group.members, self._ledger.spend(group, curves), strict=True):
                 picked[n] = point

@@ -1,6 +1,24 @@
 """The whole job as one frozen value: what to take, how small, on which inputs, how hard; in YAML too."""
 
-from btcompress.recipe.recipefile import read_recipe, save_recipe
-from btcompress.recipe.steps import DenseStep, FactorizeStep, FineTuneStep, Recipe, Step
+from typing import TYPE_CHECKING
+
+from btcompress.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from btcompress.recipe.recipefile import read_recipe, save_recipe
+    from btcompress.recipe.steps import DenseStep, FactorizeStep, FineTuneStep, Recipe, Step
 
 __all__ = ["DenseStep", "FactorizeStep", "FineTuneStep", "Recipe", "Step", "read_recipe", "save_recipe"]
+
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "DenseStep": "steps",
+        "FactorizeStep": "steps",
+        "FineTuneStep": "steps",
+        "Recipe": "steps",
+        "Step": "steps",
+        "read_recipe": "recipefile",
+        "save_recipe": "recipefile",
+    },
+)

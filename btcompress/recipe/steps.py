@@ -14,7 +14,7 @@ from btcompress.finetune import FineTuneRequest, TrainConfig
 from btcompress.finetune.references import references, sources
 from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind, check_kinds
-from btcompress.modes import ShapeRequest
+from btcompress.modes import Objective, ShapeRequest
 from btcompress.packing import FLOATS, Integers, Precision
 from btcompress.plan import Of, PricedPlan, Wish
 from btcompress.recipe.bits import AUTO, Half, bits_of, bytes_of
@@ -46,6 +46,8 @@ class FactorizeStep:
         order: ``d``; chosen when left out.
         input_shape: shape whose C-order flattening is the input; modes are then cut along its axes.
         gates: one form for all four gates, or one for each; with a wish, of forms with a core.
+        objective: with ``"speed"``, mode sizes are chosen among about equally small ones by the time of their product,
+            and a wish weighs the time of forms beside their errors.
         target_ratio: a wish: so many times smaller at least, in parameters or bytes, as ``of`` says.
         max_params: a wish: parameters after, at most; instead of a ratio.
         max_bytes: a wish: bytes after, at most; instead of a ratio. A number, or a size such as ``"400k"``, in powers
@@ -97,6 +99,7 @@ class FactorizeStep:
     order: int | None = None
     input_shape: Sequence[int] | None = None
     gates: Gates = "fused"
+    objective: Objective = "size"
     target_ratio: float | None = None
     max_params: int | None = None
     max_error: float | None = None
@@ -134,7 +137,8 @@ class FactorizeStep:
         if self.plan is not None:
             sizes = (self.in_modes, self.out_modes, self.order, self.input_shape)
             gates = None if self.gates == "fused" else self.gates
-            _refuse("a plan says it all", *ranks, *sizes, *self.layers, gates, self.bits, self.group)
+            objective = None if self.objective == "size" else self.objective
+            _refuse("a plan says it all", *ranks, *sizes, *self.layers, gates, objective, self.bits, self.group)
         if self.rounds_only:
             self._check_dense()
         if self.calibration:
@@ -163,6 +167,7 @@ class FactorizeStep:
         """Refuse what is about the form of matrices that stay dense."""
         about_forms = {name: getattr(self, name) for name in ("in_modes", "out_modes", "order", "input_shape")}
         about_forms |= {"gates": self.gates != "fused" or None, "order_units": self.order_units or None}
+        about_forms |= {"objective": self.objective != "size" or None}
         given = [name for name, value in about_forms.items() if value is not None]
         if given:
             raise BTCompressError(
@@ -185,6 +190,7 @@ class FactorizeStep:
             self.order,
             input_shape,
             self.gates,
+            self.objective,
         )
 
     @property

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import tensorly
 import torch
-from tensorly.decomposition import tensor_train
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
@@ -166,6 +164,10 @@ def _as_tensor_train(core: Tensor, ranks: tuple[int, ...]) -> Tensor:
     """What a tensor train of these ranks keeps of a tensor."""
     if not ranks:
         return core
+    # Loaded here, as it takes long to load, and is needed only where forms are compared.
+    import tensorly
+    from tensorly.decomposition import tensor_train
+
     with tensorly.backend_context("pytorch", local_threadsafe=True):
         carriages = tensor_train(core, rank=[1, *ranks, 1])
         return carriages.to_tensor()

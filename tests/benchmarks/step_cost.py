@@ -21,9 +21,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
-from timing import machine, median_seconds, set_tf32
+from timing import machine, seconds_in_turns, set_tf32
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -123,7 +124,8 @@ def weights_of(make: Callable[[], nn.Module]) -> dict[str, object]:
 def measure(device: str, repeats: int, small: bool) -> None:
     """Print one JSON line for each model."""
     batch, makers = make_batch(small, device), lstms(small, device)
-    seconds = median_seconds({name: make_step(name, batch, small, device) for name in makers}, repeats, device)
+    steps = {name: make_step(name, batch, small, device) for name in makers}
+    seconds = {name: median(each) for name, each in seconds_in_turns(steps, device, turns=repeats).items()}
     peaks = {name: peak_in_fresh_process(name, small, device) for name in makers}
     for name, make in makers.items():
         row = {

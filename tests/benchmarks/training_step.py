@@ -23,13 +23,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
+from lowrank import low_rank_shape
+from timing import Call, without_onednn
 from torch import Tensor, nn
 
 from btcompress import BTLSTM
 from btcompress.nn.recurrence import recur_by_kernel, recur_by_loop, recur_by_steps
-from btcompress.shapes import BlockTermShape, MatrixShape
-
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +73,10 @@ def median_cpu_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def low_rank_shape(rows: int, columns: int, ratio: float, n_gates: int = 4) -> MatrixShape:
-    rank = max(1, round(rows * columns / ratio / (rows + columns)))
-    return MatrixShape(BlockTermShape.low_rank(rows, columns, rank, n_gates))
-
-
-def without_onednn(call: Call) -> Call:
+def by_other_kernel(call: Call) -> Call:
     def run() -> None:
-        torch.backends.mkldnn.enabled = False
-        try:
+        with without_onednn():
             call()
-        finally:
-            torch.backends.mkldnn.enabled = True
 
     return run
 
@@ -106,7 +97,7 @@ def modules(size: Size, ratio: float) -> dict[str, Call]:
     x = torch.randn(size.steps, size.batch, size.hidden, generator=torch.Generator().manual_seed(0))
     plain = pass_of(dense, x.requires_grad_())
     block_term = pass_of(BTLSTM(size.hidden, size.hidden, **options, shapes=shapes), x)
-    return {"nn.LSTM": plain, "nn.LSTM without oneDNN": without_onednn(plain), "BTLSTM": block_term}
+    return {"nn.LSTM": plain, "nn.LSTM without oneDNN": by_other_kernel(plain), "BTLSTM": block_term}
 
 
 def ways(size: Size, ratio: float, *, trains: bool) -> dict[str, Call]:
@@ -137,7 +128,7 @@ def ways(size: Size, ratio: float, *, trains: bool) -> dict[str, Call]:
     return {
         "steps": timed(lambda: recur_by_steps(joined(), state, matrices), dense),
         "kernel": kernel,
-        "kernel without oneDNN": without_onednn(kernel),
+        "kernel without oneDNN": by_other_kernel(kernel),
         "loop": timed(lambda: recur_by_loop(z, state, [[(u,)] for u in dense]), dense),
         "loop by factors": timed(
             lambda: recur_by_loop(z, state, [[pair] for pair in factors]), [f for pair in factors for f in pair]
