@@ -137,24 +137,16 @@ def _forming(shape: MatrixShape) -> float:
 
 #: Microseconds of each quantity, by kinds of runs.
 _CONSTANTS: dict[str, Quantities] = {
-    "own kernel": Quantities(call=79, step=9.81, gate=0.0153, product=15.1, read=107),
-    "onednn": Quantities(call=119, step=1.02, gate=0.0053, product=14.8, read=22.3, formed=184),
-    "loop": Quantities(call=156, step=17.3, gate=0.00431, read=548, inputs=20.7, chain=14.9, links=18.3, compared=999),
-    "loop of one": Quantities(call=150, step=10.8, read=59.7, inputs=65.4, chain=55.7, links=23.4),
-    "one step": Quantities(step=47.7, read=325, inputs=463, chain=1260, compared=1030),
-    "packed kernel": Quantities(
-        call=165, step=1.33, gate=0.00516, product=0.187, read=21.8, inputs=17.2, chain=7.96, links=38.2
-    ),
-    "trained definition": Quantities(
-        call=404, step=111, gate=0.0375, read=752, inputs=36.4, chain=32.5, links=38.1, formed=729
-    ),
-    "trained own kernel": Quantities(call=225, step=72.4, gate=0.0482, product=4.11, read=713),
-    "trained loop": Quantities(
-        call=825, step=39.9, gate=0.0279, product=25.6, read=280, inputs=29.8, chain=26.2, links=51.1, formed=819
-    ),
-    "trained onednn": Quantities(
-        call=435, step=5.24, gate=0.0158, product=5.04, read=4.96, inputs=45.1, chain=18.1, links=251, formed=1520
-    ),
+    "loop": Quantities(call=53.5, step=30, gate=0.0142, read=376, inputs=14.5, chain=8.8, links=17.6, compared=1100),
+    "loop of one": Quantities(call=104, step=12.1, gate=0.0266, product=58.9, inputs=22.4, chain=14.2, links=9.14, compared=532),
+    "one step": Quantities(call=48.9, product=230, inputs=205, chain=33.7, links=5.15, compared=27.2),
+    "onednn": Quantities(call=94, step=8.14, gate=0.00672, read=2.46, far=23.2, inputs=18, formed=551),
+    "own kernel": Quantities(call=85.3, step=11.3, gate=0.0165, product=14.6, read=109, far=93, inputs=17.1),
+    "packed kernel": Quantities(call=95.1, step=5.28, gate=0.0078, product=5.03, read=22.9, far=8.6, inputs=12.6, chain=9.22, links=38.3, compared=533),
+    "trained definition": Quantities(call=319, step=134, gate=0.0612, product=18.7, read=882, inputs=19, chain=31.2, links=71.7, formed=1220),
+    "trained loop": Quantities(call=798, step=45, gate=0.0496, product=46.1, read=264, far=52.4, inputs=18.4, chain=33.2, links=137, formed=1350),
+    "trained onednn": Quantities(call=448, step=13.8, gate=0.0244, product=0.672, read=65.1, far=21.2, inputs=53.3, chain=31.1, links=278, formed=1580),
+    "trained own kernel": Quantities(call=224, step=91, gate=0.0467, product=1.28, read=808, far=93.3, inputs=46.1),
 }
 
 
