@@ -103,10 +103,13 @@ class Running(Keeping):
         onednn = uses_onednn(inputs)
         steps, batch, rows = task_sizes(inputs, batch_sizes, batch_first=batch_first)
         packed = batch_sizes is not None
-        place, rest = Place(name, steps, batch, trains), (rows, packed, loops, keeps, onednn, inputs.device.type)
+        w, u, p = zip(*(_shapes(own) for own in directions), strict=True)
+        place, rest = (
+            Place(name, steps, batch, trains),
+            (rows, packed, loops, keeps, onednn, inputs.device.type, w, u, p),
+        )
 
         def task() -> Task:
-            w, u, p = zip(*(_shapes(own) for own in directions), strict=True)
             return Task(
                 inputs.shape[-1],
                 state[1].shape[-1],
