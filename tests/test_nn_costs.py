@@ -160,7 +160,7 @@ def test_small_layers_of_many_steps_go_by_the_kernel():
 
 
 def test_factors_with_more_entries_than_the_matrix_are_formed():
-    for trains, batch in itertools.product((False, True), (1, 16)):
+    for trains, batch in ((False, 1), (False, 16), (True, 64)):
         way = choose_way(task_of(512, 50, batch, rank=512, trains=trains), "auto")
         assert (way.inputs, way.recurrent) == ("dense", "dense")
 

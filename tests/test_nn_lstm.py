@@ -21,8 +21,7 @@ from btcompress.shapes import BlockTermShape, MatrixShape
 INPUTS, H, P, T, B = 6, 5, 3, 4, 3
 FULL = 10**6
 METHODS = ("auto", "factored", "dense")
-LOOP, KERNEL = Way("loop", "factors", "dense"), Way("kernel", "factors", "dense")
-STEPS, FACTORS_IN_LOOP = Way("definition", "factors", "factors"), Way("loop", "factors", "factors")
+KERNEL, LOOP = Way("kernel", "factors", "dense"), Way("loop", "factors", "factors")
 
 ARGUMENTS = [
     {"num_layers": layers, "bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
@@ -189,8 +188,10 @@ def test_results_do_not_depend_on_the_recurrence(matrices, generator, monkeypatc
     leaves = [*leaves, *student.parameters()]
     inside = recurrence_taken(monkeypatch)
     found = []
-    for way in (LOOP, KERNEL, STEPS):
-        student.choice.pin(way)
+    for steps, recurrent in (("loop", "dense"), ("kernel", "dense"), ("definition", "factors")):
+        # A matrix that has no factors is dense in every way.
+        kinds = (("input", "factors"), ("recurrent", recurrent))
+        student.choice.pin(Way(steps, *(operand if kind in matrices else "dense" for kind, operand in kinds)))
         values = results(student, inputs, state)
         found.append((values, gradients(values, leaves)))
     assert inside == ["loop_over_steps"] * 2 + ["kernel_layer"] * 2 + ["recur_by_steps"] * 2
@@ -254,7 +255,7 @@ def test_low_rank_layers_in_a_loop_equal_the_dense_lstm_with_the_same_matrices(
 ):
     arguments = {"num_layers": 2, "bidirectional": True, "proj_size": proj_size, "batch_first": "batch first" in layout}
     student = plain_low_rank(arguments, generator, ordered=ordered)
-    student.choice.pin(FACTORS_IN_LOOP)
+    student.choice.pin(LOOP)
     teacher = nn.LSTM(INPUTS, H, **arguments, dtype=torch.float64)
     inputs, state, leaves = make_input(layout, arguments, True, generator)
     leaves = [*leaves, *student.parameters()]
@@ -289,13 +290,13 @@ def test_layers_in_a_loop_drop_out_train_save_and_copy_as_those_of_the_kernel(la
     taken = loops_taken(monkeypatch)
     by_kernel = trained(KERNEL)
     assert not taken
-    looped, again = trained(FACTORS_IN_LOOP), trained(FACTORS_IN_LOOP)
+    looped, again = trained(LOOP), trained(LOOP)
     assert len(taken) == 2 * 3 * 3
     torch.testing.assert_close(looped.state_dict(), by_kernel.state_dict())
     assert all(torch.equal(own, other) for own, other in zip(looped.parameters(), again.parameters(), strict=True))
     loaded = plain_low_rank(arguments, generator)
     loaded.load_state_dict(looped.state_dict())
-    loaded.choice.pin(FACTORS_IN_LOOP)
+    loaded.choice.pin(LOOP)
     assert torch.equal(results(loaded.eval(), inputs, state)[0], results(looped.eval(), inputs, state)[0])
 
 

@@ -32,6 +32,7 @@ class Quantities:
         read: entries read at each step, times steps, in millions.
         far: those of them that no cache holds.
         inputs: entries that each input meets, times rows, in millions.
+        taken: entries that inputs meet, read once for all rows, in millions.
         chain: operations of chains of factors, for all rows, in millions.
         links: calls of chains.
         formed: entries of matrices formed anew or laid out anew, in millions, times what forming one takes.
@@ -45,6 +46,7 @@ class Quantities:
     read: float = 0.0
     far: float = 0.0
     inputs: float = 0.0
+    taken: float = 0.0
     chain: float = 0.0
     links: float = 0.0
     formed: float = 0.0
@@ -53,6 +55,11 @@ class Quantities:
 
 def kind_of(way: Way, task: Task) -> str:
     """Which formula holds for a way to do a task."""
+    by_chain = way.inputs == "factors" and any(shape is not None and not is_low_rank(shape) for shape in task.w)
+    return f"{_kind_of_steps(way, task)}, chain" if by_chain else _kind_of_steps(way, task)
+
+
+def _kind_of_steps(way: Way, task: Task) -> str:
     predicts = not task.trains and not task.packed
     if way.steps == "loop" and predicts:
         return ("one step" if task.steps == 1 else "loop of one") if task.batch == 1 else "loop"
@@ -91,6 +98,7 @@ def quantities(way: Way, task: Task) -> Quantities:
         read=read / 1e6,
         far=steps * max(0, sum(recurrent) - _NEAR) / 1e6,
         inputs=rows * sum(width for width, _, _ in widths) / 1e6,
+        taken=sum(width for width, _, _ in widths) / 1e6,
         chain=rows * sum(chain for _, chain, _ in widths) / 1e6,
         links=sum(links for _, _, links in widths),
         formed=formed / 1e6,
@@ -137,16 +145,23 @@ def _forming(shape: MatrixShape) -> float:
 
 #: Microseconds of each quantity, by kinds of runs.
 _CONSTANTS: dict[str, Quantities] = {
-    "loop": Quantities(call=53.5, step=30, gate=0.0142, read=376, inputs=14.5, chain=8.8, links=17.6, compared=1100),
-    "loop of one": Quantities(call=104, step=12.1, gate=0.0266, product=58.9, inputs=22.4, chain=14.2, links=9.14, compared=532),
-    "one step": Quantities(call=48.9, product=230, inputs=205, chain=33.7, links=5.15, compared=27.2),
-    "onednn": Quantities(call=94, step=8.14, gate=0.00672, read=2.46, far=23.2, inputs=18, formed=551),
-    "own kernel": Quantities(call=85.3, step=11.3, gate=0.0165, product=14.6, read=109, far=93, inputs=17.1),
-    "packed kernel": Quantities(call=95.1, step=5.28, gate=0.0078, product=5.03, read=22.9, far=8.6, inputs=12.6, chain=9.22, links=38.3, compared=533),
-    "trained definition": Quantities(call=319, step=134, gate=0.0612, product=18.7, read=882, inputs=19, chain=31.2, links=71.7, formed=1220),
-    "trained loop": Quantities(call=798, step=45, gate=0.0496, product=46.1, read=264, far=52.4, inputs=18.4, chain=33.2, links=137, formed=1350),
-    "trained onednn": Quantities(call=448, step=13.8, gate=0.0244, product=0.672, read=65.1, far=21.2, inputs=53.3, chain=31.1, links=278, formed=1580),
-    "trained own kernel": Quantities(call=224, step=91, gate=0.0467, product=1.28, read=808, far=93.3, inputs=46.1),
+    "loop": Quantities(call=46.7, step=30.4, gate=0.0146, read=369, inputs=12.9, taken=449, links=5.06, compared=404),
+    "loop of one": Quantities(call=77, step=12, gate=0.0378, product=56.9, inputs=2.05, taken=724, links=4.49, compared=87.7),
+    "loop of one, chain": Quantities(step=10.7, gate=0.082, read=5.84, far=36.5, chain=11.8, links=44.7, compared=20300),
+    "loop, chain": Quantities(step=30.3, gate=0.0228, read=331, chain=7, links=52.7, compared=5670),
+    "one step": Quantities(step=49.5, product=197, far=7.66, inputs=223, compared=54.6),
+    "one step, chain": Quantities(read=211, far=18.2, chain=19.8, links=58.5),
+    "onednn": Quantities(call=94.2, step=7.85, gate=0.00793, read=5.45, far=23, inputs=16.4, taken=1090),
+    "own kernel": Quantities(call=69.3, step=12.8, gate=0.0176, product=19.3, read=82.8, far=100, inputs=10.4, taken=257),
+    "packed kernel": Quantities(call=84.4, step=5.63, gate=0.00888, product=6.96, read=16.8, far=8.23, inputs=7.98, taken=332, links=16.1, compared=280),
+    "packed kernel, chain": Quantities(step=7, gate=0.0154, far=34.9, inputs=9.79, taken=172, chain=8.3, links=92.3),
+    "trained definition": Quantities(call=279, step=138, gate=0.0602, product=24.2, read=763, far=48.5, inputs=13.7, taken=1930, formed=986),
+    "trained definition, chain": Quantities(step=139, gate=0.0717, product=17, read=838, chain=25.3, links=379),
+    "trained loop": Quantities(call=708, step=49.6, gate=0.0499, product=49.7, read=183, far=53.2, inputs=10.1, taken=4020, formed=913),
+    "trained loop, chain": Quantities(step=45.9, gate=0.0647, product=47.2, read=146, far=333, chain=25, links=699),
+    "trained onednn": Quantities(call=432, step=14.9, gate=0.0243, product=15.1, read=45.5, far=27.8, inputs=35.4, taken=2000, links=125, formed=1230),
+    "trained onednn, chain": Quantities(call=796, step=10.4, gate=0.086, inputs=26, chain=18.7, formed=6240),
+    "trained own kernel": Quantities(call=154, step=102, gate=0.0503, product=12.4, read=609, far=53.6, inputs=31.7, taken=907),
 }
 
 

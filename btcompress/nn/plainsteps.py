@@ -94,7 +94,7 @@ def added_product(added: Tensor | None, chain: Chain, column: Tensor, out: Tenso
 def product(matrix: Tensor, column: Tensor, out: Tensor | None = None) -> Tensor:
     """``M v`` of a vector."""
     rows, columns = matrix.shape
-    if rows * columns < _HALVED_FROM or rows % 2 or not matrix.is_contiguous():
+    if rows * columns < _HALVED_FROM or rows % 2 or not matrix.is_contiguous() or not column.is_contiguous():
         return torch.mv(matrix, column, out=out)
     # Strides as those of a row that was transposed: the product is then done by two threads.
     halves = column.as_strided((2, columns, 1), (0, 1, columns))

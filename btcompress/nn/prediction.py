@@ -116,7 +116,9 @@ class Prediction:
         key = get_ident(), z.numel()
         scratch = self._scratch.get(key)
         if scratch is None:
-            scratch = self._scratch[key] = StepScratch(z)
+            # Tensors of inference mode could not be written over outside of it.
+            with torch.inference_mode(mode=False):
+                scratch = self._scratch[key] = StepScratch(z)
         return scratch
 
     def _projection(self, n: int) -> Chain:
@@ -247,7 +249,9 @@ class Prediction:
 
     def _multiplier(self, name: Name, n: int) -> Tensor | Products:
         weight = self.directions[n].weight(name)
-        return weight if isinstance(weight, Tensor) else self._keep((name, "product", n), (name,), weight.prepare)
+        if isinstance(weight, Tensor) or self.way.recurrent == "dense":
+            return self._chain(name, n)[0]
+        return self._keep((name, "product", n), (name,), weight.prepare)
 
     def _view(self, name: Name, n: int) -> Chain | None:
         """What multiplies, where it lies in the parameters as it is: a matrix, or two factors."""

@@ -378,8 +378,6 @@ def recur_by_steps(
         finals.append(final)
     joined = outputs[0] if len(outputs) == 1 else [torch.cat(step, dim=-1) for step in zip(*outputs, strict=True)]
     h, c = (each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in zip(*finals, strict=True))
-    if len(joined) == 1 and batch_sizes is None:
-        return joined[0].unsqueeze(time), (h, c)
     return (torch.stack(joined, time) if batch_sizes is None else torch.cat(joined)), (h, c)
 
 

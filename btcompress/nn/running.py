@@ -112,10 +112,11 @@ class Running(Keeping):
         onednn = uses_onednn(inputs)
         steps, batch, rows = task_sizes(inputs, batch_sizes, batch_first=batch_first)
         packed = batch_sizes is not None
-        place, rest = Place(name, steps, batch, trains), (rows, packed, loops, keeps, onednn, inputs.device.type)
+        w, u, p = _forms(directions)
+        place = Place(name, steps, batch, trains)
+        rest = (rows, packed, loops, keeps, onednn, inputs.device.type, w, u, p)
 
         def task() -> Task:
-            w, u, p = _forms(directions)
             return Task(
                 inputs.shape[-1],
                 state[1].shape[-1],
