@@ -14,13 +14,15 @@ from btcompress.errors import BTCompressError
 from btcompress.fit import FitOptions
 from btcompress.nn import BTLSTM, recurrence
 from btcompress.nn.conversion import fill_factorized
-from btcompress.nn.recurrence import resolve_for_steps
+from btcompress.nn.ways import Way
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 INPUTS, H, P, T, B = 6, 5, 3, 4, 3
 FULL = 10**6
 METHODS = ("auto", "factored", "dense")
+LOOP, KERNEL = Way("loop", "factors", "dense"), Way("kernel", "factors", "dense")
+STEPS, FACTORS_IN_LOOP = Way("definition", "factors", "factors"), Way("loop", "factors", "factors")
 
 ARGUMENTS = [
     {"num_layers": layers, "bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
@@ -182,20 +184,36 @@ def test_results_do_not_depend_on_the_recurrence(matrices, generator, monkeypatc
     _, (student, factored, _) = teacher_and_students(
         tuple(arguments.items()), cp_rank=2, tucker_rank=2, matrices=matrices
     )
-    student = factored if matrices == ("input",) else student
+    student = copy.deepcopy(factored if matrices == ("input",) else student)
     inputs, state, leaves = make_input("packed, unsorted", arguments, True, generator)
     leaves = [*leaves, *student.parameters()]
+    inside = recurrence_taken(monkeypatch)
     found = []
-    for limit in (0, 2**40):
-        monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", limit)
-        monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", limit)
+    for way in (LOOP, KERNEL, STEPS):
+        student.choice.pin(way)
         values = results(student, inputs, state)
         found.append((values, gradients(values, leaves)))
-    torch.testing.assert_close(*found)
+    assert inside == ["loop_over_steps"] * 2 + ["kernel_layer"] * 2 + ["recur_by_steps"] * 2
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[2], found[1])
+
+
+def recurrence_taken(monkeypatch):
+    """A list that grows by the name of what takes the steps of each layer."""
+    taken = []
+    for name in ("loop_over_steps", "kernel_layer", "recur_by_steps"):
+        run = getattr(recurrence, name)
+
+        def noted(*arguments, name=name, run=run, **options):
+            taken.append(name)
+            return run(*arguments, **options)
+
+        monkeypatch.setattr(recurrence, name, noted)
+    return taken
 
 
 def plain_low_rank(arguments, generator, *, kinds=("weight_ih", "weight_hh", "weight_hr"), ordered=False):
-    """A BTLSTM with matrices of low rank, random, whose layers count as large."""
+    """A BTLSTM with matrices of low rank, random."""
     plain = nn.LSTM(INPUTS, H, **arguments, device="meta")
     shapes = {
         name: MatrixShape(
@@ -212,14 +230,6 @@ def plain_low_rank(arguments, generator, *, kinds=("weight_ih", "weight_hh", "we
         order.copy_(torch.randperm(len(order), generator=generator))
         assert name.endswith("_order")
     return student
-
-
-@pytest.fixture
-def large(monkeypatch):
-    """Layers of any size count as large, and factors as small."""
-    monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", 0)
-    monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", 0)
-    monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", 1e9)
 
 
 def loops_taken(monkeypatch):
@@ -239,11 +249,12 @@ def loops_taken(monkeypatch):
 @pytest.mark.parametrize("proj_size", [0, P])
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_large_low_rank_layers_equal_the_dense_lstm_with_the_same_matrices(
-    layout, proj_size, ordered, generator, large, monkeypatch
+def test_low_rank_layers_in_a_loop_equal_the_dense_lstm_with_the_same_matrices(
+    layout, proj_size, ordered, generator, monkeypatch
 ):
     arguments = {"num_layers": 2, "bidirectional": True, "proj_size": proj_size, "batch_first": "batch first" in layout}
     student = plain_low_rank(arguments, generator, ordered=ordered)
+    student.choice.pin(FACTORS_IN_LOOP)
     teacher = nn.LSTM(INPUTS, H, **arguments, dtype=torch.float64)
     inputs, state, leaves = make_input(layout, arguments, True, generator)
     leaves = [*leaves, *student.parameters()]
@@ -257,37 +268,16 @@ def test_large_low_rank_layers_equal_the_dense_lstm_with_the_same_matrices(
     torch.testing.assert_close(gradients(actual, leaves), gradients(expected, leaves))
 
 
-def test_factors_of_u_are_kept_beside_dense_w_only_in_wide_layers(generator, large, monkeypatch):
-    student = plain_low_rank({"num_layers": 1}, generator, kinds=("weight_hh",))
-    inputs = torch.randn(T, B, INPUTS, generator=generator, dtype=torch.float64)
-    taken = loops_taken(monkeypatch)
-    looped = results(student, inputs)
-    monkeypatch.setattr("btcompress.nn.recurrence._FORM_FOR_KERNEL_LIMIT", 2**40)
-    torch.testing.assert_close(results(student, inputs), looped)
-    assert taken == [[[2]]]
-
-
-def test_factors_with_nearly_as_many_entries_as_the_matrix_are_formed(generator, large, monkeypatch):
-    student = plain_low_rank({"num_layers": 1}, generator)  # U: 2 (4 H + H) of 4 H^2 entries, which is half of them
-    inputs = torch.randn(T, B, INPUTS, generator=generator, dtype=torch.float64)
-    taken = loops_taken(monkeypatch)
-    for share in (0.5, 0.49):
-        monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", share)
-        student(inputs)
-    assert taken == [[[2]], [[1]]]
-
-
 @pytest.mark.parametrize("layout", ["time first", "batch first", "packed, unsorted"])
-def test_large_layers_drop_out_train_save_and_copy_as_small_ones(layout, generator, monkeypatch):
+def test_layers_in_a_loop_drop_out_train_save_and_copy_as_those_of_the_kernel(layout, generator, monkeypatch):
     arguments = {"num_layers": 3, "bidirectional": True, "dropout": 0.4, "batch_first": layout == "batch first"}
     student = plain_low_rank(arguments, generator)
     with torch.no_grad():
         inputs, state, _ = make_input(layout, arguments | {"proj_size": 0}, True, generator)
 
-    def trained(limit):
-        monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", limit)
-        monkeypatch.setattr("btcompress.nn.recurrence._FACTORS_SHARE", 1e9)
+    def trained(way):
         own = copy.deepcopy(student)
+        own.choice.pin(way)
         optimizer = torch.optim.AdamW(own.parameters(), lr=0.01)
         torch.manual_seed(3)
         for _ in range(3):
@@ -297,15 +287,16 @@ def test_large_layers_drop_out_train_save_and_copy_as_small_ones(layout, generat
         return own
 
     taken = loops_taken(monkeypatch)
-    small = trained(2**40)
+    by_kernel = trained(KERNEL)
     assert not taken
-    large, again = trained(0), trained(0)
+    looped, again = trained(FACTORS_IN_LOOP), trained(FACTORS_IN_LOOP)
     assert len(taken) == 2 * 3 * 3
-    torch.testing.assert_close(large.state_dict(), small.state_dict())
-    assert all(torch.equal(own, other) for own, other in zip(large.parameters(), again.parameters(), strict=True))
+    torch.testing.assert_close(looped.state_dict(), by_kernel.state_dict())
+    assert all(torch.equal(own, other) for own, other in zip(looped.parameters(), again.parameters(), strict=True))
     loaded = plain_low_rank(arguments, generator)
-    loaded.load_state_dict(large.state_dict())
-    assert torch.equal(results(loaded.eval(), inputs, state)[0], results(large.eval(), inputs, state)[0])
+    loaded.load_state_dict(looped.state_dict())
+    loaded.choice.pin(FACTORS_IN_LOOP)
+    assert torch.equal(results(loaded.eval(), inputs, state)[0], results(looped.eval(), inputs, state)[0])
 
 
 @pytest.mark.parametrize(
@@ -325,24 +316,6 @@ def test_cheaper_way_is_chosen_by_sizes(in_size, modes, rank, n_rows, dense):
     assert weight.prefers_dense(n_rows, "auto") == dense
     assert weight.prefers_dense(n_rows, "dense")
     assert not weight.prefers_dense(n_rows, "factored")
-
-
-@pytest.mark.parametrize(
-    ("hidden", "rank", "method", "device", "formed"),
-    [
-        (512, 4, "auto", "cpu", True),
-        (1024, 4, "auto", "cpu", False),
-        (1024, 64, "auto", "cpu", True),
-        (1024, 4, "auto", "meta", True),
-        (1024, 4, "dense", "cpu", True),
-        (16, 4, "factored", "cpu", False),
-    ],
-)
-def test_matrices_of_every_step_are_formed_unless_large_and_dearer_than_their_factors(
-    hidden, rank, method, device, formed
-):
-    lstm = BTLSTM(4, hidden, cp_rank=2, tucker_rank=rank, matrices=("recurrent",), device=device)
-    assert isinstance(resolve_for_steps(lstm.weight_hh_l0, 100, method), torch.Tensor) == formed
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")

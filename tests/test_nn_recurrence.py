@@ -5,7 +5,17 @@ import torch
 from torch.autograd import forward_ad
 
 from btcompress.nn import recurrence
-from btcompress.nn.recurrence import lstm_step, recur, recur_by_kernel, recur_by_loop, recur_by_steps
+from btcompress.nn.choice import choose_way
+from btcompress.nn.recurrence import (
+    Direction,
+    Trained,
+    lstm_step,
+    recur,
+    recur_by_kernel,
+    recur_by_loop,
+    recur_by_steps,
+)
+from btcompress.nn.ways import Way, possible_ways
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -98,9 +108,13 @@ def test_loop_equals_steps_in_value_and_gradient(directions, projected, layout, 
     torch.testing.assert_close(by_loop, by_steps, rtol=1e-11, atol=1e-12)
 
 
-def limits(monkeypatch, training, prediction):
-    monkeypatch.setattr("btcompress.nn.recurrence._TRAINING_LIMIT", training)
-    monkeypatch.setattr("btcompress.nn.recurrence._PREDICTION_LIMIT", prediction)
+def choose(monkeypatch, steps):
+    """Let ``recur`` take these steps wherever they are possible, and else the definition."""
+
+    def first(task, method):
+        return min(possible_ways(task, method), key=lambda way: (steps, "definition", "kernel").index(way.steps))
+
+    monkeypatch.setattr(recurrence, "choose_way", first)
 
 
 def ways_taken(monkeypatch):
@@ -117,23 +131,32 @@ def ways_taken(monkeypatch):
     return taken
 
 
-@pytest.mark.parametrize(
-    ("training", "prediction", "trains", "way"),
-    [
-        (0, 2**40, True, "loop"),
-        (0, 2**40, False, "kernel"),
-        (2**40, 0, True, "kernel"),
-        (2**40, 0, False, "loop"),
-    ],
-)
-def test_size_decides_between_the_ways(training, prediction, trains, way, generator, monkeypatch):
-    limits(monkeypatch, training, prediction)
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize(("steps", "way"), [("loop", "loop"), ("kernel", "kernel"), ("definition", "steps")])
+def test_the_way_that_is_chosen_is_taken(steps, way, trains, generator, monkeypatch):
+    choose(monkeypatch, steps)
     taken = ways_taken(monkeypatch)
     (z, state, weights, batch_sizes), _ = make_case(2, None, "time first", generator)
     with torch.set_grad_enabled(trains):
         outputs, _ = recur(z, state, weights, batch_sizes)
     assert taken == [way]
     torch.testing.assert_close(outputs, recur_by_steps(z, state, weights, batch_sizes)[0])
+
+
+def test_what_is_chosen_by_knows_the_task(generator, monkeypatch):
+    tasks = []
+    monkeypatch.setattr(recurrence, "choose_way", lambda task, method: tasks.append(task) or choose_way(task, method))
+    for directions, projected, layout in CASES:
+        (z, state, weights, batch_sizes), options = make_case(directions, projected, layout, generator)
+        with torch.set_grad_enabled(layout != "packed"):
+            recur(z, state, weights, batch_sizes, **options)
+        task, each = tasks.pop(), (None,) * directions
+        assert (task.inputs, task.hidden, task.steps, task.batch) == (0, H, T, B)
+        assert (task.w, task.u, task.p) == (each, each, each if projected else ())
+        assert (task.rows, task.packed, task.trains) == (
+            (11, True, False) if layout == "packed" else (T * B, False, True)
+        )
+        assert (task.loops, task.keeps, task.onednn, task.cpu) == (True, False, False, True)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +172,10 @@ def test_factors_go_by_the_loop_if_of_low_rank_and_else_step_by_step(part, way, 
     weight = BTWeight(MatrixShape(part), dtype=torch.float64)
     weight.reset_parameters(0.1, generator)
     factors = tuple(weight.parameters())
-    found = [recur(z, state, [[given]])[0] for given in (weight, weight.to_dense())]
-    assert taken[0] == way
+    selections = torch.eye(4 * H, dtype=torch.float64)
+    layers = [(Way("loop", "dense", "factors"), weight), (Way("definition", "dense", "dense"), weight.to_dense())]
+    found = [Trained(chosen, [Direction(selections, given, None, None)]).run(z, state)[0] for chosen, given in layers]
+    assert taken == [way, "steps"]
     torch.testing.assert_close(*found)
     torch.testing.assert_close(*(torch.autograd.grad(outputs.square().sum(), factors) for outputs in found))
 
@@ -184,7 +209,7 @@ def in_bfloat16(z, h, c, weight):
     "inside", [under_vmap, under_functional_gradient, under_forward_gradient, under_autocast, in_bfloat16]
 )
 def test_where_the_loop_cannot_go_it_goes_step_by_step(inside, generator, monkeypatch):
-    limits(monkeypatch, 0, 0)
+    choose(monkeypatch, "loop")
     (z, (h, c), ((weight,),), _), _ = make_case(1, None, "time first", generator)
     tensors = [tensor.detach() for tensor in (z, h, c, weight)]
     taken = ways_taken(monkeypatch)
@@ -196,7 +221,9 @@ def test_where_the_loop_cannot_go_it_goes_step_by_step(inside, generator, monkey
 
 
 def test_a_batch_without_sequences_does_not_go_by_the_loop(generator, monkeypatch):
-    limits(monkeypatch, 0, 0)
+    choose(monkeypatch, "loop")
+    taken = ways_taken(monkeypatch)
     (z, (h, c), weights, _), _ = make_case(1, None, "time first", generator)
     outputs, _ = recur(z[:, :0], (h[:, :0], c[:, :0]), weights)
     assert outputs.shape == (T, 0, H)
+    assert taken == ["steps"]
