@@ -145,23 +145,56 @@ def _forming(shape: MatrixShape) -> float:
 
 #: Microseconds of each quantity, by kinds of runs.
 _CONSTANTS: dict[str, Quantities] = {
-    "loop": Quantities(call=47.3, step=28.7, gate=0.0163, read=442, inputs=10.9, taken=589, links=5.01, compared=384),
-    "loop of one": Quantities(call=80.5, step=11.8, gate=0.0422, product=57.2, read=0.0691, inputs=0.000468, taken=800, links=1.35, compared=56.1),
-    "loop of one, chain": Quantities(call=0.000381, step=11.2, gate=0.0752, product=0.0983, read=9.04, far=34.6, chain=12, links=37.1, compared=25900),
-    "loop, chain": Quantities(step=30.1, gate=0.0209, read=381, chain=8.21, links=52, compared=8080),
-    "one step": Quantities(call=0.0444, step=49.7, gate=0.0171, product=206, read=0.298, inputs=233, taken=0.304, compared=16.1),
-    "one step, chain": Quantities(call=0.000238, step=0.000238, product=0.268, read=217, far=11.6, chain=19.7, links=58.4),
-    "onednn": Quantities(call=99.4, step=7.52, gate=0.00853, read=12.7, far=8.18, inputs=15.5, taken=1260),
-    "own kernel": Quantities(call=66.2, step=12.4, gate=0.0186, product=21.9, read=91.5, far=110, inputs=8.42, taken=348),
-    "packed kernel": Quantities(call=84.8, step=6.33, gate=0.00924, product=6.64, read=18.4, far=3.72, inputs=8.24, taken=382, links=13.7, compared=341),
-    "packed kernel, chain": Quantities(step=6.73, gate=0.0156, product=0.056, far=32.4, inputs=9.69, taken=183, chain=9.48, links=96),
-    "trained definition": Quantities(call=306, step=140, gate=0.06, product=23.8, read=856, far=7.18, inputs=13.3, taken=2020, formed=993),
-    "trained definition, chain": Quantities(step=141, gate=0.0742, product=13, read=908, chain=27.3, links=380),
-    "trained loop": Quantities(call=735, step=50, gate=0.0501, product=51.8, read=179, far=49.8, inputs=8.53, taken=4360, formed=925),
-    "trained loop, chain": Quantities(call=12.5, step=39.5, gate=0.0666, product=46.3, read=177, far=539, chain=26, links=782),
-    "trained onednn": Quantities(call=494, step=16.1, gate=0.0238, product=17.7, read=33, far=22.2, inputs=31, taken=3430, links=83.5, formed=1180),
-    "trained onednn, chain": Quantities(call=760, step=12.9, gate=0.0813, product=0.222, inputs=29.1, taken=7.85, chain=18.8, links=0.519, formed=6760),
-    "trained own kernel": Quantities(call=139, step=108, gate=0.0503, product=10.3, read=714, inputs=28.8, taken=1260),
+    "loop": Quantities(call=53.6, step=34.8, gate=0.00825, read=507, inputs=10.4, taken=778, links=5.52, compared=329),
+    "loop of one": Quantities(
+        call=86.1, step=11.7, gate=0.0196, product=58, read=0.0686, inputs=5.98, taken=765, links=4.82, compared=153
+    ),
+    "loop of one, chain": Quantities(
+        call=0.0011, step=14.3, product=0.06, read=37.8, far=24.3, chain=12.4, links=38.2, compared=27200
+    ),
+    "loop, chain": Quantities(step=49.3, gate=0.00744, read=417, chain=8.49, links=36.3, compared=17700),
+    "one step": Quantities(
+        call=0.0512, step=44.1, gate=0.361, product=114, read=0.259, inputs=161, taken=0.282, compared=171
+    ),
+    "one step, chain": Quantities(call=0.00149, step=0.00149, gate=0.535, far=96.2, chain=15.3, links=53.7),
+    "onednn": Quantities(call=117, step=4.43, gate=0.00733, far=27.1, inputs=14.2, taken=1370),
+    "own kernel": Quantities(
+        call=109, step=10.7, gate=0.0114, product=22.8, read=97.2, far=93.1, inputs=7.23, taken=409
+    ),
+    "packed kernel": Quantities(
+        call=117,
+        step=3.6,
+        gate=0.00739,
+        product=6.68,
+        read=6.64,
+        far=19.4,
+        inputs=7.62,
+        taken=440,
+        links=4.8,
+        compared=371,
+    ),
+    "packed kernel, chain": Quantities(
+        step=3.75, gate=0.0181, product=0.0543, far=34, inputs=9, taken=196, chain=9.02, links=110
+    ),
+    "trained definition": Quantities(
+        call=292, step=148, gate=0.0441, product=28.4, read=538, far=433, inputs=16.3, taken=2340, formed=983
+    ),
+    "trained definition, chain": Quantities(
+        step=141, gate=0.0546, product=19.2, read=639, far=334, chain=27.7, links=412
+    ),
+    "trained loop": Quantities(
+        call=697, step=56.9, gate=0.0377, product=52.5, read=103, far=167, inputs=9.6, taken=4410, formed=927
+    ),
+    "trained loop, chain": Quantities(step=49, gate=0.0454, product=49.7, read=90.8, far=667, chain=26.2, links=789),
+    "trained onednn": Quantities(
+        call=479, step=11.4, gate=0.0236, product=13.3, far=95.8, inputs=30.9, taken=3430, links=72.1, formed=1160
+    ),
+    "trained onednn, chain": Quantities(
+        call=830, step=5.61, gate=0.0768, product=0.207, inputs=28.8, taken=7.19, chain=19, links=19.4, formed=6660
+    ),
+    "trained own kernel": Quantities(
+        call=186, step=105, gate=0.0396, product=14.9, read=518, far=264, inputs=25.7, taken=1380
+    ),
 }
 
 
