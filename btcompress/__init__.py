@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from btcompress.reporting import report
     from btcompress.running import run
     from btcompress.shapes import BlockTermShape
+    from btcompress.tuning import pin, tune
 
 __version__ = "0.1.0"
 
@@ -42,12 +43,14 @@ __all__ = [
     "compress",
     "factorize",
     "load",
+    "pin",
     "plan_for",
     "recording",
     "report",
     "run",
     "save",
     "to_dense",
+    "tune",
 ]
 
 #: Where each public name lives; loaded on first use, so that importing the package does not import torch.
@@ -71,11 +74,13 @@ _HOMES = {
     "run": "running",
     "factorize": "compression",
     "load": "models",
+    "pin": "tuning",
     "plan_for": "compression",
     "recording": "recorder",
     "report": "reporting",
     "save": "checkpoint:write",
     "to_dense": "models",
+    "tune": "tuning",
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike
-from typing import TypedDict, TypeVar, cast
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +113,11 @@ def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Val
 def plain_name(name: str) -> str:
     """A name without the parts that wrappers (DataParallel, torch.compile) put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def uncompiled() -> Any:  # noqa: ANN401 - torch's own context
+    """Run what was compiled as it was written; nothing is compiled where dynamo was never loaded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:

@@ -49,6 +49,7 @@ FLOORS = {
     "cli": 14,
     "__main__": 15,
     "recorder": 9,
+    "tuning": 9,
 }
 
 MODULES = sorted(

@@ -1,5 +1,6 @@
 """The scripts that time layers run, on small sizes; and the figures they are held to are read off right."""
 
+import importlib
 import json
 import runpy
 import sys
@@ -32,15 +33,15 @@ def run_script(monkeypatch, capsys):
 
 def test_lstm_speed_times_every_form_of_every_case_against_both_kernels(run_script):
     rows, lines, code = run_script(
-        "lstm_speed.py", "--small", "--seconds", 0, "--batch", 1, 16, "--steps", 1, 6, "--table", "--device", "cpu"
+        "lstm_speed.py", "--small", "--seconds", 0, "--batch", 1, "--steps", 1, 6, "--table", "--device", "cpu"
     )
     forms = {16: ("low rank", "block terms"), 240: ("block terms",)}
     assert [(row["inputs"], row["kind"], row["steps"], row["batch"], row["form"]) for row in rows] == [
         (inputs, kind, steps, batch, form)
         for inputs, own in forms.items()
         for steps, batch, kind in [
-            *((steps, batch, kind) for steps in (1, 6) for batch in (1, 16) for kind in ("prediction", "training")),
-            *((1, batch, "cell") for batch in (1, 16)),
+            *((steps, 1, kind) for steps in (1, 6) for kind in ("prediction", "training")),
+            (1, 1, "cell"),
         ]
         for form in own
     ]
@@ -52,7 +53,16 @@ def test_lstm_speed_times_every_form_of_every_case_against_both_kernels(run_scri
         dense = min(row["seconds"]["dense, oneDNN"], row["seconds"]["dense, without oneDNN"])
         assert row["ratio"] == pytest.approx(dense / row["seconds"][row["form"]], rel=0.01)
     assert code == 0
-    assert sum(line.startswith(("| 16, 16,", "| 240, 8,")) for line in lines) == 2 * (4 + 4 + 2)
+    assert sum(line.startswith(("| 16, 16,", "| 240, 8,")) for line in lines) == 2 * (2 + 2 + 1)
+
+
+def test_the_other_kernel_is_chosen_for_a_while_only(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    timing = importlib.import_module("timing")
+    seen = []
+    calls = dict.fromkeys(("first", "second"), lambda: seen.append(torch.backends.mkldnn.enabled))
+    timing.seconds_in_turns(calls, "cpu", turns=2, settings={"second": timing.without_onednn})
+    assert seen == [True, True, False, False, True, False, True, False]
     assert torch.backends.mkldnn.enabled
 
 
@@ -87,9 +97,9 @@ def test_lstm_speed_names_every_row_that_misses_a_figure_for_all(run_script, tmp
     assert code == 1
 
 
-def test_the_short_run_has_every_case_that_a_figure_names(run_script, monkeypatch):
+def test_the_short_run_has_every_case_that_a_figure_names(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    script = runpy.run_path(str(SCRIPTS / "lstm_speed.py"))
+    script = runpy.run_path(str(SCRIPTS / "speed_cases.py"))
     cases = [case for case in script["all_cases"](script["SIZES"]) if script["in_short_run"](case)]
     rows = [case.row(form) for case in cases for form in case.size.forms]
     assert all(any(figure.covers(row) for row in rows) for figure in script["FIGURES"] if figure.names_sizes)

@@ -261,6 +261,16 @@ def test_same_seed_gives_the_same_numbers_and_another_seed_may_not(generator):
     assert all(torch.equal(a, b) for a, b in zip(tensors(3), tensors(3), strict=True))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_rounding_does_not_choose_among_forms_of_one_error(seed):
+    shape = BlockTermShape((4, 6), (8, 3), (2, 2), 2)  # of order 2: many are as near as the SVD
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(24, 24, dtype=torch.float64, generator=generator)
+    rounded = matrix * (1 + 1e-13 * torch.randn(24, 24, dtype=torch.float64, generator=generator))
+    for ours, theirs in zip(fit(matrix, shape).value.tensors, fit(rounded, shape).value.tensors, strict=True):
+        torch.testing.assert_close(ours.abs(), theirs.abs(), rtol=1e-6, atol=1e-6)
+
+
 def test_restarts_never_make_a_fit_worse(generator):
     matrix = torch.randn(84, 30, dtype=torch.float64, generator=generator)
     shape = BlockTermShape((2, 3, 5), (7, 4, 3), (2, 2, 2), 2)

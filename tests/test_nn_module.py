@@ -338,3 +338,14 @@ def test_parts_of_another_shape_are_refused(student):
 def test_unknown_method_is_refused():
     with pytest.raises(BTCompressError, match="auto, factored, dense, but 'fast' was given"):
         BTLSTM(6, 5, method="fast")
+
+
+@pytest.mark.parametrize("matrices", [("input",), ("input", "recurrent")], ids=len)
+def test_batch_without_sequences_gives_none_in_every_way(matrices):
+    module = BTLSTM(6, 5, cp_rank=2, tucker_rank=2, matrices=matrices)
+    for way in module.ways("l0"):
+        module.choice.pin(way)
+        for asks in (False, True):
+            with torch.set_grad_enabled(asks):
+                outputs, (h, c) = module(torch.zeros(4, 0, 6))
+            assert [outputs.shape, h.shape, c.shape] == [(4, 0, 5), (1, 0, 5), (1, 0, 5)]

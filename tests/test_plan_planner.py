@@ -236,6 +236,15 @@ def test_with_speed_for_the_objective_forms_within_the_error_are_the_fastest_of_
         assert fast.point == equals[0]
 
 
+def test_with_speed_for_the_objective_a_larger_form_is_taken_where_it_is_faster_and_hardly_larger():
+    core, low = MatrixShape(BlockTermShape((8, 8), (16, 16), (4, 5))), BlockTermShape.low_rank(256, 64, 4)
+    large = MatrixShape(replace(low, ranks=(5, 5)))
+    curve = Curve((Point(core, 0.3), Point(MatrixShape(low), 0.2), Point(large, 0.1)), (), 64 * 256)
+    chosen = {each: Ledger(Wish(max_error=0.4), ("w",), 64 * 256, objective=each) for each in ("size", "speed")}
+    assert core.n_params < low.n_params < 1.1 * core.n_params < large.n_params
+    assert {each: ledger.first(0, curve).error for each, ledger in chosen.items()} == {"size": 0.3, "speed": 0.2}
+
+
 def test_with_speed_for_the_objective_a_budget_goes_to_the_least_of_errors_weighed_by_time():
     low, core = MatrixShape(BlockTermShape.low_rank(256, 64, 2)), MatrixShape(BlockTermShape((8, 8), (16, 16), (4, 4)))
     assert low.n_params < core.n_params < 2 * low.n_params

@@ -87,7 +87,7 @@ def take_turns(
     while n_rounds < _LEAST_TURNS or (n_rounds < _MOST_TURNS and time.perf_counter() - began < seconds):
         for name in next(orders):
             own = turns[name]
-            own.seconds.append(_seconds_of(calls[name], own.n_calls, device))
+            own.seconds.append(seconds_of(calls[name], own.n_calls, device))
         n_rounds += 1
         if on_progress is not None:
             share = max((time.perf_counter() - began) / seconds, n_rounds / _MOST_TURNS)
@@ -112,7 +112,7 @@ def median_seconds(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            seconds[name].append(_seconds_of(Timed(call), 1, device))
+            seconds[name].append(seconds_of(Timed(call), 1, device))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -128,12 +128,12 @@ def _orders(names: Sequence[Name]) -> Iterator[list[Name]]:
 
 
 def _calls_in_a_turn(timed: Timed, device: str) -> int:
-    seconds = min(_seconds_of(timed, 1, device) for _ in range(2))
+    seconds = min(seconds_of(timed, 1, device) for _ in range(2))
     return max(1, min(_MOST_CALLS, round(_TURN_SECONDS / seconds)))
 
 
-def _seconds_of(timed: Timed, n_calls: int, device: str) -> float:
-    """Of one of so many calls."""
+def seconds_of(timed: Timed, n_calls: int, device: str) -> float:
+    """Wall-clock seconds of one of so many calls, made one after another."""
     call = timed.call
     with timed.around():
         _wait(device)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from btcompress.blockterm.dense import padded_dense
 from btcompress.blockterm.product import Product, require_for
-from btcompress.contraction import letters, operand_letters, prepare_chain
+from btcompress.contraction import prepare_chain
 from btcompress.errors import ShapeError
 from btcompress.shapes import BlockTermShape
 
@@ -101,7 +102,7 @@ class BlockTerm:
             MemoryLimitError: it needs more memory than there is.
         """
         require_for(self.shape, self.cores, self.shape.padded_out * self.shape.padded_in)
-        rows = self._in_place(self._unpad(self._padded(self.factors))[:, : self.shape.in_size])
+        rows = self._in_place(self._unpad(padded_dense(self.cores, self.factors))[:, : self.shape.in_size])
         row_order = self._row_order()
         return rows if row_order is None else rows.index_select(0, row_order.argsort())
 
@@ -141,7 +142,9 @@ class BlockTerm:
                 gate, local = divmod(first, gate_rows)
                 first, n_rows = gate * kept_rows + local, min(n_rows, kept_rows - local)
             if n_rows > 0:
-                slab = self._padded([factor[:, :, part] for factor, part in zip(self.factors, outputs, strict=True)])
+                slab = padded_dense(
+                    self.cores, [factor[:, :, part] for factor, part in zip(self.factors, outputs, strict=True)]
+                )
                 rows = slice(first, first + n_rows)
                 yield rows if row_order is None else row_order[rows], self._in_place(slab[:n_rows, : shape.in_size])
 
@@ -188,22 +191,6 @@ class BlockTerm:
     def _in_place(self, rows: Tensor) -> Tensor:
         """Rows with their columns where the matrix has them."""
         return rows.index_select(1, self.orders[-1].to(rows.device).argsort()) if self.shape.column_order else rows
-
-    def _padded(self, factors: Sequence[Tensor]) -> Tensor:
-        """The dense matrix of these factors, padding included."""
-        order, ranks = self.shape.order, self.shape.ranks
-        sizes = [factor.shape[1] * factor.shape[2] for factor in factors]
-        _, block, i, j, r = letters(order)
-        # Each mode met multiplies the size by about this much: the last one makes nearly all of the matrix.
-        modes = sorted(range(order), key=lambda k: sizes[k] / ranks[k])
-        tensor, given = self.cores, block + r
-        for k in modes:
-            factor = operand_letters(order)[k + 1]
-            summed = r[k] if k != modes[-1] else r[k] + block
-            result = "".join([letter for letter in given + j[k] + i[k] if letter not in summed])
-            tensor, given = torch.einsum(f"{given},{factor}->{result}", tensor, factors[k]), result
-        tensor = tensor.permute([given.index(letter) for letter in j + i])
-        return tensor.reshape(-1, self.shape.padded_in)
 
     def _unpad(self, rows: Tensor) -> Tensor:
         """Drop the padding at the end of each gate from ``(padded_out, n)`` rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ _RACE_SWEEPS = 5
 _HOPELESS = 1.05
 #: A fit this close is exact up to rounding.
 _EXACT = 1e-12
+#: Errors that differ by less than this share are one error: which of them is lower, rounding decides.
+_SAME = 1e-10
 #: Dtypes that matrices are fitted and stored in. Those of 8 and 4 bits have no arithmetic.
 _FITTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Largest magnitudes of a matrix whose reciprocal and whose Frobenius norm are normal numbers of float64.
@@ -251,11 +254,11 @@ def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sw
         corner, bases = leading_corner(core, tuple(n_blocks * rank for rank in ranks))
         draws = (random_blocks(corner, ranks, n_blocks, generator) for _ in range(_CORNER_STARTS))
         tries = (sweep(corner, draw, _CORNER_SWEEPS) for draw in draws)
-        rival = sweep(core, expanded(min(tries, key=_error).blocks, bases), _RACE_SWEEPS)
+        rival = sweep(core, expanded(reduce(_better, tries).blocks, bases), _RACE_SWEEPS)
         if leader.error > _HOPELESS * rival.error:
             leader = rival
         else:
-            leader = min(rival, sweep(core, leader.blocks, _RACE_SWEEPS), key=_error)
+            leader = _better(sweep(core, leader.blocks, _RACE_SWEEPS), rival)
     best = leader
     if not leader.converged:
         finished = sweep(core, leader.blocks)
@@ -263,12 +266,14 @@ def _best_sweeps(core: Tensor, shape: BlockTermShape, options: FitOptions, on_sw
     for _ in range(options.restarts):
         if best.error < _EXACT:
             break
-        best = min(best, sweep(core, random_blocks(core, ranks, n_blocks, generator)), key=_error)
+        best = _better(best, sweep(core, random_blocks(core, ranks, n_blocks, generator)))
     return best
 
 
-def _error(result: SweepResult) -> float:
-    return result.error
+def _better(first: SweepResult, second: SweepResult) -> SweepResult:
+    """The result of lower error, the first where there is none: forms of one error may have quite different factors."""
+    lower = second.error < (1 - _SAME) * first.error and first.error >= _EXACT
+    return second if lower else first
 
 
 def _form(blocks: Blocks, compression: Compression, shape: BlockTermShape) -> BlockTerm:

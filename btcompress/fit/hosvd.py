@@ -140,7 +140,7 @@ def _truncated(tensor: Tensor, mode: int, count: int) -> tuple[Tensor, Tensor]:
     else:
         basis = _leading_eigenvectors((unfolding @ unfolding.T).to(torch.float64), count)
     shrunk = basis.T.to(tensor.dtype) @ unfolding
-    return basis, shrunk.reshape(count, *moved.shape[1:]).movedim(0, mode)
+    return basis, shrunk.reshape(-1, *moved.shape[1:]).movedim(0, mode)
 
 
 def _leading_eigenvectors(gram: Tensor, count: int) -> Tensor:

@@ -136,13 +136,17 @@ class BTLSTMCell(Running):
                 f"and {tuple(state[1].shape)}."
             )
         rows, h, c = autocast(rows, *state)
-        biases = None if self.bias_ih is None or self.bias_hh is None else (self.bias_ih, self.bias_hh)
-        direction = Direction(self.weight_ih, self.weight_hh, None, biases)
         whole = (h.unsqueeze(0), c.unsqueeze(0))
-        _, (h, c), layer = self.run("cell", [direction], rows.unsqueeze(0), whole)
+        ((name, directions),) = self.layers().items()
+        _, (h, c), layer = self.run(name, directions, rows.unsqueeze(0), whole)
         if layer is not None:
             self.keep_run(given, [layer])
         return h.squeeze(0), c.squeeze(0)
+
+    def layers(self) -> dict[str, list[Direction]]:
+        """Matrices and biases of the one layer that this is."""
+        biases = None if self.bias_ih is None or self.bias_hh is None else (self.bias_ih, self.bias_hh)
+        return {"cell": [Direction(self.weight_ih, self.weight_hh, None, biases)]}
 
     @classmethod
     def from_dense(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ def choose_way(task: Task, method: Method) -> Way:
     if not task.cpu:
         ways = [way for way in ways if way.steps == "kernel"] or ways
     return min(ways, key=lambda way: seconds(way, task))
+
+
+#: Tasks that a module remembers at most.
+_MOST_FOUND = 4096
 
 
 class Place(NamedTuple):
@@ -41,8 +46,9 @@ class Choice:
     Args:
         method: how to multiply.
 
+    Pins are copied and pickled with their module, and go with :meth:`unpin` alone.
+
     Attributes:
-        method: as given.
         changes: how often what had been chosen was forgotten.
         tasks: the last task met at each place.
 
@@ -51,11 +57,21 @@ class Choice:
     """
 
     def __init__(self, method: Method) -> None:
-        self.method = check_method(method)
+        self._method = check_method(method)
         self._pinned: dict[Place | None, Way] = {}
         self._found: dict[Hashable, Way] = {}
         self.changes = 0
         self.tasks: dict[Place, Task] = {}
+
+    @property
+    def method(self) -> Method:
+        """How to multiply where nothing is pinned."""
+        return self._method
+
+    @method.setter
+    def method(self, method: Method) -> None:
+        self._method = check_method(method)
+        self.forget()
 
     def way(self, place: Place, rest: Hashable, task: Callable[[], Task]) -> Way:
         """The way to do a task: the one pinned, if it is possible, or the cheapest.
@@ -67,6 +83,9 @@ class Choice:
         """
         found = self._found.get((place, rest))
         if found is None:
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+                self.tasks.clear()
             found = self._found[place, rest] = self._choose(place, task())
         return found
 
@@ -96,3 +115,23 @@ class Choice:
         """Choose by the cost model again."""
         self._pinned.clear()
         self.forget()
+
+
+def speed_over_dense(tasks: Sequence[Task]) -> float:
+    """How many times as fast layers are to be as dense ones on the faster of torch's kernels, by the cost model.
+
+    Args:
+        tasks: what each layer has to do; of LSTMs on a CPU.
+    """
+    own = sum(seconds(choose_way(task, "auto"), task) for task in tasks)
+    dense_way = Way("kernel", "dense", "dense")
+    kernels = (
+        sum(seconds(dense_way, replace(_dense(task), onednn=onednn)) for task in tasks) for onednn in (True, False)
+    )
+    return min(kernels) / own
+
+
+def _dense(task: Task) -> Task:
+    """The same of a dense LSTM as torch runs it, which keeps nothing."""
+    none = (None,) * len(task.w)
+    return replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False)

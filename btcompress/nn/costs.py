@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 
-from btcompress.contraction import plan_chain
+from btcompress.contraction.layout import plan_layout
 from btcompress.nn.ways import Operand, Task, Way, is_low_rank
 from btcompress.shapes import MatrixShape
 
@@ -126,8 +126,8 @@ def _input_work(shape: MatrixShape | None, task: Task, way: Way) -> tuple[float,
 @lru_cache(maxsize=1024)
 def _chain(shape: MatrixShape) -> tuple[float, int]:
     part = shape.part
-    chain = plan_chain(part.n_blocks, part.in_modes, part.out_modes, part.ranks)
-    return shape.n_parts * chain.cost, shape.n_parts * len(chain.steps)
+    layout = plan_layout(part.n_blocks, part.in_modes, part.out_modes, part.ranks)
+    return shape.n_parts * layout.cost, shape.n_parts * len(layout.steps)
 
 
 def _forming(shape: MatrixShape) -> float:

@@ -230,12 +230,19 @@ class BTLSTM(Running):
         inputs, h, c = autocast(inputs, *state)
         return self.run(
             f"l{layer}",
-            [self._direction(f"_l{layer}{end}") for end in ("", "_reverse")[: self._directions]],
+            self._both(layer),
             inputs,
             (h, c),
             batch_sizes,
             batch_first=self.batch_first,
         )
+
+    def layers(self) -> dict[str, list[Direction]]:
+        """Matrices and biases of each layer, by its name: ``l0`` and so on."""
+        return {f"l{layer}": self._both(layer) for layer in range(self.num_layers)}
+
+    def _both(self, layer: int) -> list[Direction]:
+        return [self._direction(f"_l{layer}{end}") for end in ("", "_reverse")[: self._directions]]
 
     def _direction(self, suffix: str) -> Direction:
         return Direction(

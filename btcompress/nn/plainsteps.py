@@ -16,8 +16,9 @@ from torch import Tensor
 #: Matrices whose product, from left to right, is a weight: itself alone, or the two factors of a low-rank one.
 Chain = tuple[Tensor, ...]
 
-#: Matrices from so many entries on meet a single column in two halves, which are multiplied at the same time.
-_HALVED_FROM = 2**15
+#: Matrices from so many entries on meet a single column in two halves, which are multiplied at the same time: as they
+#: lie, which takes a few calls more, and laid out for it.
+_HALVED_FROM, _LAID_OUT_IN_HALVES_FROM = 2**18, 2**15
 
 
 class StepScratch:
@@ -116,7 +117,7 @@ class Transposed(NamedTuple):
 def transposed(recurrent: Chain) -> Transposed:
     """A chain laid out so."""
     matrix, *inner = recurrent
-    n = 2 if matrix.numel() >= _HALVED_FROM and len(matrix) % 2 == 0 else 1
+    n = 2 if matrix.numel() >= _LAID_OUT_IN_HALVES_FROM and len(matrix) % 2 == 0 else 1
     return Transposed(tuple(inner), matrix.T.contiguous().view(matrix.shape[1], n, -1).permute(1, 0, 2))
 
 

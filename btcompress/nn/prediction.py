@@ -261,8 +261,9 @@ class Prediction:
         factored = (self.way.inputs if name == "w" else self.way.recurrent) == "factors"
         if not factored or not weight.is_low_rank or not weight.is_in_place:
             return None
-        with torch.no_grad():
-            return weight.low_rank_factors()
+        factors = weight.low_rank_factors()
+        # Detached, they hold no parameter that is to be swapped for another.
+        return factors and (factors[0].detach(), factors[1].detach())
 
     def _operand(self, name: Name, n: int) -> Chain | Products:
         """What multiplies: the matrix itself, its dense form, or its factors."""
@@ -293,6 +294,8 @@ def can_pack(inputs: Tensor, directions: Sequence[Direction]) -> bool:
     """Whether oneDNN's kernel runs this layer, and torch can lay out weights for it beforehand."""
     return (
         directions[0].p is None
+        # It divides by the number of rows.
+        and inputs.numel() > 0
         and uses_onednn(inputs)
         and hasattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight")
     )

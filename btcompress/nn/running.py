@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from torch import Tensor
 from btcompress.nn.choice import Choice, Place
 from btcompress.nn.formed import Keeping, is_plain
 from btcompress.nn.prediction import Prediction
-from btcompress.nn.recurrence import Direction, State, Trained, loopable, task_sizes, uses_onednn
-from btcompress.nn.ways import Method, Task
+from btcompress.nn.recurrence import Direction, State, Trained, Weight, loopable, task_sizes, uses_onednn
+from btcompress.nn.ways import Method, Task, Way, possible_ways
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
 
@@ -43,7 +43,16 @@ class Running(Keeping):
 
     @method.setter
     def method(self, method: Method) -> None:
-        self.choice = Choice(method)
+        self.choice.method = method
+
+    def layers(self) -> Mapping[str, Sequence[Direction]]:
+        """Matrices and biases of each layer, by its name."""
+        raise NotImplementedError
+
+    def ways(self, layer: str) -> list[Way]:
+        """All ways to run a layer, where inputs, dtype and device allow them."""
+        w, u, p = _forms(self.layers()[layer])
+        return list(possible_ways(Task(0, 0, 1, 1, 1, packed=False, trains=False, w=w, u=u, p=p), "auto"))
 
     def kept_run(self, inputs: Tensor, state: State | None) -> tuple[Layer, ...] | None:
         """The layers as they ran on inputs of this shape; None where something has changed.
@@ -103,7 +112,7 @@ class Running(Keeping):
         onednn = uses_onednn(inputs)
         steps, batch, rows = task_sizes(inputs, batch_sizes, batch_first=batch_first)
         packed = batch_sizes is not None
-        w, u, p = zip(*(_shapes(own) for own in directions), strict=True)
+        w, u, p = _forms(directions)
         place, rest = (
             Place(name, steps, batch, trains),
             (rows, packed, loops, keeps, onednn, inputs.device.type, w, u, p),
@@ -120,7 +129,7 @@ class Running(Keeping):
                 trains=trains,
                 w=w,
                 u=u,
-                p=() if directions[0].p is None else p,
+                p=p,
                 loops=loops,
                 keeps=keeps,
                 onednn=onednn,
@@ -136,7 +145,11 @@ class Running(Keeping):
         return outputs, final, trained if plain and not packed else None
 
 
-def _shapes(direction: Direction) -> tuple[MatrixShape | None, ...]:
-    return tuple(
-        weight.shape if isinstance(weight, BTWeight) else None for weight in (direction.w, direction.u, direction.p)
-    )
+def _forms(directions: Sequence[Direction]) -> tuple[tuple[MatrixShape | None, ...], ...]:
+    """Of ``W``, ``U`` and ``P``, for each direction; none of ``P`` where there is no projection."""
+    w, u, p = zip(*((own.w, own.u, own.p) for own in directions), strict=True)
+    return _shapes(w), _shapes(u), () if p[0] is None else _shapes(p)
+
+
+def _shapes(weights: Sequence[Weight]) -> tuple[MatrixShape | None, ...]:
+    return tuple(weight.shape if isinstance(weight, BTWeight) else None for weight in weights)

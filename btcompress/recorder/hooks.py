@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -19,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from btcompress.checkpoint.atomic import check_target, claimed
 from btcompress.errors import BTCompressError
-from btcompress.models import plain_name
+from btcompress.models import plain_name, uncompiled
 from btcompress.recorder.calls import CELLS, LINEAR, LSTMS, call_of
 from btcompress.recorder.sample import Sample
 from btcompress.recorder.spool import Spool
@@ -127,7 +126,7 @@ def recording(
         samples = {name: Sample(spool, sequences, name, seed) for name in chosen}
         streams = {name: Streams(samples[name], steps) for name in chosen}
         recorder = Recording(path, samples)
-        with _hooked(chosen, streams), _uncompiled():
+        with _hooked(chosen, streams), uncompiled():
             yield recorder
         for each in streams.values():
             each.finish()
@@ -205,11 +204,6 @@ def _hook(name: str, layer: nn.Module, streams: Streams, lock: Lock) -> Callable
                 streams.take(call_of(name, called, args, kwargs, output))
 
     return take
-
-
-def _uncompiled() -> Any:  # noqa: ANN401 - torch's own context
-    """Run what was compiled as it was written; nothing is compiled where dynamo was never loaded."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _listed(names: Collection[str]) -> str:

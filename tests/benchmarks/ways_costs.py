@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from lowrank import low_rank_shape
 from scipy.optimize import nnls
 from torch import nn
-from training_step import low_rank_shape
 
 from btcompress import BTLSTM
 from btcompress.modes import ShapeRequest, choose_shape
