@@ -214,6 +214,7 @@ def ran(monkeypatch):
 def halves(monkeypatch):
     """Products with a single column are done in halves, as those of large matrices are; and steps are turned."""
     monkeypatch.setattr(plainsteps, "_HALVED_FROM", 1)
+    monkeypatch.setattr(plainsteps, "_LAID_OUT_IN_HALVES_FROM", 1)
     monkeypatch.setattr(prediction, "_TURNED_FROM", 1)
 
 
@@ -278,9 +279,9 @@ def test_every_way_trains_as_the_dense_lstm_does(form, arguments, dtype, generat
 
 
 LARGE = {
-    # Both factors of W and the left one of U are large, and those of an even number of rows are halved.
+    # The left factors are large, and those of an even number of rows are halved.
     "low rank": (lambda *sizes: MatrixShape(BlockTermShape.low_rank(*sizes[:2], 130, sizes[2])), 258, 128, 0),
-    # The right factor of W has an odd number of rows.
+    # The right factor of W has an odd number of rows, where it is laid out.
     "odd rank": (lambda *sizes: MatrixShape(BlockTermShape.low_rank(*sizes[:2], 131, sizes[2])), 251, 65, 0),
     "dense, odd projection": (lambda *sizes: None, 67, 260, 127),
     "block terms": (block_terms, 130, 91, 0),
@@ -289,7 +290,8 @@ LARGE = {
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("large", LARGE)
-def test_large_layers_predict_the_same_every_way_of_any_strides(large, directions, generator, ran):
+def test_large_layers_predict_the_same_every_way_of_any_strides(large, directions, generator, ran, monkeypatch):
+    monkeypatch.setattr(plainsteps, "_HALVED_FROM", 2**13)
     form, n_inputs, hidden, proj_size = LARGE[large]
     arguments = {"bidirectional": directions == 2, "proj_size": proj_size}
     module = make_lstm(form, generator, torch.float32, inputs=n_inputs, hidden=hidden, **arguments)

@@ -25,6 +25,10 @@ def choose_way(task: Task, method: Method) -> Way:
     return min(ways, key=lambda way: seconds(way, task))
 
 
+#: Tasks that a module remembers at most.
+_MOST_FOUND = 4096
+
+
 class Place(NamedTuple):
     """What a way is pinned for.
 
@@ -88,6 +92,9 @@ class Choice:
             return next((way for way in ways if way.steps == "kernel"), ways[0])
         found = self._found.get((place, rest))
         if found is None:
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+                self.tasks.clear()
             found = self._found[place, rest] = self._choose(place, task())
         return found
 

@@ -12,8 +12,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 Value = TypeVar("Value")
 
-#: Numbers up to which a tensor is compared with a copy: there that is quicker than to add them up.
-_FEW = 2048
+#: What tensors that nothing looks into are.
+_PLAIN = (Tensor, nn.Parameter)
+
+#: Words up to which a tensor is compared with a copy; there that is hardly slower than to add them up.
+_FEW = 4096
+
+#: Of more words every so many are added up: a prime number, so that hardly a row of a matrix is a multiple of it.
+_COLUMNS = 2039
 
 #: Integers to read a tensor's bytes as, by the size of its numbers in bytes.
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -93,7 +99,8 @@ class Formed:
 
     Attributes:
         is_whole: whether every tensor is held as a parameter or buffer; where some are computed from others, as
-            ``torch.nn.utils.parametrize`` does, nothing can be kept.
+            ``torch.nn.utils.parametrize`` does, or as attributes by hooks of ``weight_norm`` and the like, nothing can
+            be kept.
         runs: what the module keeps here for inputs of one shape.
     """
 
@@ -102,7 +109,8 @@ class Formed:
         self._places: list[tuple[Tensor, int, tuple[int, ...]]] = []
         self.is_whole = True
         for each in module.modules():
-            self.is_whole = self.is_whole and not is_parametrized(each)
+            computed = is_parametrized(each) or any(isinstance(value, Tensor) for value in vars(each).values())
+            self.is_whole = self.is_whole and not computed
             for held in (each._modules, each._parameters, each._buffers):
                 for name, value in held.items():
                     self._held.append((held, name, value))
@@ -139,45 +147,61 @@ class Formed:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all values."""
-        return sum(tensor.nbytes for record in self._records.values() for tensor in _tensors_in(record.value))
+        """Bytes of all values that are no views of the parameters."""
+        own = {tensor.untyped_storage().data_ptr() for tensor, _, _ in self._places}
+        found: dict[int, int] = {}
+        for record in self._records.values():
+            for tensor in _tensors_in(record.value):
+                # What oneDNN has laid out has no storage that could be shared.
+                storage = None if tensor.is_mkldnn else tensor.untyped_storage()
+                key, size = (id(tensor), tensor.nbytes) if storage is None else (storage.data_ptr(), storage.nbytes())
+                found |= {} if key in own else {key: size}
+        return sum(found.values())
 
 
 class _Record:
     """A value, and what tells whether it is still that of its tensors.
 
-    Writes through ``tensor.data``, or by another library into the same memory, raise no version: on a CPU a
-    tensor's words tell of them, one by one or by their sum. A GPU would have to be waited for, so that they are not
-    seen there.
+    Writes through ``tensor.data``, or by another library into the same memory, raise no version: on a CPU a tensor's
+    memory, read as integers, tells of them. Of small tensors every word does; of large ones sums of words far apart,
+    which any single change alters, and so do changes of sign or scale and, but for odd chances, other orders. A GPU
+    would have to be waited for, so that such writes are not seen there.
     """
 
     def __init__(self, value: Any, tensors: Sequence[Tensor]) -> None:  # noqa: ANN401
         self.value = value
-        versioned = [tensor for tensor in tensors if not tensor.is_inference()]
-        self._versions = [(tensor, tensor._version) for tensor in versioned]
+        self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
         on_cpu = [tensor for tensor in tensors if tensor.device.type == "cpu"]
         # What is no view of the memory has to be read anew each time.
-        words = [(tensor, _words(tensor) if tensor.is_contiguous() else None) for tensor in on_cpu]
-        self._copied = [(tensor, each, _words(tensor).clone()) for tensor, each in words if tensor.numel() <= _FEW]
-        self._summed = [(tensor, each, int(_words(tensor).sum())) for tensor, each in words if tensor.numel() > _FEW]
+        self._copied = [(tensor, _words(tensor).clone()) for tensor in on_cpu if not tensor.is_contiguous()]
+        self._small, self._large = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
+        for words in (_words(tensor) for tensor in on_cpu if tensor.is_contiguous()):
+            n = 0
+            if words.numel() > _FEW:
+                rows = words.numel() // _COLUMNS
+                # Of an even number of words the same change to all can leave their sum as it was.
+                n = (rows - 1 + rows % 2) * _COLUMNS
+                columns = words[:n].view(-1, _COLUMNS)
+                self._large.append((columns, columns.sum(0)))
+            self._small.append((words[n:], words[n:].clone()))
 
     def is_current(self) -> bool:
         """Whether the tensors hold what they held."""
         for tensor, version in self._versions:
             if tensor._version != version:
                 return False
-        for tensor, words, known in self._copied:
-            if not torch.equal(_words(tensor) if words is None else words, known):
+        for words, known in self._small:
+            if not torch.equal(words, known):
                 return False
-        for tensor, words, total in self._summed:
-            if int((_words(tensor) if words is None else words).sum()) != total:
+        for columns, known in self._large:
+            if not torch.equal(columns.sum(0), known):
                 return False
-        return True
+        return all(torch.equal(_words(tensor), known) for tensor, known in self._copied)
 
 
 def _words(tensor: Tensor) -> Tensor:
     """A tensor's memory as integers, as wide as it can be read."""
-    flat = tensor.detach().reshape(-1)
+    flat = tensor.detach().reshape(-1).contiguous()
     even = flat.nbytes % 8 == 0 and flat.storage_offset() * flat.itemsize % 8 == 0
     return flat.view(torch.int64 if even else _WORDS[flat.itemsize])
 
@@ -205,6 +229,7 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
         and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
-        and not torch.overrides.has_torch_function(tensors)
+        # Others than torch's own two kinds may be no numbers in memory.
+        and all(type(tensor) in _PLAIN for tensor in tensors)
         and (forward_ad._current_level < 0 or all(forward_ad.unpack_dual(each).tangent is None for each in tensors))
     )

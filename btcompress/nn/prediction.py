@@ -261,8 +261,9 @@ class Prediction:
         factored = (self.way.inputs if name == "w" else self.way.recurrent) == "factors"
         if not factored or not weight.is_low_rank or not weight.is_in_place:
             return None
-        with torch.no_grad():
-            return weight.low_rank_factors()
+        factors = weight.low_rank_factors()
+        # Detached, they hold no parameter that is to be swapped for another.
+        return factors and (factors[0].detach(), factors[1].detach())
 
     def _operand(self, name: Name, n: int) -> Chain | Products:
         """What multiplies: the matrix itself, its dense form, or its factors."""
