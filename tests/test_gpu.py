@@ -464,6 +464,22 @@ def test_a_bench_measures_there():
     assert report.machine.device == ON
 
 
+@pytest.mark.skipif(ON == "pretended", reason="it has no clock of its own")
+@pytest.mark.parametrize("trains", [False, True])
+def test_ways_to_run_are_measured_and_pinned_there(trains):
+    module = there(BTLSTM(12, 8, tucker_rank=2, matrices=("input", "recurrent"), dropout=0.0), torch.float32)
+    x = sequences(False, False)[0].to(ON, torch.float32)
+    random = None if ON == "cpu" else torch.cuda.get_rng_state(ON)
+    with torch.set_grad_enabled(trains):
+        before = module(x)[0]
+        (measured,) = btcompress.tune(module, x, trains=trains, seconds=0.05).measured
+        assert difference(module(x)[0], before) < ROUNDING[torch.float32]
+        (layer,) = module.kept_run(x, None)
+    assert layer.way == measured.pin.way
+    assert {way.steps for way in measured.seconds} == {"kernel", "definition", *(["loop"] if ON == "cpu" else [])}
+    assert random is None or torch.equal(torch.cuda.get_rng_state(ON), random)
+
+
 def test_too_little_memory_is_told_from_a_defect():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50, device=ON)

@@ -328,6 +328,11 @@ def test_what_cannot_be_tuned_is_refused(model, arguments, message, clock):
         tune(model(), torch.randn(T, B, INPUTS), **arguments)
 
 
+def test_other_devices_are_refused(clock):
+    with pytest.raises(BTCompressError, match="on 'meta' nothing is measured"):
+        tune(lstm(device="meta"), torch.randn(T, B, INPUTS, device="meta"))
+
+
 def test_calls_without_sequences_are_nothing_to_measure(clock):
     with pytest.raises(BTCompressError, match=r"none of \(top\), or without sequences"):
         tune(lstm(), torch.randn(T, 0, INPUTS))

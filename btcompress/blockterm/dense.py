@@ -1,62 +1,26 @@
-"""The dense matrix of cores and factors, with a backward pass by hand: half as many operations as autograd notes."""
+"""The dense matrix of cores and factors: one matrix product for each mode, and a backward pass by hand."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from btcompress.contraction import letters, operand_letters
 from btcompress.contraction.prepared import autocast, is_watched
 
 #: What torch hands to the methods of an autograd function; it has no type for it.
 Context = Any
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One contraction with a factor.
-
-    Attributes:
-        mode: of the factor.
-        equation: of what there is and the factor.
-        to_given: of the result's gradient and the factor, to the gradient of what there was.
-        to_factor: of what there was and the result's gradient, to the gradient of the factor.
-    """
-
-    mode: int
-    equation: str
-    to_given: str
-    to_factor: str
-
-
-@lru_cache(maxsize=1024)
-def _plan(growths: tuple[float, ...]) -> tuple[tuple[_Step, ...], tuple[int, ...]]:
-    """The steps, and where the axes of the last result come from in a matrix: outputs first, then inputs.
-
-    Args:
-        growths: by how much each mode met multiplies the size: the last one makes nearly all of the matrix.
-    """
-    order = len(growths)
-    _, block, i, j, r = letters(order)
-    modes = sorted(range(order), key=growths.__getitem__)
-    given, steps = block + r, []
-    for k in modes:
-        factor = operand_letters(order)[k + 1]
-        summed = r[k] if k != modes[-1] else r[k] + block
-        result = "".join([letter for letter in given + j[k] + i[k] if letter not in summed])
-        equations = (f"{given},{factor}->{result}", f"{result},{factor}->{given}", f"{given},{result}->{factor}")
-        steps.append(_Step(k, *equations))
-        given = result
-    return tuple(steps), tuple(given.index(letter) for letter in j + i)
-
-
 def padded_dense(cores: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """The dense matrix, padding included; differentiable.
+
+    The cores meet one factor after another. What there is then stands as ``(N, R_k, rest)``, the factor as
+    ``(N, R_k, J_k I_k)``, and the product over ``R_k``, in the last step over the blocks too, as
+    ``(N, rest, J_k I_k)``: the next rank is the first of the rest, so that nothing is copied on the way.
 
     Args:
         cores: shape ``(N, R_1..R_d)``.
@@ -70,28 +34,45 @@ def padded_dense(cores: Tensor, factors: Sequence[Tensor]) -> Tensor:
     if by_hand and not is_watched(*tensors) and autocast(*tensors) is tensors:
         dense: Tensor = _Dense.apply(*tensors)  # type: ignore[no-untyped-call]
         return dense
-    return _matrix(_contracted(cores, factors)[-1], factors)
+    return _matrix(_products(cores, factors)[-1], factors)
 
 
-def _growths(factors: Sequence[Tensor]) -> tuple[float, ...]:
-    return tuple(factor.shape[1] * factor.shape[2] / factor.shape[3] for factor in factors)
+def _order(factors: Sequence[Tensor]) -> list[int]:
+    """Modes in the order in which they are met.
+
+    Each multiplies the size by about this much: the last one makes nearly all of the matrix.
+    """
+    return sorted(range(len(factors)), key=lambda k: factors[k].shape[1] * factors[k].shape[2] / factors[k].shape[3])
 
 
-def _contracted(cores: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
-    """What there is before the first step, and after each."""
-    steps, _ = _plan(_growths(factors))
-    found = [cores]
-    for step in steps:
-        found.append(torch.einsum(step.equation, found[-1], factors[step.mode]))
-    return found
+def _as_right(factor: Tensor, *, last: bool) -> Tensor:
+    """``(N, R, J I)``, or of the last one met ``(1, N R, J I)``."""
+    n_blocks, _, _, rank = factor.shape
+    return factor.permute(0, 3, 2, 1).reshape((1, n_blocks * rank, -1) if last else (n_blocks, rank, -1))
 
 
-def _matrix(tensor: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    _, axes = _plan(_growths(factors))
-    rows = 1
-    for factor in factors:
-        rows *= factor.shape[2]
-    return tensor.permute(axes).reshape(rows, -1)
+def _products(cores: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+    """What meets each factor, as ``(N, R_k, rest)``, and the last product, as ``(1, rest, J I)``."""
+    order = _order(factors)
+    found, running = [], cores.permute(0, *(k + 1 for k in order))
+    for k in order:
+        right = _as_right(factors[k], last=k == order[-1])
+        found.append(running.reshape(*right.shape[:2], -1))
+        running = found[-1].mT @ right
+    return [*found, running]
+
+
+def _axes(factors: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Sizes of the last product's axes, ``J_k, I_k`` in the order met, and where those of the matrix are among them."""
+    order = _order(factors)
+    sizes = [factors[k].shape[axis] for k in order for axis in (2, 1)]
+    places = [2 * order.index(k) for k in range(len(order))]
+    return sizes, places + [place + 1 for place in places]
+
+
+def _matrix(product: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    sizes, axes = _axes(factors)
+    return product.reshape(sizes).permute(axes).reshape(math.prod(factor.shape[2] for factor in factors), -1)
 
 
 class _Dense(torch.autograd.Function):
@@ -99,35 +80,38 @@ class _Dense(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, cores: Tensor, *factors: Tensor) -> Tensor:
-        """Contract, and keep what there is between the steps, which is small beside the matrix."""
-        *before, last = _contracted(cores, factors)
-        ctx.save_for_backward(cores, *factors, *before[1:])
+        """Multiply, and keep what meets the factors, which is small beside the matrix."""
+        *met, last = _products(cores, factors)
+        ctx.save_for_backward(cores, *factors, *met)
         return _matrix(last, factors)
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Contract backward; where gradients of these are asked for, autograd notes how they come about."""
-        # Saved are the cores, as many factors as there are steps, and what there is between the steps.
-        order = len(ctx.saved_tensors) // 2
-        cores, *factors = ctx.saved_tensors[: order + 1]
+        """Multiply backward; where gradients of these are asked for, autograd notes how they come about."""
+        n_factors = len(ctx.saved_tensors) // 2
+        cores, *factors = ctx.saved_tensors[: n_factors + 1]
         if torch.is_grad_enabled():
             return _noted_gradients((cores, *factors), ctx.needs_input_grad, gradient)
-        steps, axes = _plan(_growths(factors))
-        before = (cores, *ctx.saved_tensors[order + 1 :])
-        sizes = [factor.shape[2] for factor in factors] + [factor.shape[1] for factor in factors]
-        inverse = sorted(range(len(axes)), key=axes.__getitem__)
-        running = gradient.reshape(sizes).permute(inverse)
-        found: list[Tensor | None] = [None] * (order + 1)
-        for step, given in reversed(list(zip(steps, before, strict=True))):
-            if ctx.needs_input_grad[step.mode + 1]:
-                found[step.mode + 1] = torch.einsum(step.to_factor, given, running)
-            running = torch.einsum(step.to_given, running, factors[step.mode])
-        found[0] = running if ctx.needs_input_grad[0] else None
+        order, (sizes, axes) = _order(factors), _axes(factors)
+        split = gradient.reshape([sizes[axis] for axis in axes])
+        running = split.permute(sorted(range(len(axes)), key=axes.__getitem__))
+        found: list[Tensor | None] = [None] * (n_factors + 1)
+        for k, left in reversed(list(zip(order, ctx.saved_tensors[n_factors + 1 :], strict=True))):
+            n_blocks, n_in, n_out, rank = factors[k].shape
+            right = _as_right(factors[k], last=k == order[-1])
+            running = running.reshape(len(right), -1, n_out * n_in)
+            if ctx.needs_input_grad[k + 1]:
+                found[k + 1] = (left @ running).view(n_blocks, rank, n_out, n_in).permute(0, 3, 2, 1)
+            running = right @ running.mT
+        if ctx.needs_input_grad[0]:
+            ranks = [cores.shape[k + 1] for k in order]
+            back = [order.index(k) + 1 for k in range(n_factors)]
+            found[0] = running.reshape(len(cores), *ranks).permute(0, *back)
         return tuple(found)
 
 
 def _noted_gradients(tensors: Sequence[Tensor], needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
-    dense = _matrix(_contracted(tensors[0], tensors[1:])[-1], tensors[1:])
+    dense = _matrix(_products(tensors[0], tensors[1:])[-1], tensors[1:])
     found = iter(torch.autograd.grad(dense, wanted, gradient, create_graph=True))
     return tuple(next(found) if needs else None for needs in needed)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
+
 from btcompress.nn.costs import seconds
 from btcompress.nn.ways import Method, Task, Way, check_method, possible_ways
 
@@ -17,6 +19,9 @@ def choose_way(task: Task, method: Method) -> Way:
     ways = list(possible_ways(task, method))
     if not task.cpu:
         ways = [way for way in ways if way.steps == "kernel"] or ways
+    if task.trains and task.steps == 1:
+        # A loop saves what autograd would note from step to step: in one step, nothing.
+        ways = [way for way in ways if way.steps != "loop"] or ways
     return min(ways, key=lambda way: seconds(way, task))
 
 
@@ -74,13 +79,17 @@ class Choice:
         self.forget()
 
     def way(self, place: Place, rest: Hashable, task: Callable[[], Task]) -> Way:
-        """The way to do a task: the one pinned, if it is possible, or the cheapest.
+        """The way to do a task: the one pinned, if it is possible, or the cheapest; for a compiler, torch's kernel.
 
         Args:
             place: where pins are looked up.
             rest: what else tells tasks apart.
             task: describes it, where it was not met before.
         """
+        if torch.compiler.is_compiling():
+            # A compiler would trace the cost model.
+            ways = list(possible_ways(task(), self.method))
+            return next((way for way in ways if way.steps == "kernel"), ways[0])
         found = self._found.get((place, rest))
         if found is None:
             if len(self._found) >= _MOST_FOUND:

@@ -32,6 +32,7 @@ class Quantities:
         read: entries read at each step, times steps, in millions.
         far: those of them that no cache holds.
         inputs: entries that each input meets, times rows, in millions.
+        taken: entries that inputs meet, read once for all rows, in millions.
         chain: operations of chains of factors, for all rows, in millions.
         links: calls of chains.
         formed: entries of matrices formed anew or laid out anew, in millions, times what forming one takes.
@@ -45,6 +46,7 @@ class Quantities:
     read: float = 0.0
     far: float = 0.0
     inputs: float = 0.0
+    taken: float = 0.0
     chain: float = 0.0
     links: float = 0.0
     formed: float = 0.0
@@ -53,6 +55,11 @@ class Quantities:
 
 def kind_of(way: Way, task: Task) -> str:
     """Which formula holds for a way to do a task."""
+    by_chain = way.inputs == "factors" and any(shape is not None and not is_low_rank(shape) for shape in task.w)
+    return f"{_kind_of_steps(way, task)}, chain" if by_chain else _kind_of_steps(way, task)
+
+
+def _kind_of_steps(way: Way, task: Task) -> str:
     predicts = not task.trains and not task.packed
     if way.steps == "loop" and predicts:
         return ("one step" if task.steps == 1 else "loop of one") if task.batch == 1 else "loop"
@@ -91,6 +98,7 @@ def quantities(way: Way, task: Task) -> Quantities:
         read=read / 1e6,
         far=steps * max(0, sum(recurrent) - _NEAR) / 1e6,
         inputs=rows * sum(width for width, _, _ in widths) / 1e6,
+        taken=sum(width for width, _, _ in widths) / 1e6,
         chain=rows * sum(chain for _, chain, _ in widths) / 1e6,
         links=sum(links for _, _, links in widths),
         formed=formed / 1e6,
@@ -137,23 +145,55 @@ def _forming(shape: MatrixShape) -> float:
 
 #: Microseconds of each quantity, by kinds of runs.
 _CONSTANTS: dict[str, Quantities] = {
-    "own kernel": Quantities(call=79, step=9.81, gate=0.0153, product=15.1, read=107),
-    "onednn": Quantities(call=119, step=1.02, gate=0.0053, product=14.8, read=22.3, formed=184),
-    "loop": Quantities(call=156, step=17.3, gate=0.00431, read=548, inputs=20.7, chain=14.9, links=18.3, compared=999),
-    "loop of one": Quantities(call=150, step=10.8, read=59.7, inputs=65.4, chain=55.7, links=23.4),
-    "one step": Quantities(step=47.7, read=325, inputs=463, chain=1260, compared=1030),
+    "loop": Quantities(call=53.6, step=34.8, gate=0.00825, read=507, inputs=10.4, taken=778, links=5.52, compared=329),
+    "loop of one": Quantities(
+        call=86.1, step=11.7, gate=0.0196, product=58, read=0.0686, inputs=5.98, taken=765, links=4.82, compared=153
+    ),
+    "loop of one, chain": Quantities(
+        call=0.0011, step=14.3, product=0.06, read=37.8, far=24.3, chain=12.4, links=38.2, compared=27200
+    ),
+    "loop, chain": Quantities(step=49.3, gate=0.00744, read=417, chain=8.49, links=36.3, compared=17700),
+    "one step": Quantities(
+        call=0.0512, step=44.1, gate=0.361, product=114, read=0.259, inputs=161, taken=0.282, compared=171
+    ),
+    "one step, chain": Quantities(call=0.00149, step=0.00149, gate=0.535, far=96.2, chain=15.3, links=53.7),
+    "onednn": Quantities(call=117, step=4.43, gate=0.00733, far=27.1, inputs=14.2, taken=1370),
+    "own kernel": Quantities(
+        call=109, step=10.7, gate=0.0114, product=22.8, read=97.2, far=93.1, inputs=7.23, taken=409
+    ),
     "packed kernel": Quantities(
-        call=165, step=1.33, gate=0.00516, product=0.187, read=21.8, inputs=17.2, chain=7.96, links=38.2
+        call=117,
+        step=3.6,
+        gate=0.00739,
+        product=6.68,
+        read=6.64,
+        far=19.4,
+        inputs=7.62,
+        taken=440,
+        links=4.8,
+        compared=371,
+    ),
+    "packed kernel, chain": Quantities(
+        step=3.75, gate=0.0181, product=0.0543, far=34, inputs=9, taken=196, chain=9.02, links=110
     ),
     "trained definition": Quantities(
-        call=404, step=111, gate=0.0375, read=752, inputs=36.4, chain=32.5, links=38.1, formed=729
+        call=292, step=148, gate=0.0441, product=28.4, read=538, far=433, inputs=16.3, taken=2340, formed=983
     ),
-    "trained own kernel": Quantities(call=225, step=72.4, gate=0.0482, product=4.11, read=713),
+    "trained definition, chain": Quantities(
+        step=141, gate=0.0546, product=19.2, read=639, far=334, chain=27.7, links=412
+    ),
     "trained loop": Quantities(
-        call=825, step=39.9, gate=0.0279, product=25.6, read=280, inputs=29.8, chain=26.2, links=51.1, formed=819
+        call=697, step=56.9, gate=0.0377, product=52.5, read=103, far=167, inputs=9.6, taken=4410, formed=927
     ),
+    "trained loop, chain": Quantities(step=49, gate=0.0454, product=49.7, read=90.8, far=667, chain=26.2, links=789),
     "trained onednn": Quantities(
-        call=435, step=5.24, gate=0.0158, product=5.04, read=4.96, inputs=45.1, chain=18.1, links=251, formed=1520
+        call=479, step=11.4, gate=0.0236, product=13.3, far=95.8, inputs=30.9, taken=3430, links=72.1, formed=1160
+    ),
+    "trained onednn, chain": Quantities(
+        call=830, step=5.61, gate=0.0768, product=0.207, inputs=28.8, taken=7.19, chain=19, links=19.4, formed=6660
+    ),
+    "trained own kernel": Quantities(
+        call=186, step=105, gate=0.0396, product=14.9, read=518, far=264, inputs=25.7, taken=1380
     ),
 }
 

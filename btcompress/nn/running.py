@@ -113,10 +113,8 @@ class Running(Keeping):
         steps, batch, rows = task_sizes(inputs, batch_sizes, batch_first=batch_first)
         packed = batch_sizes is not None
         w, u, p = _forms(directions)
-        place, rest = (
-            Place(name, steps, batch, trains),
-            (rows, packed, loops, keeps, onednn, inputs.device.type, w, u, p),
-        )
+        place = Place(name, steps, batch, trains)
+        rest = (rows, packed, loops, keeps, onednn, inputs.device.type, w, u, p)
 
         def task() -> Task:
             return Task(

@@ -183,7 +183,8 @@ class BTWeight(nn.Module):
         factors = self.low_rank_factors() if self.is_in_place else None
         if factors is not None:
             return factors[0] @ factors[1]
-        return torch.cat([part.to_dense() for part in self.parts])
+        parts = [part.to_dense() for part in self.parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def prefers_dense(self, n_rows: int, method: Method, *, formed: bool = False) -> bool:
         """Whether to multiply ``n_rows`` rows by the dense matrix rather than by the factors.

@@ -111,7 +111,8 @@ def tune(
 
     Raises:
         BTCompressError: the model has no block-term LSTM or cell, or calls none on the example; gradients are to be
-            asked for and none of them has any; ``seconds`` is out of range. Nothing is pinned then.
+            asked for and none of them has any; it is neither on a CPU nor on a CUDA device; ``seconds`` is out of
+            range. Nothing is pinned then.
         OutputError: the file cannot be written.
     """
     modules = tunable(module)
@@ -167,6 +168,8 @@ class _Tuner:
         """Measure the layers of a call, unless one like it was."""
         if (name, call.key) in self._met:
             return
+        if call.device.type not in ("cpu", "cuda"):
+            raise BTCompressError(f"on {str(call.device)!r:.40} nothing is measured. Use cpu, or a CUDA device.")
         self._met.add((name, call.key))
         with without_collection():
             for place, task in call.tasks().items():

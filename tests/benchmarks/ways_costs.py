@@ -5,7 +5,7 @@
 
 ``measure`` runs one layer by each way that btcompress/nn/ways.py has, over steps and batches, in prediction and in
 training, on oneDNN's kernel and on torch's own: medians of calls that take turns. Run it alone on a quiet machine.
-``fit`` prints the constants for btcompress/nn/costs.py: for each kind of run the least squares of relative errors among
+``fit`` prints the constants for btcompress/nn/costs.py: for each kind of run the least squares of logarithms among
 constants that are not negative, and how far off they are. ``check`` says instead how much slower what the model
 chooses is than the fastest way measured.
 """
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from lowrank import low_rank_shape
-from scipy.optimize import nnls
+from numpy.typing import NDArray
+from scipy.optimize import least_squares, nnls
 from torch import nn
 
 from btcompress import BTLSTM
@@ -41,6 +42,7 @@ SECONDS, LEAST, MOST, LONG = 0.1, 3, 60, 0.01
 
 #: Inputs, hidden units, steps and batch.
 Size = tuple[int, int, int, int]
+FloatArray = NDArray[np.float64]
 Shapes = tuple[MatrixShape | None, MatrixShape | None]
 
 
@@ -141,6 +143,19 @@ def task_and_way(row: dict[str, Any]) -> tuple[Task, Way]:
     return task_of(row["size"], shapes, trains=row["trains"], onednn=row["onednn"], keeps=keeps), Way(*row["way"])
 
 
+def fitted(features: FloatArray, times: FloatArray) -> FloatArray:
+    """Constants of least squared logarithms of the ratios of estimates and times, none negative."""
+    used = features.any(axis=0)
+    begun, _ = nnls(features[:, used] / times[:, None], np.ones(len(times)))
+    scale = 1 / (features[:, used] / times[:, None]).max(axis=0)
+    found = least_squares(
+        lambda roots: np.log(features[:, used] @ (roots**2 * scale) / times), np.sqrt(begun / scale + 1e-3)
+    )
+    constants = np.zeros(features.shape[1])
+    constants[used] = np.where(found.x**2 > 1e-6, found.x**2 * scale, 0)
+    return constants
+
+
 def fit(rows: list[dict[str, Any]]) -> None:
     """Print the constants of each kind."""
     by_kind: dict[str, list[tuple[tuple[float, ...], float]]] = {}
@@ -149,7 +164,7 @@ def fit(rows: list[dict[str, Any]]) -> None:
         by_kind.setdefault(kind_of(way, task), []).append((astuple(quantities(way, task)), row["seconds"] * 1e6))
     for kind, own in sorted(by_kind.items()):
         features, times = (np.array(each) for each in zip(*own, strict=True))
-        constants, _ = nnls(features / times[:, None], np.ones(len(own)))
+        constants = fitted(features, times)
         off = np.exp(np.abs(np.log(features @ constants / times)))
         named = {field.name: float(f"{c:.3g}") for field, c in zip(fields(Quantities), constants, strict=True) if c}
         print(f'    "{kind}": Quantities({", ".join(f"{name}={c:g}" for name, c in named.items())}),')
