@@ -112,7 +112,8 @@ class BTLSTMCell(Running):
         """
         if type(input) is Tensor and hx is not None:
             cell = self.kept_run(input, hx)
-            if cell is not None and hx[0].shape == hx[1].shape == (*input.shape[:-1], self.hidden_size):
+            fits = hx[0].dtype == hx[1].dtype == input.dtype
+            if cell is not None and fits and hx[0].shape == hx[1].shape == (*input.shape[:-1], self.hidden_size):
                 return _run_again(cell[0], input, hx)
         if input.dim() not in (1, 2):
             raise ValueError(f"input must have 1 or 2 dimensions, (I) or (B, I), but it has {input.dim()}.")

@@ -189,12 +189,13 @@ class Prediction:
         own, rows, hidden = self.directions[n], self._begun_rows(n, inputs).contiguous(), c.shape[-1]
 
         def pack() -> tuple[Tensor, ...]:
-            (u,) = self._chain("u", n)
+            # It takes their memory as it lies, whatever strides they have.
+            left, (u,) = self._left(n).contiguous(), self._chain("u", n)
             arguments = (hidden, n == 1, own.biases is not None, False, list(rows.shape))
-            return tuple(torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(self._left(n), u, *arguments))
+            return tuple(torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(left, u.contiguous(), *arguments))
 
         packed = self._keep(("packed", self.way.inputs, n), ("w", "u"), pack)
-        biases = own.biases or (h.new_zeros(4 * hidden),) * 2
+        biases = [bias.contiguous() for bias in own.biases or (h.new_zeros(4 * hidden),) * 2]
         common: tuple[Any, ...] = (n == 1, [], _LSTM_MODE, hidden, 1, own.biases is not None, False, False, False)
         states = (h.contiguous(), c.contiguous())
         outputs, h, c, _ = torch.ops.aten.mkldnn_rnn_layer.default(rows, *packed, *biases, *states, *common)

@@ -27,16 +27,17 @@ class Factors(nn.Module):
 
     def __init__(self, factors: Iterable[Tensor]) -> None:
         super().__init__()
-        self.order = 0
-        for factor in factors:
-            self.register_parameter(str(self.order), nn.Parameter(factor))
-            self.order += 1
+        given = [nn.Parameter(factor) for factor in factors]
+        self.names = tuple(str(k) for k in range(len(given)))
+        for name, factor in zip(self.names, given, strict=True):
+            self.register_parameter(name, factor)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The factors, in the order of the modes."""
-        if len(self._parameters) == self.order:
-            return tuple(self._parameters.values())  # type: ignore[arg-type]
-        return tuple(getattr(self, str(k)) for k in range(self.order))
+        # What was parametrized for a while has come back last.
+        found = [self._parameters.get(name) for name in self.names]
+        kept = tuple(factor for factor in found if factor is not None)
+        return kept if len(kept) == len(found) else tuple(getattr(self, name) for name in self.names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
