@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 from btcompress.contraction.layout import plan_layout
@@ -99,7 +99,7 @@ def quantities(way: Way, task: Task) -> Quantities:
 
 
 def _recurrent(task: Task) -> Iterator[tuple[MatrixShape | None, int]]:
-    outputs = next((shape.out_size for shape in task.p if shape is not None), task.hidden)
+    outputs = task.outputs or task.hidden
     yield from ((shape, 4 * task.hidden * outputs) for shape in task.u)
     yield from ((shape, outputs * task.hidden) for shape in task.p)
 
@@ -160,5 +160,41 @@ _CONSTANTS: dict[str, Quantities] = {
 
 def seconds(way: Way, task: Task) -> float:
     """Estimated seconds of one call."""
-    constants = _CONSTANTS[kind_of(way, task)]
-    return sum(map(operator.mul, astuple(constants), astuple(quantities(way, task)))) / 1e6
+    return _sum(_CONSTANTS[kind_of(way, task)], quantities(way, task))
+
+
+#: Microseconds of a call of torch.nn.LSTMCell, which does what torch's own kernel does with less around it: fitted to
+#: what tests/benchmarks/lstm_speed.py measured of cells.
+_CELL_CALL = 22.0
+
+
+def dense_seconds(task: Task, *, onednn: bool, cell: bool = False) -> float:
+    """Estimated seconds of one call of the dense layer as torch runs it, which keeps nothing.
+
+    The constants were fitted with as many inputs as hidden units. So half of what a kernel's products take is for
+    each of both, and what ``W`` has more than ``U`` is read once, see :func:`reading_seconds`.
+
+    Args:
+        task: what to do, in prediction.
+        onednn: whether oneDNN's kernel does it, or torch's own.
+        cell: whether ``torch.nn.LSTMCell`` does it, on no kernel.
+    """
+    none = (None,) * len(task.w)
+    task = replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False, onednn=onednn and not cell)
+    way = Way("kernel", "dense", "dense")
+    constants, found = _CONSTANTS[kind_of(way, task)], quantities(way, task)
+    constants = replace(constants, call=_CELL_CALL) if cell else constants
+    found = replace(found, product=(found.product + found.inputs) / 2)
+    return _sum(constants, found) + reading_seconds(task)
+
+
+def reading_seconds(task: Task) -> float:
+    """Estimated seconds of reading once what dense matrices ``W`` have more than ``U``, as torch's own kernel reads."""
+    gates = 4 * task.hidden
+    more = len(task.w) * gates * max(0, task.inputs - (task.outputs or task.hidden)) / 1e6
+    constants = _CONSTANTS["own kernel"]
+    return more * (constants.read + constants.far) / 1e6
+
+
+def _sum(constants: Quantities, found: Quantities) -> float:
+    return sum(map(operator.mul, astuple(constants), astuple(found))) / 1e6
