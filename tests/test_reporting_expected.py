@@ -11,12 +11,8 @@ from torch import nn
 import btcompress
 from btcompress import display
 from btcompress.nn import BTLSTM, BTLSTMCell
-from btcompress.nn.choice import speed_over_dense
-from btcompress.nn.costs import dense_seconds
-from btcompress.nn.ways import Task
 from btcompress.reporting import expected
 from btcompress.results import ExpectedCase
-from btcompress.shapes import BlockTermShape, MatrixShape
 from btcompress.timings import BenchCase, BenchReport, Machine, WayTiming
 
 BOTH = ("input", "recurrent")
@@ -176,27 +172,3 @@ def test_of_very_many_lstms_the_first_are_shown(capsys):
     out = capsys.readouterr().out
     assert out.count("Expected speed: text") == 20
     assert "Expected speed: and 30 more (--json shows all)." in out
-
-
-def task(inputs, hidden, batch=1, steps=1, *, w=(None,), u=(None,), **fields):
-    return Task(inputs, hidden, steps, batch, steps * batch, packed=False, trains=False, w=w, u=u, **fields)
-
-
-def test_reading_a_wide_matrix_counts_for_dense_layers():
-    low_rank = MatrixShape(BlockTermShape.low_rank(1024, 256, 16, n_gates=4))
-    wide = MatrixShape(BlockTermShape((10, 12, 16, 30), (16, 4, 4, 4), (4, 4, 4, 4), 2, n_gates=4))
-    for batch, steps in ((1, 1), (1, 50), (16, 50)):
-        assert speed_over_dense([task(57_600, 256, batch, steps, w=(wide,))]) > 1
-        # What stays dense is read by both.
-        assert 0.5 < speed_over_dense([task(57_600, 256, batch, steps, u=(low_rank,))]) < 2
-
-
-def test_a_projection_makes_the_dense_layer_smaller():
-    seconds = [dense_seconds(task(512, 512, steps=50, p=(None,), outputs=size), onednn=False) for size in (32, 512)]
-    assert seconds[0] < 0.5 * seconds[1]
-
-
-def test_a_dense_cell_takes_less_than_a_kernel_that_is_called():
-    for batch in (1, 16):
-        one = task(128, 128, batch)
-        assert speed_over_dense([one], cell=True) < speed_over_dense([one])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from btcompress.results import ExpectedCase
 from btcompress.text import listed
@@ -67,8 +67,9 @@ def expectation(cases: Sequence[ExpectedCase], *, alone: bool) -> Iterator[str]:
     """
     alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for lstm in dict.fromkeys(case.lstm for case in cases):
-        clauses = tuple(_clauses([(case, case.ratio) for case in cases if case.lstm == lstm], _estimated_words))
-        alike.setdefault(clauses, []).append(lstm or "the LSTM at the top")
+        own = [(case, case.ratio) for case in cases if case.lstm == lstm]
+        clauses = _clauses(own, _estimated_words, {case.steps for case, _ in own})
+        alike.setdefault(tuple(clauses), []).append(lstm or "the LSTM at the top")
     for ((where, words), *rest), lstms in alike.items():
         who = "this file is" if alone else f"{listed(lstms)} {'is' if len(lstms) == 1 else 'are'}"
         first = f"At {where} {who} expected to run {words} as the dense LSTM{'s' * (len(lstms) > 1)}"
@@ -78,16 +79,17 @@ def expectation(cases: Sequence[ExpectedCase], *, alone: bool) -> Iterator[str]:
     yield "So says the cost model, of predictions on a CPU of two cores; btcompress bench measures it on this machine."
 
 
-def _clauses(cases: Sequence[_Compared], words_of: Callable[[float], str]) -> Iterator[tuple[str, str]]:
-    """For each batch size how fast, or where that differs, or is of some only, for each number of steps."""
-    every = {case.steps for case, _ in cases}
+def _clauses(
+    cases: Sequence[_Compared], words_of: Callable[[float], str], steps: Collection[int] = ()
+) -> Iterator[tuple[str, str]]:
+    """For each batch size how fast, or where that differs, or is not of all these steps, for each number of steps."""
     for batch in dict.fromkeys(case.batch for case, _ in cases):
         words = {case.steps: words_of(ratio) for case, ratio in cases if case.batch == batch}
-        if len(set(words.values())) == 1 and words.keys() == every:
+        if len(set(words.values())) == 1 and words.keys() >= set(steps):
             yield f"batch {batch:,}", next(iter(words.values()))
             continue
-        for steps, told in words.items():
-            yield f"batch {batch:,} and {_steps_text(steps)}", told
+        for n, told in words.items():
+            yield f"batch {batch:,} and {_steps_text(n)}", told
 
 
 def _steps_text(n: int) -> str:
