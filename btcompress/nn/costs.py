@@ -114,7 +114,7 @@ def quantities(way: Way, task: Task) -> Quantities:
 
 
 def _recurrent(task: Task) -> Iterator[tuple[MatrixShape | None, int]]:
-    outputs = next((shape.out_size for shape in task.p if shape is not None), task.hidden)
+    outputs = task.outputs or task.hidden
     yield from ((shape, 4 * task.hidden * outputs) for shape in task.u)
     yield from ((shape, outputs * task.hidden) for shape in task.p)
 
@@ -245,8 +245,7 @@ _CONSTANTS: dict[str, Quantities] = {
 
 def seconds(way: Way, task: Task) -> float:
     """Estimated seconds of one call."""
-    constants = _constants(kind_of(way, task))
-    return sum(map(operator.mul, astuple(constants), astuple(quantities(way, task)))) / 1e6
+    return _sum(_constants(kind_of(way, task)), quantities(way, task))
 
 
 def _constants(kind: str) -> Quantities:
@@ -255,3 +254,27 @@ def _constants(kind: str) -> Quantities:
         return _CONSTANTS[kind]
     chain = _CONSTANTS["packed kernel, chain"]
     return replace(_CONSTANTS[kind.removesuffix(", chain")], chain=chain.chain, links=chain.links)
+
+
+#: Microseconds of a call of torch.nn.LSTMCell, which does what torch's own kernel does with less around it: fitted to
+#: what tests/benchmarks/lstm_speed.py measured of cells.
+_CELL_CALL = 22.0
+
+
+def dense_seconds(task: Task, *, onednn: bool, cell: bool = False) -> float:
+    """Estimated seconds of one call of the dense layer as torch runs it, which keeps nothing.
+
+    Args:
+        task: what to do, in prediction.
+        onednn: whether oneDNN's kernel does it, or torch's own.
+        cell: whether ``torch.nn.LSTMCell`` does it, on no kernel.
+    """
+    none = (None,) * len(task.w)
+    task = replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False, onednn=onednn and not cell)
+    way = Way("kernel", "dense", "dense")
+    constants = _constants(kind_of(way, task))
+    return _sum(replace(constants, call=_CELL_CALL) if cell else constants, quantities(way, task))
+
+
+def _sum(constants: Quantities, found: Quantities) -> float:
+    return sum(map(operator.mul, astuple(constants), astuple(found))) / 1e6
