@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from btcompress.nn.costs import dense_seconds, seconds
+from btcompress.nn.costs import dense_seconds, reading_seconds, seconds
 from btcompress.nn.ways import Method, Task, Way, check_method, possible_ways
 
 
@@ -139,6 +139,6 @@ def speed_over_dense(tasks: Sequence[Task], *, cell: bool = False) -> float:
 
 def _own_seconds(task: Task) -> float:
     way = choose_way(task, "auto")
-    own = seconds(way, task)
+    own = max(seconds(way, task), reading_seconds(task) if way.inputs == "dense" else 0)
     # Torch's kernel is no slower on matrices that are kept.
     return min(own, dense_seconds(task, onednn=task.onednn)) if way == Way("kernel", "dense", "dense") else own

@@ -33,9 +33,8 @@ class Quantities:
         step: steps of all directions.
         gate: hidden units, times rows.
         product: entries that each hidden state meets, times rows, in millions.
-        blocked: the same with sequences rounded up to whole blocks of 16, which take as long, in millions.
         read: entries read at each step, times steps, in millions.
-        far: those of them that no cache holds.
+        far: those of them, and of the ones below, that no cache near a core holds.
         inputs: entries that each input meets, times rows, in millions.
         taken: entries that inputs meet, read once for all rows, in millions.
         chain: operations of chains of factors, for all rows, in millions.
@@ -48,7 +47,6 @@ class Quantities:
     step: float = 0.0
     gate: float = 0.0
     product: float = 0.0
-    blocked: float = 0.0
     read: float = 0.0
     far: float = 0.0
     inputs: float = 0.0
@@ -83,6 +81,9 @@ def quantities(way: Way, task: Task) -> Quantities:
     directions, rows, steps = len(task.u), task.rows, task.steps
     recurrent = [_entries(shape, size, way.recurrent) for shape, size in _recurrent(task)]
     read = steps * sum(recurrent)
+    # A loop fills up blocks of sequences.
+    blocks = kind_of(way, task).startswith("loop") and task.batch > 1
+    run = steps * _BLOCK * math.ceil(task.batch / _BLOCK) if blocks else rows
     widths = [_input_work(shape, task, way) for shape in task.w]
     laid_out = not (task.keeps and not task.trains) and way.steps == "kernel" and task.onednn
     operands = [(shape, way.inputs) for shape in task.w] + [(shape, way.recurrent) for shape in task.recurrent]
@@ -99,11 +100,10 @@ def quantities(way: Way, task: Task) -> Quantities:
     return Quantities(
         call=1,
         step=directions * steps,
-        gate=directions * rows * task.hidden,
-        product=rows * sum(recurrent) / 1e6,
-        blocked=steps * _BLOCK * math.ceil(task.batch / _BLOCK) * sum(recurrent) / 1e6,
+        gate=directions * run * task.hidden,
+        product=run * sum(recurrent) / 1e6,
         read=read / 1e6,
-        far=steps * max(0, sum(recurrent) - _NEAR) / 1e6,
+        far=(steps * max(0, sum(recurrent) - _NEAR) + max(0, sum(width for width, _, _ in widths) - _NEAR)) / 1e6,
         inputs=rows * sum(width for width, _, _ in widths) / 1e6,
         taken=sum(width for width, _, _ in widths) / 1e6,
         chain=rows * sum(chain for _, chain, _ in widths) / 1e6,
@@ -153,92 +153,47 @@ def _forming(shape: MatrixShape) -> float:
 #: Microseconds of each quantity, by kinds of runs.
 _CONSTANTS: dict[str, Quantities] = {
     "loop": Quantities(
-        call=51.7,
-        step=37.3,
-        gate=0.00587,
-        product=15.3,
-        blocked=0.0216,
-        far=1.3,
-        inputs=14.5,
-        taken=697,
-        links=8.7,
-        compared=457,
+        call=53.3, step=32, gate=0.0082, product=15.9, far=29.3, inputs=12.9, taken=500, links=7.42, compared=461
     ),
     "loop of one": Quantities(
-        call=86.1,
-        step=11.7,
-        gate=0.0196,
-        product=0.0685,
-        blocked=3.62,
-        read=0.0685,
-        inputs=5.98,
-        taken=765,
-        links=4.82,
-        compared=153,
+        call=84.6, step=12.1, gate=0.0147, product=58, read=0.0706, inputs=14.7, taken=552, links=1.3, compared=321
     ),
     "loop of one, chain": Quantities(
-        call=0.00116,
-        step=14.3,
-        product=0.0599,
-        blocked=2.36,
-        read=0.0599,
-        far=24.3,
-        chain=12.4,
-        links=38.2,
-        compared=27200,
+        step=10.8, gate=0.00567, product=0.0775, read=72.9, chain=12.5, links=95.2, compared=5890
     ),
-    "loop, chain": Quantities(step=68.8, product=16, blocked=0.0226, far=40.7, chain=8.7, links=35, compared=20300),
+    "loop, chain": Quantities(step=61.6, product=15.1, read=120, chain=9.86, links=75.3),
     "one step": Quantities(
-        call=44.1,
-        step=0.0512,
-        gate=0.361,
-        product=0.259,
-        blocked=7.11,
-        read=0.259,
-        inputs=161,
-        taken=0.282,
-        compared=171,
+        call=34.5, step=0.0469, gate=0.426, product=0.247, read=124, inputs=139, taken=0.23, compared=162
     ),
-    "one step, chain": Quantities(call=0.00143, step=0.00143, gate=0.535, far=96.2, chain=15.3, links=53.7),
-    "onednn": Quantities(call=117, step=4.43, gate=0.00733, far=27.1, inputs=14.2, taken=1370),
+    "one step, chain": Quantities(gate=0.559, read=0.000775, far=91.5, chain=15.9, links=48.9),
+    "onednn": Quantities(call=117, step=4.44, gate=0.00759, product=3.99, far=34.6, inputs=10, taken=695, formed=283),
     "own kernel": Quantities(
-        call=109, step=10.7, gate=0.0114, product=22.8, read=97.2, far=93.1, inputs=7.23, taken=409
+        call=106, step=9.48, gate=0.0115, product=20.8, read=132, far=45.6, inputs=9.83, taken=326
     ),
     "packed kernel": Quantities(
-        call=117,
-        step=3.6,
-        gate=0.00739,
-        product=6.68,
-        read=6.64,
-        far=19.4,
-        inputs=7.62,
-        taken=440,
-        links=4.8,
-        compared=371,
+        call=118, step=3.42, gate=0.00744, product=6.51, read=10.9, far=19.1, inputs=8.55, taken=260, compared=482
     ),
     "packed kernel, chain": Quantities(
-        step=3.75, gate=0.0181, product=0.0543, far=34, inputs=9, taken=196, chain=9.02, links=110
+        step=3.86, gate=0.0173, product=0.0541, far=29.6, inputs=9.07, taken=177, chain=9.95, links=110
     ),
     "trained definition": Quantities(
-        call=292, step=148, gate=0.0441, product=28.4, read=538, far=433, inputs=16.3, taken=2340, formed=983
+        call=285, step=147, gate=0.0431, product=24.6, read=651, far=260, inputs=20.6, taken=2140, formed=992
     ),
     "trained definition, chain": Quantities(
-        step=141, gate=0.0546, product=19.2, read=639, far=334, chain=27.7, links=412
+        step=138, gate=0.0468, product=18.6, read=844, far=49.8, chain=31.5, links=425
     ),
     "trained loop": Quantities(
-        call=697, step=56.9, gate=0.0377, product=52.5, read=103, far=167, inputs=9.6, taken=4410, formed=927
+        call=710, step=55.6, gate=0.0377, product=49.5, read=134, far=156, inputs=16, taken=3470, formed=944
     ),
-    "trained loop, chain": Quantities(
-        call=0.0219, step=49, gate=0.0454, product=49.7, read=90.8, far=667, chain=26.2, links=789
-    ),
+    "trained loop, chain": Quantities(step=46, gate=0.0424, product=47.8, read=139, far=596, chain=30.7, links=798),
     "trained onednn": Quantities(
-        call=479, step=11.4, gate=0.0236, product=13.3, far=95.8, inputs=30.9, taken=3430, links=72.1, formed=1160
+        call=486, step=11.6, gate=0.0239, product=11, far=109, inputs=33.7, taken=2920, links=47.3, formed=1220
     ),
     "trained onednn, chain": Quantities(
-        call=830, step=5.61, gate=0.0768, product=0.207, inputs=28.8, taken=7.19, chain=19, links=19.5, formed=6660
+        call=823, step=6.64, gate=0.0761, product=0.212, far=3.33, inputs=31.4, taken=6.84, chain=20.5, formed=6050
     ),
     "trained own kernel": Quantities(
-        call=186, step=105, gate=0.0396, product=14.9, read=518, far=264, inputs=25.7, taken=1380
+        call=194, step=109, gate=0.0399, product=13.9, read=543, far=383, inputs=24.4, taken=870
     ),
 }
 
@@ -274,6 +229,13 @@ def dense_seconds(task: Task, *, onednn: bool, cell: bool = False) -> float:
     way = Way("kernel", "dense", "dense")
     constants = _constants(kind_of(way, task))
     return _sum(replace(constants, call=_CELL_CALL) if cell else constants, quantities(way, task))
+
+
+def reading_seconds(task: Task) -> float:
+    """Estimated seconds of reading dense matrices ``W`` once, which nothing that multiplies by them can beat."""
+    entries = len(task.w) * 4 * task.hidden * task.inputs
+    constants = _CONSTANTS["own kernel"]
+    return (entries * constants.taken + max(0, entries - _NEAR) * constants.far) / 1e12
 
 
 def _sum(constants: Quantities, found: Quantities) -> float:
