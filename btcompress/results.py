@@ -429,6 +429,37 @@ class UntouchedReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedCase:
+    """How fast an LSTM is to be at one batch size and number of steps, in prediction.
+
+    Attributes:
+        lstm: its name; empty at the top of a file.
+        batch: sequences in a call.
+        steps: of each sequence in a call; 1 for a cell.
+        ratio: estimated seconds of the dense LSTM on the faster of torch's kernels over those of the block terms,
+            above 1 where these are faster.
+    """
+
+    lstm: str
+    batch: int
+    steps: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedSpeed:
+    """What the cost model says of the speed of a result, where nothing was measured.
+
+    Attributes:
+        cases: some typical ones of each LSTM.
+        advice: how fast each LSTM is to be beside the dense one.
+    """
+
+    cases: tuple[ExpectedCase, ...]
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CompressionReport:
     """What a compression gained and lost.
 
@@ -443,6 +474,7 @@ class CompressionReport:
         untouched: the other tensors beside those of the dense checkpoint; None where it was not given.
         on_inputs: one entry for each LSTM that inputs were given for.
         bench: what running it took when that was measured last; None where it was not.
+        expected_speed: what the cost model says of LSTMs that :attr:`bench` does not hold; None where it says nothing.
     """
 
     matrices: tuple[MatrixReport, ...]
@@ -455,6 +487,7 @@ class CompressionReport:
     untouched: UntouchedReport | None = None
     on_inputs: tuple[InputsReport, ...] = ()
     bench: BenchReport | None = None
+    expected_speed: ExpectedSpeed | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -469,4 +502,5 @@ class CompressionReport:
             "untouched": None if self.untouched is None else asdict(self.untouched),
             "on_inputs": [asdict(each) for each in self.on_inputs],
             "bench": None if self.bench is None else self.bench.to_dict(),
+            "expected_speed": None if self.expected_speed is None else asdict(self.expected_speed),
         }

@@ -261,7 +261,9 @@ def test_calibrations_that_rounded_tell_the_error_before_training_through_it(rep
     row = CalibrationReport("rnn", 0.0755, 0.0312, 10, 640, 160, 1.5, 0.0524, 15, FEWER, AGREEMENT, 0.0811)
     calibrated = replace(report, calibrated=(row, CalibrationReport("", 0.5, 0.25, 10, 640, 160, 1.5)))
     display.show_report(calibrated)
-    errors, shares = [line for line in capsys.readouterr().out.splitlines() if "of rnn" in line or "steps" in line]
+    errors, shares = [
+        line for line in capsys.readouterr().out.splitlines() if "of rnn" in line or "5,320 steps" in line
+    ]
     for error, share in (("0.0755", "90.0%"), ("0.0312", "99.1%")):
         assert errors.index(error) + len(error) == shares.index(share) + len(share)
     display.show_report(calibrated)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from btcompress.nn import BTLSTM, costs
-from btcompress.nn.choice import choose_way
-from btcompress.nn.costs import Quantities, kind_of, quantities, seconds
+from btcompress.nn.choice import choose_way, speed_over_dense
+from btcompress.nn.costs import Quantities, dense_seconds, kind_of, quantities, seconds
 from btcompress.nn.ways import Task, Way, possible_ways
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -201,3 +201,26 @@ def test_a_module_picks_by_the_task_that_its_layers_have(generator):
             True,
             True,
         )
+
+
+def plain(inputs, hidden, batch=1, steps=1, *, w=(None,), u=(None,), **fields):
+    return Task(inputs, hidden, steps, batch, steps * batch, packed=False, trains=False, w=w, u=u, **fields)
+
+
+def test_reading_a_wide_matrix_counts_for_dense_layers():
+    wide = MatrixShape(BlockTermShape((10, 12, 16, 30), (16, 4, 4, 4), (4, 4, 4, 4), 2, n_gates=4))
+    for batch, steps in ((1, 1), (1, 50), (16, 50)):
+        assert speed_over_dense([plain(57_600, 256, batch, steps, w=(wide,))]) > 1
+        # What stays dense is read by both.
+        assert 0.5 < speed_over_dense([plain(57_600, 256, batch, steps, u=(low_rank(1024, 256, 16),))]) < 2
+
+
+def test_a_projection_makes_the_dense_layer_smaller():
+    seconds = [dense_seconds(plain(512, 512, steps=50, p=(None,), outputs=size), onednn=False) for size in (32, 512)]
+    assert seconds[0] < 0.5 * seconds[1]
+
+
+def test_a_dense_cell_takes_less_than_a_kernel_that_is_called():
+    for batch in (1, 16):
+        one = plain(128, 128, batch)
+        assert speed_over_dense([one], cell=True) < speed_over_dense([one])

@@ -59,6 +59,8 @@ def show_report(report: CompressionReport) -> None:
         show_table(console, _training_table(report.finetuned))
     if report.bench is not None:
         show_measured(console, report.bench)
+    if report.expected_speed is not None:
+        show_list(console, "Expected speed", report.expected_speed.advice)
     if report.untouched is not None:
         show_list(console, "Not factorized", [_untouched_text(report.untouched)])
     show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])

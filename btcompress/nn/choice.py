@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
-from btcompress.nn.costs import seconds
+from btcompress.nn.costs import dense_seconds, seconds
 from btcompress.nn.ways import Method, Task, Way, check_method, possible_ways
 
 
@@ -126,21 +125,20 @@ class Choice:
         self.forget()
 
 
-def speed_over_dense(tasks: Sequence[Task]) -> float:
+def speed_over_dense(tasks: Sequence[Task], *, cell: bool = False) -> float:
     """How many times as fast layers are to be as dense ones on the faster of torch's kernels, by the cost model.
 
     Args:
-        tasks: what each layer has to do; of LSTMs on a CPU.
+        tasks: what each layer has to do; in prediction on a CPU.
+        cell: compare with :class:`torch.nn.LSTMCell` instead.
     """
-    own = sum(seconds(choose_way(task, "auto"), task) for task in tasks)
-    dense_way = Way("kernel", "dense", "dense")
-    kernels = (
-        sum(seconds(dense_way, replace(_dense(task), onednn=onednn)) for task in tasks) for onednn in (True, False)
-    )
+    own = sum(_own_seconds(task) for task in tasks)
+    kernels = (sum(dense_seconds(task, onednn=onednn, cell=cell) for task in tasks) for onednn in (True, False))
     return min(kernels) / own
 
 
-def _dense(task: Task) -> Task:
-    """The same of a dense LSTM as torch runs it, which keeps nothing."""
-    none = (None,) * len(task.w)
-    return replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False)
+def _own_seconds(task: Task) -> float:
+    way = choose_way(task, "auto")
+    own = seconds(way, task)
+    # Torch's kernel is no slower on matrices that are kept.
+    return min(own, dense_seconds(task, onednn=task.onednn)) if way == Way("kernel", "dense", "dense") else own

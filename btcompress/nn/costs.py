@@ -7,9 +7,10 @@ same sizes always give the same way.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 from btcompress.contraction.layout import plan_layout
@@ -18,6 +19,9 @@ from btcompress.shapes import MatrixShape
 
 #: Numbers that stay in a core's cache from one step to the next; what is more is read from further away.
 _NEAR = 2**19
+
+#: Columns that a product of matrices takes at once.
+_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Quantities:
         step: steps of all directions.
         gate: hidden units, times rows.
         product: entries that each hidden state meets, times rows, in millions.
+        blocked: the same with sequences rounded up to whole blocks of 16, which take as long, in millions.
         read: entries read at each step, times steps, in millions.
         far: those of them that no cache holds.
         inputs: entries that each input meets, times rows, in millions.
@@ -43,6 +48,7 @@ class Quantities:
     step: float = 0.0
     gate: float = 0.0
     product: float = 0.0
+    blocked: float = 0.0
     read: float = 0.0
     far: float = 0.0
     inputs: float = 0.0
@@ -95,6 +101,7 @@ def quantities(way: Way, task: Task) -> Quantities:
         step=directions * steps,
         gate=directions * rows * task.hidden,
         product=rows * sum(recurrent) / 1e6,
+        blocked=steps * _BLOCK * math.ceil(task.batch / _BLOCK) * sum(recurrent) / 1e6,
         read=read / 1e6,
         far=steps * max(0, sum(recurrent) - _NEAR) / 1e6,
         inputs=rows * sum(width for width, _, _ in widths) / 1e6,
@@ -107,7 +114,7 @@ def quantities(way: Way, task: Task) -> Quantities:
 
 
 def _recurrent(task: Task) -> Iterator[tuple[MatrixShape | None, int]]:
-    outputs = next((shape.out_size for shape in task.p if shape is not None), task.hidden)
+    outputs = task.outputs or task.hidden
     yield from ((shape, 4 * task.hidden * outputs) for shape in task.u)
     yield from ((shape, outputs * task.hidden) for shape in task.p)
 
@@ -145,18 +152,54 @@ def _forming(shape: MatrixShape) -> float:
 
 #: Microseconds of each quantity, by kinds of runs.
 _CONSTANTS: dict[str, Quantities] = {
-    "loop": Quantities(call=53.6, step=34.8, gate=0.00825, read=507, inputs=10.4, taken=778, links=5.52, compared=329),
+    "loop": Quantities(
+        call=51.7,
+        step=37.3,
+        gate=0.00587,
+        product=15.3,
+        blocked=0.0216,
+        far=1.3,
+        inputs=14.5,
+        taken=697,
+        links=8.7,
+        compared=457,
+    ),
     "loop of one": Quantities(
-        call=86.1, step=11.7, gate=0.0196, product=58, read=0.0686, inputs=5.98, taken=765, links=4.82, compared=153
+        call=86.1,
+        step=11.7,
+        gate=0.0196,
+        product=0.0685,
+        blocked=3.62,
+        read=0.0685,
+        inputs=5.98,
+        taken=765,
+        links=4.82,
+        compared=153,
     ),
     "loop of one, chain": Quantities(
-        call=0.0011, step=14.3, product=0.06, read=37.8, far=24.3, chain=12.4, links=38.2, compared=27200
+        call=0.00116,
+        step=14.3,
+        product=0.0599,
+        blocked=2.36,
+        read=0.0599,
+        far=24.3,
+        chain=12.4,
+        links=38.2,
+        compared=27200,
     ),
-    "loop, chain": Quantities(step=49.3, gate=0.00744, read=417, chain=8.49, links=36.3, compared=17700),
+    "loop, chain": Quantities(step=68.8, product=16, blocked=0.0226, far=40.7, chain=8.7, links=35, compared=20300),
     "one step": Quantities(
-        call=0.0512, step=44.1, gate=0.361, product=114, read=0.259, inputs=161, taken=0.282, compared=171
+        call=44.1,
+        step=0.0512,
+        gate=0.361,
+        product=0.259,
+        blocked=7.11,
+        read=0.259,
+        inputs=161,
+        taken=0.282,
+        compared=171,
     ),
-    "one step, chain": Quantities(call=0.00149, step=0.00149, gate=0.535, far=96.2, chain=15.3, links=53.7),
+    "one step, chain": Quantities(call=0.00143, step=0.00143, gate=0.535, far=96.2, chain=15.3, links=53.7),
     "onednn": Quantities(call=117, step=4.43, gate=0.00733, far=27.1, inputs=14.2, taken=1370),
     "own kernel": Quantities(
         call=109, step=10.7, gate=0.0114, product=22.8, read=97.2, far=93.1, inputs=7.23, taken=409
@@ -185,12 +228,14 @@ _CONSTANTS: dict[str, Quantities] = {
     "trained loop": Quantities(
         call=697, step=56.9, gate=0.0377, product=52.5, read=103, far=167, inputs=9.6, taken=4410, formed=927
     ),
-    "trained loop, chain": Quantities(step=49, gate=0.0454, product=49.7, read=90.8, far=667, chain=26.2, links=789),
+    "trained loop, chain": Quantities(
+        call=0.0219, step=49, gate=0.0454, product=49.7, read=90.8, far=667, chain=26.2, links=789
+    ),
     "trained onednn": Quantities(
         call=479, step=11.4, gate=0.0236, product=13.3, far=95.8, inputs=30.9, taken=3430, links=72.1, formed=1160
     ),
     "trained onednn, chain": Quantities(
-        call=830, step=5.61, gate=0.0768, product=0.207, inputs=28.8, taken=7.19, chain=19, links=19.4, formed=6660
+        call=830, step=5.61, gate=0.0768, product=0.207, inputs=28.8, taken=7.19, chain=19, links=19.5, formed=6660
     ),
     "trained own kernel": Quantities(
         call=186, step=105, gate=0.0396, product=14.9, read=518, far=264, inputs=25.7, taken=1380
@@ -200,5 +245,36 @@ _CONSTANTS: dict[str, Quantities] = {
 
 def seconds(way: Way, task: Task) -> float:
     """Estimated seconds of one call."""
-    constants = _CONSTANTS[kind_of(way, task)]
-    return sum(map(operator.mul, astuple(constants), astuple(quantities(way, task)))) / 1e6
+    return _sum(_constants(kind_of(way, task)), quantities(way, task))
+
+
+def _constants(kind: str) -> Quantities:
+    """Those of a kind of run; of one that was not measured with chains, those without, and a chain's of another."""
+    if kind in _CONSTANTS:
+        return _CONSTANTS[kind]
+    chain = _CONSTANTS["packed kernel, chain"]
+    return replace(_CONSTANTS[kind.removesuffix(", chain")], chain=chain.chain, links=chain.links)
+
+
+#: Microseconds of a call of torch.nn.LSTMCell, which does what torch's own kernel does with less around it: fitted to
+#: what tests/benchmarks/lstm_speed.py measured of cells.
+_CELL_CALL = 22.0
+
+
+def dense_seconds(task: Task, *, onednn: bool, cell: bool = False) -> float:
+    """Estimated seconds of one call of the dense layer as torch runs it, which keeps nothing.
+
+    Args:
+        task: what to do, in prediction.
+        onednn: whether oneDNN's kernel does it, or torch's own.
+        cell: whether ``torch.nn.LSTMCell`` does it, on no kernel.
+    """
+    none = (None,) * len(task.w)
+    task = replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False, onednn=onednn and not cell)
+    way = Way("kernel", "dense", "dense")
+    constants = _constants(kind_of(way, task))
+    return _sum(replace(constants, call=_CELL_CALL) if cell else constants, quantities(way, task))
+
+
+def _sum(constants: Quantities, found: Quantities) -> float:
+    return sum(map(operator.mul, astuple(constants), astuple(found))) / 1e6

@@ -20,6 +20,8 @@ from btcompress.nn.plainsteps import (
     one_step,
     one_step_of_several,
     transposed,
+    turned,
+    turned_back,
 )
 from btcompress.nn.recurrence import (
     Direction,
@@ -163,16 +165,17 @@ class Prediction:
         return h.clone(), h, c.unsqueeze(0)
 
     def _loop(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bias, w = self.directions[n].bias, self._operand("w", n)
+        bias, w, batch = self.directions[n].bias, self._operand("w", n), inputs.shape[1]
         if isinstance(w, tuple) and len(w) > 1:
-            left, columns = w[0], linear(inputs, w[1]).transpose(1, 2)
+            left, columns = w[0], turned(linear(inputs, w[1]))
             left = left.expand(len(inputs), *left.shape)
             z = torch.bmm(left, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), left, columns)
         else:
-            z = self._rows(n, inputs, bias).transpose(1, 2).contiguous()
-        h, c = h[0].T.contiguous(), c[0].T.contiguous()
-        outputs, h, c = loop(z.unbind(), h, c, self._chain("u", n), self._projection(n), backward=n == 1)
-        return outputs.transpose(1, 2).contiguous(), h.T.contiguous().unsqueeze(0), c.T.contiguous().unsqueeze(0)
+            z = turned(self._rows(n, inputs, bias))
+        h, c, recurrent = turned(h)[0], turned(c)[0], self._chain("u", n)
+        outputs, h, c = loop(z.unbind(), h, c, recurrent, self._projection(n), backward=n == 1)
+        h, c = turned_back(h.unsqueeze(0), batch), turned_back(c.unsqueeze(0), batch)
+        return turned_back(outputs, batch), h, c
 
     def _rows(self, n: int, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """``W x + b`` of all rows, shape ``(..., 4H)``."""

@@ -276,6 +276,7 @@ def recur(
         w=each,
         u=each,
         p=each if len(weights[0]) > 1 else (),
+        outputs=state[0].shape[-1] if len(weights[0]) > 1 else 0,
         loops=is_plain(tensors) and loopable(tensors),
         keeps=False,
         onednn=uses_onednn(z),

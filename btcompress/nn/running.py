@@ -128,6 +128,7 @@ class Running(Keeping):
                 w=w,
                 u=u,
                 p=p,
+                outputs=state[0].shape[-1] if p else 0,
                 loops=loops,
                 keeps=keeps,
                 onednn=onednn,

@@ -64,6 +64,7 @@ class Task:
         w: for each direction, the form of ``W``; None if it is dense.
         u: likewise.
         p: likewise, of projections; empty without.
+        outputs: size to which hidden states are projected; 0 without.
         loops: whether a loop of our own may run here.
         keeps: whether what is formed may be kept.
         onednn: whether torch's kernel is that of oneDNN.
@@ -80,6 +81,7 @@ class Task:
     w: tuple[MatrixShape | None, ...]
     u: tuple[MatrixShape | None, ...]
     p: tuple[MatrixShape | None, ...] = ()
+    outputs: int = 0
     loops: bool = True
     keeps: bool = True
     onednn: bool = True

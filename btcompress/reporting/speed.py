@@ -1,16 +1,27 @@
-"""What a bench says, in words: how fast a file is beside the dense LSTMs, and whether the times are to be trusted."""
+"""How fast a file is beside the dense LSTMs, in words: as a bench measured it, or as the cost model expects it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from btcompress.results import ExpectedCase
+from btcompress.text import listed
 from btcompress.timings import BenchCase
 
-#: Ratios within this of 1, and what they are called.
+#: What is compared, and how many times as fast it is.
+_Compared = tuple[BenchCase | ExpectedCase, float]
+
+#: Ratios within this of 1, and what they are called; likewise of estimates, which are often off by more.
 _ALIKE, _NO_FASTER = 0.05, "no faster"
+_ESTIMATED_ALIKE, _ABOUT_AS_FAST = 0.2, "about as fast"
 #: The medians of the two halves of a way's turns are alike on a machine that does nothing else, and half of all turns
 #: lie close to their median.
 _MOST_DRIFT, _MOST_SPREAD = 0.1, 0.3
+
+_WHERE_SLOWER = (
+    "Where it is slower, use the dense weights, which btcompress.to_dense forms of the file, if it is the time that "
+    "counts."
+)
 
 
 def noise_warning(cases: Iterable[BenchCase]) -> Iterator[str]:
@@ -38,27 +49,47 @@ def speed_advice(cases: Sequence[BenchCase]) -> Iterator[str]:
     alone = len({case.lstm for case in cases}) == 1
     for lstm, mode in dict.fromkeys((case.lstm, case.mode) for case, _ in measured):
         own = [(case, ratio) for case, ratio in measured if (case.lstm, case.mode) == (lstm, mode)]
-        (where, words), *rest = _clauses(own)
+        (where, words), *rest = _clauses(own, _words)
         who = "this file" if alone else lstm or "the LSTM at the top"
         does = "trains" if mode == "training" else "runs"
         first = f"At {where} {who} {does} {words} {'than' if words == _NO_FASTER else 'as'} the dense LSTM"
         yield "; ".join([first, *(f"at {place} {told}" for place, told in rest)]) + "."
     if any(ratio < 1 - _ALIKE for _, ratio in measured):
-        yield (
-            "Where it is slower, use the dense weights, which btcompress.to_dense forms of the file, if it is the time "
-            "that counts."
-        )
+        yield _WHERE_SLOWER
 
 
-def _clauses(cases: Sequence[tuple[BenchCase, float]]) -> Iterator[tuple[str, str]]:
-    """For each batch size how fast, or where that differs for each number of steps."""
+def expectation(cases: Sequence[ExpectedCase], *, alone: bool) -> Iterator[str]:
+    """How fast LSTMs are to be beside the dense ones, those in one sentence of which the same is to be said.
+
+    Args:
+        cases: of these LSTMs.
+        alone: whether they are the only LSTM of the file with block terms.
+    """
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for lstm in dict.fromkeys(case.lstm for case in cases):
+        own = [(case, case.ratio) for case in cases if case.lstm == lstm]
+        clauses = _clauses(own, _estimated_words, {case.steps for case, _ in own})
+        alike.setdefault(tuple(clauses), []).append(lstm or "the LSTM at the top")
+    for ((where, words), *rest), lstms in alike.items():
+        who = "this file is" if alone else f"{listed(lstms)} {'is' if len(lstms) == 1 else 'are'}"
+        first = f"At {where} {who} expected to run {words} as the dense LSTM{'s' * (len(lstms) > 1)}"
+        yield "; ".join([first, *(f"at {place} {told}" for place, told in rest)]) + "."
+    if any(case.ratio * (1 + _ESTIMATED_ALIKE) < 1 for case in cases):
+        yield _WHERE_SLOWER
+    yield "So says the cost model, of predictions on a CPU of two cores; btcompress bench measures it on this machine."
+
+
+def _clauses(
+    cases: Sequence[_Compared], words_of: Callable[[float], str], steps: Collection[int] = ()
+) -> Iterator[tuple[str, str]]:
+    """For each batch size how fast, or where that differs, or is not of all these steps, for each number of steps."""
     for batch in dict.fromkeys(case.batch for case, _ in cases):
-        words = {case.steps: _words(ratio) for case, ratio in cases if case.batch == batch}
-        if len(set(words.values())) == 1:
+        words = {case.steps: words_of(ratio) for case, ratio in cases if case.batch == batch}
+        if len(set(words.values())) == 1 and words.keys() >= set(steps):
             yield f"batch {batch:,}", next(iter(words.values()))
             continue
-        for steps, told in words.items():
-            yield f"batch {batch:,} and {_steps_text(steps)}", told
+        for n, told in words.items():
+            yield f"batch {batch:,} and {_steps_text(n)}", told
 
 
 def _steps_text(n: int) -> str:
@@ -69,6 +100,14 @@ def _steps_text(n: int) -> str:
 def _words(ratio: float) -> str:
     if abs(ratio - 1) <= _ALIKE:
         return _NO_FASTER
+    return _times_as(ratio)
+
+
+def _estimated_words(ratio: float) -> str:
+    return _ABOUT_AS_FAST if max(ratio, 1 / ratio) <= 1 + _ESTIMATED_ALIKE else _times_as(ratio)
+
+
+def _times_as(ratio: float) -> str:
     return f"{_times(ratio)} times as fast" if ratio > 1 else f"{_times(1 / ratio)} times as slow"
 
 

@@ -18,6 +18,7 @@ from btcompress.fit import OutputErrors, obstacle_of_dtype, weight_error
 from btcompress.fit.measures import largest
 from btcompress.memory import size_text
 from btcompress.reporting.advice import Findings, advice_on
+from btcompress.reporting.expected import expected_speed
 from btcompress.reporting.rounded import Alternatives, Measure, alternatives, measured_anew
 from btcompress.reporting.roundedlstms import rounded_lstms
 from btcompress.reporting.rows import matrix_of, row_of, size_of, with_matrices
@@ -120,6 +121,7 @@ def report(
         untouched,
         measured,
         compressed.bench,
+        expected_speed(compressed),
     )
 
 
