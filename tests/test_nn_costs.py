@@ -103,6 +103,9 @@ def test_what_is_picked_is_possible_and_the_cheapest():
         for method in ("auto", "factored", "dense"):
             ways = list(possible_ways(task, method))
             best = choose_way(task, method)
+            if task.trains and task.steps == 1 and any(way.steps != "loop" for way in ways):
+                # To train one step there is no loop.
+                ways = [way for way in ways if way.steps != "loop"]
             assert best in ways
             assert all(seconds(best, task) <= seconds(way, task) for way in ways)
 
