@@ -555,6 +555,16 @@ def test_a_dense_matrix_that_is_kept_takes_its_bytes():
     assert lstm.formed_bytes == 4 * H * (INPUTS + H) * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_laid_out_is_kept_in_its_layout_alone(dtype):
+    """Torch's kernels and loops of one sequence have matrices in a layout of their own."""
+    for steps in ("kernel", "loop"):
+        lstm, inputs = lstm_of(4, 1, block_terms, block_terms, Way(steps, DENSE, DENSE))(dtype)
+        predict(lstm, inputs)
+        biases = 2 * 4 * H if steps == "kernel" and dtype == torch.float64 else 0
+        assert lstm.formed_bytes == (4 * H * (INPUTS + H) + biases) * dtype.itemsize
+
+
 def test_keeping_can_be_switched_off_and_on(made):
     module, inputs = made
     before = predict(module, inputs)

@@ -223,7 +223,7 @@ def kernels(dtype):
     return [nullcontext, partial(onednn, enabled=False)] if dtype == torch.float32 else [nullcontext]
 
 
-@pytest.mark.parametrize(("dtype", "arguments"), with_dtypes(ARGUMENTS[1:], [ARGUMENTS[n] for n in (0, 1, 3)]), ids=str)
+@pytest.mark.parametrize(("dtype", "arguments"), with_dtypes(ARGUMENTS[2:], [ARGUMENTS[n] for n in (0, 1, 3)]), ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_way_predicts_what_the_dense_lstm_gives(form, arguments, dtype, generator, ran):
     module = make_lstm(form, generator, dtype, **arguments)
@@ -243,7 +243,7 @@ def test_every_way_predicts_what_the_dense_lstm_gives(form, arguments, dtype, ge
                         assert_near(flat(module(inputs)), expected[1], dtype)
 
 
-@pytest.mark.parametrize("arguments", [ARGUMENTS[0], ARGUMENTS[3]], ids=str)
+@pytest.mark.parametrize("arguments", [ARGUMENTS[3]], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_products_in_halves_predict_what_the_dense_lstm_gives(form, arguments, halves, generator):
     module = make_lstm(form, generator, **arguments)
@@ -262,7 +262,7 @@ def test_products_in_halves_predict_what_the_dense_lstm_gives(form, arguments, h
 def test_every_way_trains_as_the_dense_lstm_does(form, arguments, dtype, generator, ran):
     module = make_lstm(form, generator, dtype, **arguments)
     dense = dense_lstm(module, dense_weights(module))
-    for task in TASKS[1:6]:
+    for task in (TASKS[0], TASKS[3], TASKS[4]):
         inputs, state, leaves = make_task(module, task, generator, dtype)
         leaves = [*leaves, *module.parameters()]
         expected = flat(dense(*in_double(inputs, state)))

@@ -153,7 +153,9 @@ class Prediction:
 
     def _loop_of_one(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = self._rows(n, inputs.reshape(len(inputs), -1), self.directions[n].bias)
-        recurrent = self._keep(("transposed", self.way.recurrent, n), ("u",), lambda: transposed(self._chain("u", n)))
+        recurrent = self._keep(
+            ("transposed", self.way.recurrent, n), ("u",), lambda: transposed(self._chain("u", n, keep=False))
+        )
         h, c = h.reshape(-1), c.reshape(-1)
         outputs, h, c = loop_of_one(z, h, c, recurrent, self._projection(n), backward=n == 1)
         return outputs.unsqueeze(1), h.view(1, 1, -1), c.view(1, 1, -1)
@@ -190,7 +192,7 @@ class Prediction:
 
         def pack() -> tuple[Tensor, ...]:
             # It takes their memory as it lies, whatever strides they have.
-            left, (u,) = self._left(n).contiguous(), self._chain("u", n)
+            left, (u,) = self._left(n).contiguous(), self._chain("u", n, keep=False)
             arguments = (hidden, n == 1, own.biases is not None, False, list(rows.shape))
             return tuple(torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(left, u.contiguous(), *arguments))
 
@@ -212,8 +214,11 @@ class Prediction:
 
     def _left(self, n: int) -> Tensor:
         """By what they are to be multiplied yet, to have been by ``W``."""
-        w, u = self._operand("w", n), self._chain("u", n)[0]
-        return torch.eye(len(u), dtype=u.dtype, device=u.device) if isinstance(w, Products) else w[0]
+        # Factors are kept for the rows.
+        w, u = self._operand("w", n, keep=self.way.inputs == "factors"), self.directions[n].u
+        if not isinstance(w, Products):
+            return w[0]
+        return torch.eye(len(u) if isinstance(u, Tensor) else u.shape.out_size, dtype=u.dtype, device=u.device)
 
     def _kernel(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Torch's kernel, in an LSTM, which keeps its weights in one piece of memory, as cuDNN wants them."""
@@ -230,8 +235,8 @@ class Prediction:
         named: dict[str, Tensor] = {}
         for n, (own, left) in enumerate(zip(self.directions, lefts, strict=True)):
             suffix = "_l0_reverse" if n else "_l0"
-            named |= {"weight_ih" + suffix: left, "weight_hh" + suffix: self._chain("u", n)[0]}
-            named |= {"weight_hr" + suffix: self._chain("p", n)[0]} if own.p is not None else {}
+            named |= {"weight_ih" + suffix: left, "weight_hh" + suffix: self._chain("u", n, keep=False)[0]}
+            named |= {"weight_hr" + suffix: self._chain("p", n, keep=False)[0]} if own.p is not None else {}
             named |= dict(zip(("bias_ih" + suffix, "bias_hh" + suffix), own.biases or (), strict=False))
         lstm = nn.LSTM(
             rows.shape[-1],
@@ -269,21 +274,23 @@ class Prediction:
         # Detached, they hold no parameter that is to be swapped for another.
         return factors and (factors[0].detach(), factors[1].detach())
 
-    def _operand(self, name: Name, n: int) -> Chain | Products:
-        """What multiplies: the matrix itself, its dense form, or its factors."""
+    def _operand(self, name: Name, n: int, *, keep: bool = True) -> Chain | Products:
+        """What multiplies: the matrix itself, its dense form, or its factors; not kept where it is only laid out."""
         view, weight = self._views[name, n], self.directions[n].weight(name)
         if view is not None:
             return view
         if isinstance(weight, Tensor):
             return (weight,)
         operand = self.way.inputs if name == "w" else self.way.recurrent
-        if operand == "dense":
-            return self._keep((name, operand, n), (name,), lambda: (weight.to_dense(),))
-        return self._keep((name, operand, n), (name,), lambda: weight.low_rank_factors() or weight.prepare())
 
-    def _chain(self, name: Name, n: int) -> Chain:
+        def form() -> Chain | Products:
+            return (weight.to_dense(),) if operand == "dense" else weight.low_rank_factors() or weight.prepare()
+
+        return self._keep((name, operand, n), (name,), form) if keep else form()
+
+    def _chain(self, name: Name, n: int, *, keep: bool = True) -> Chain:
         """The same of a matrix that is itself, dense, or of low rank in every way to run that uses it."""
-        operand = self._operand(name, n)
+        operand = self._operand(name, n, keep=keep)
         if isinstance(operand, Products):
             raise TypeError(f"{self.way} needs matrices, or products of two.")
         return operand
