@@ -6,8 +6,8 @@
 All matrices of the BTLSTM, ``W`` and ``U``, are of low rank, with a share of the dense ones' parameters; the LSTM has
 both directions where it says so, and as many inputs as hidden units. The dense LSTM runs on both of torch's kernels,
 with oneDNN and without. ``--ways`` runs one layer from ``z = W x + b`` instead, by each way there is: step by step
-under autograd, torch's kernel with an identity, and the loop, with ``U`` dense and by its factors; the limits in
-``btcompress/nn/recurrence.py`` come from there.
+under autograd, torch's kernel with an identity, and the loop, with ``U`` dense and by its factors; ``ways_costs.py``
+measures them all.
 
 Times are medians of calls that take turns in one process on one thread, of CPU time with the system's share, so that
 other jobs on the machine matter little. Ratios are of ``torch.nn.LSTM`` with oneDNN, or of the steps under autograd, to
