@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CASES ?= 1000000
 SEED ?= 0
-PEERS ?= /tmp/peers
+PEERS ?= .peers
 
 .PHONY: demo test bench fuzz kills lint
 

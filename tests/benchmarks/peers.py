@@ -3,8 +3,8 @@
 TensorLy-Torch is needed for this alone. Install it apart, so that nothing else changes, and run this alone on a quiet
 machine:
 
-    pip install --no-deps --target /tmp/peers tensorly-torch
-    python tests/benchmarks/peers.py --peers /tmp/peers
+    pip install --no-deps --target .peers tensorly-torch
+    python tests/benchmarks/peers.py --peers .peers
 
 Block terms have N=2 and R=4 (3,648 weights), block tensor trains the same mode sizes and a rank of 4 or 5 (2,912 and
 4,200 weights), both a bias. Prediction is a call without gradients, training a call and the backward pass to all
@@ -66,7 +66,7 @@ def training(layer: nn.Module, x: Tensor) -> Callable[[], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", default="/tmp/peers", help="where TensorLy-Torch was installed")
+    parser.add_argument("--peers", default=".peers", help="where TensorLy-Torch was installed")
     parser.add_argument("--repeats", type=int, default=15, help="calls of each, of which the median counts")
     arguments = parser.parse_args()
     named = layers(arguments.peers)
