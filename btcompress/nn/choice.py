@@ -47,10 +47,10 @@ class Place(NamedTuple):
 class Choice:
     """Chooses a way for each task of a module's layers, and knows those that were pinned.
 
+    Pins are copied and pickled with their module, and go with :meth:`unpin` alone.
+
     Args:
         method: how to multiply.
-
-    Pins are copied and pickled with their module, and go with :meth:`unpin` alone.
 
     Attributes:
         changes: how often what had been chosen was forgotten.

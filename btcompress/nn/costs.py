@@ -14,14 +14,12 @@ from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 from btcompress.contraction.layout import plan_layout
+from btcompress.nn.plainsteps import BLOCK
 from btcompress.nn.ways import Operand, Task, Way, is_low_rank
 from btcompress.shapes import MatrixShape
 
 #: Numbers that stay in a core's cache from one step to the next; what is more is read from further away.
 _NEAR = 2**19
-
-#: Columns that a product of matrices takes at once.
-_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def quantities(way: Way, task: Task) -> Quantities:
     read = steps * sum(recurrent)
     # A loop fills up blocks of sequences.
     blocks = kind_of(way, task).startswith("loop") and task.batch > 1
-    run = steps * _BLOCK * math.ceil(task.batch / _BLOCK) if blocks else rows
+    run = steps * BLOCK * math.ceil(task.batch / BLOCK) if blocks else rows
     widths = [_input_work(shape, task, way) for shape in task.w]
     laid_out = not (task.keeps and not task.trains) and way.steps == "kernel" and task.onednn
     operands = [(shape, way.inputs) for shape in task.w] + [(shape, way.recurrent) for shape in task.recurrent]

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Matrices whose product, from left to right, is a weight: itself alone, or the two factors of a low-rank one.
-Chain = tuple[Tensor, ...]
+from btcompress.nn.steps import Chain
 
 #: Matrices from so many entries on meet a single column in two halves, which are multiplied at the same time: as they
 #: lie, which takes a few calls more, and laid out for it.
@@ -21,7 +20,7 @@ _HALVED_FROM, _LAID_OUT_IN_HALVES_FROM = 2**18, 2**15
 
 
 #: Columns that a product of matrices takes at once.
-_BLOCK = 16
+BLOCK = 16
 
 
 class StepScratch:
@@ -125,7 +124,7 @@ def turned(rows: Tensor) -> Tensor:
     A product of a matrix with some columns takes less than half as long with 16 as with 2 or with 15.
     """
     steps, batch, width = rows.shape
-    missing = -batch % _BLOCK
+    missing = -batch % BLOCK
     if not missing:
         return rows.transpose(1, 2).contiguous()
     columns = rows.new_zeros(steps, width, batch + missing)

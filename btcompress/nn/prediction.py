@@ -12,7 +12,6 @@ from torch.nn.functional import linear
 
 from btcompress.nn.formed import Formed
 from btcompress.nn.plainsteps import (
-    Chain,
     StepScratch,
     added_product,
     loop,
@@ -33,6 +32,7 @@ from btcompress.nn.recurrence import (
     tensors_of,
     uses_onednn,
 )
+from btcompress.nn.steps import Chain
 from btcompress.nn.ways import Way
 from btcompress.nn.weight import Products, multiply
 
