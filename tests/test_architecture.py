@@ -42,14 +42,15 @@ FLOORS = {
     "compression": 11,
     "running": 12,
     "demo": 12,
-    "benching": 8,
+    "export": 8,
+    "benching": 9,
     "finetune": 8,
     "calibration": 9,
     "display": 13,
     "cli": 14,
     "__main__": 15,
     "recorder": 9,
-    "tuning": 9,
+    "tuning": 10,
 }
 
 MODULES = sorted(

@@ -1,0 +1,1 @@
+"""Results in forms that run without this package."""
