@@ -1,4 +1,4 @@
-"""The steps of one direction of a layer as nodes: ONNX's ``LSTM`` operator, or a ``Scan`` over a step as it is defined."""
+"""The steps of one direction of a layer as nodes: ONNX's ``LSTM`` operator, or a ``Scan`` over the step as defined."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Run:
         return y, nodes.op("Unsqueeze", hn, axis), nodes.op("Unsqueeze", cn, axis)
 
     def _body(self, form: Form, *, masked: bool) -> ir.Graph:
-        """``i, f, g, o = split(z + U h)``, ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``, ``h' = P sigmoid(o) tanh(c')``."""
+        """``i, f, g, o = split(z + U h)``, ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``, then ``h'``."""
         nodes, size = self.nodes.subgraph(), self.hidden_size
         h, c = value(nodes.name("h"), "B", self.output_size), value(nodes.name("c"), "B", size)
         z = value(nodes.name("z"), "B", 4 * size)
