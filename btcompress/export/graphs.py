@@ -65,7 +65,7 @@ class Nodes:
 
     def name(self, hint: str) -> str:
         """A name that nothing else has."""
-        return f"{self._prefix}{hint}_{next(self._numbers)}"
+        return f"{self._prefix}{hint}{next(self._numbers)}"
 
     def subgraph(self) -> Nodes:
         """The nodes of a graph within this one."""
@@ -89,8 +89,9 @@ class Nodes:
         """All outputs of a new node."""
         import onnx_ir as ir
 
-        name = self.name(kind)
-        outputs = [ir.Value(name=f"{name}_out{n}" if n_outputs > 1 else f"{name}_out") for n in range(n_outputs)]
+        # Short names: a graph of small layers would else be mostly names.
+        name = self.name("n")
+        outputs = [ir.Value(name=f"{name}.{n}" if n else f"{name}.") for n in range(n_outputs)]
         return tuple(self._tape.op_multi_out(kind, inputs, attributes, outputs=outputs, name=name))
 
     def graph(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
@@ -143,7 +144,7 @@ class Nodes:
     def _shared(self, tensor: Tensor) -> ir.Value:
         import onnx_ir as ir
 
-        return self.initializer(f"{self._prefix}constant", ir.tensor(tensor.numpy()))
+        return self.initializer(f"{self._prefix}k", ir.tensor(tensor.numpy()))
 
 
 def value(name: str, *sizes: int | str, dtype: str = "FLOAT") -> ir.Value:
