@@ -121,7 +121,14 @@ def test_only_display_prints_and_only_the_command_line_exits():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["factorize", "--help"], ["finetune", "--help"], ["bench", "--help"], ["--version"]],
+    [
+        ["--help"],
+        ["factorize", "--help"],
+        ["finetune", "--help"],
+        ["bench", "--help"],
+        ["export", "--help"],
+        ["--version"],
+    ],
     ids=" ".join,
 )
 def test_help_does_not_import_torch(arguments):

@@ -10,6 +10,7 @@ import typer
 
 from btcompress.cli.benching import bench
 from btcompress.cli.expanding import with_fields_as_options
+from btcompress.cli.exporting import export
 from btcompress.cli.factorizing import factorize
 from btcompress.cli.limits import with_memory_limit
 from btcompress.cli.loading import with_torch_loaded
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "report": report,
     "bench": bench,
+    "export": export,
     "finetune": finetune,
     "run": run,
     "demo": demo,

@@ -24,6 +24,7 @@ from btcompress.cli.options import (
 )
 from btcompress.cli.reading import opened
 from btcompress.cli.reports import show_result
+from btcompress.cli.targets import beside
 
 if TYPE_CHECKING:
     from btcompress.recipe import FactorizeStep
@@ -138,5 +139,4 @@ def factorize(
 def _beside(model: Path, name: str) -> Path:
     """The default result file: beside the checkpoint, named after it; ``name`` is that of the one in a folder."""
     # The recorded name of a file is valid Unicode, and its real one need not be.
-    folder, name = (model, name) if model.is_dir() else (model.parent, model.name)
-    return folder / f"{Path(name.removesuffix('.index.json')).stem.removesuffix('.bt')}.bt.safetensors"
+    return beside(model / name if model.is_dir() else model, ".bt.safetensors")

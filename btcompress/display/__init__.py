@@ -11,6 +11,7 @@ from btcompress.display.console import (
     show_written,
 )
 from btcompress.display.demo import show_demo
+from btcompress.display.export import show_exported
 from btcompress.display.inventory import show_inventory, show_inventory_json, show_plan
 from btcompress.display.planning import show_priced_plan, show_priced_plan_json
 from btcompress.display.progress import (
@@ -41,6 +42,7 @@ __all__ = [
     "show_defect",
     "show_demo",
     "show_error",
+    "show_exported",
     "show_interrupted",
     "show_inventory",
     "show_inventory_json",

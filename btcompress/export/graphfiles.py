@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Told the file of each graph before it is written.
 OnGraph = Callable[[Path], None]
 
+#: Error of integers, over the largest output, from which on it is warned of.
+_LARGE = 0.05
+
 #: What the record of a graph is called among its properties.
 RECORD = "btcompress"
 #: The version of ONNX's format that has an opset.
@@ -104,7 +107,14 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
             int8_error = relative_error(run(temporary, inputs), run(plain, inputs))
             plain.unlink()
         size = temporary.stat().st_size
-    return ExportedGraph(path, entry.name, forms, size, opset, error, int8_error, tuple(notices))
+    warnings = []
+    if int8_error is not None and not int8_error < _LARGE:
+        warnings.append(
+            f"computed in integers, outputs on random inputs are off by {int8_error:.0%} of the largest. Some LSTMs do "
+            "not bear that: measure your task before you use it."
+        )
+    own = result.only(entry.keys).n_bytes
+    return ExportedGraph(path, entry.name, forms, size, opset, own, error, int8_error, tuple(notices), tuple(warnings))
 
 
 def graph_of(weights: Weights, request: GraphRequest) -> tuple[onnx.ModelProto, dict[str, Steps], int]:

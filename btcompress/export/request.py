@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -69,9 +69,12 @@ class ExportedGraph:
         forms: how the steps of each layer and direction are written, by its suffix such as ``"l0_reverse"``.
         n_bytes: of the file.
         opset: of ONNX's operators.
+        tensor_bytes: of the LSTM's tensors as the result stores them; None for a whole network.
         error: largest difference of its outputs from the module's on random inputs, over the module's largest output;
             None where onnxruntime is not installed.
         int8_error: of a graph that computes in integers, the same beside the graph that does not.
+        notices: what was not done.
+        warnings: where it is not to be trusted.
     """
 
     path: Path
@@ -79,10 +82,13 @@ class ExportedGraph:
     forms: Mapping[str, Steps]
     n_bytes: int
     opset: int
+    tensor_bytes: int | None = None
     error: float | None = None
     int8_error: float | None = None
-    notices: tuple[str, ...] = field(default=())
+    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
-        return {**asdict(self), "path": str(self.path), "forms": dict(self.forms), "notices": list(self.notices)}
+        lists = {name: list(getattr(self, name)) for name in ("notices", "warnings")}
+        return {**asdict(self), "path": str(self.path), "forms": dict(self.forms), **lists}
