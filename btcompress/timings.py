@@ -8,9 +8,22 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 #: How an LSTM is run: its dense matrices through oneDNN's kernel, through torch's own on a CPU, or through cuDNN's on a
-#: GPU; its matrices in torch's dynamic int8; or its block terms, however these pick to run. A file may name others,
-#: which later versions measure.
-WayName = Literal["dense_onednn", "dense_native", "dense_cudnn", "int8", "block_terms"]
+#: GPU; its matrices in torch's dynamic int8; or its block terms, however these pick to run. In ONNX Runtime its dense
+#: matrices or its block terms, in floats or integers. A file may name others, which later versions measure.
+WayName = Literal[
+    "dense_onednn",
+    "dense_native",
+    "dense_cudnn",
+    "int8",
+    "block_terms",
+    "onnx_dense",
+    "onnx_dense_int8",
+    "onnx_block_terms",
+    "onnx_block_terms_int8",
+]
+
+#: What runs LSTMs.
+Runtime = Literal["torch", "onnx"]
 
 Mode = Literal["prediction", "training"]
 
@@ -29,12 +42,14 @@ class Machine:
         name: of the processor or the GPU.
         threads: that torch computed in.
         torch: its version.
+        onnxruntime: its version; None where it ran nothing.
     """
 
     device: str
     name: str
     threads: _Number
     torch: str
+    onnxruntime: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +122,43 @@ class BenchCase:
 
     @property
     def dense(self) -> WayTiming | None:
-        """The fastest way of the dense matrices, int8 aside."""
+        """The fastest way of the dense matrices in torch, int8 aside."""
         found = [way for way in self.ways if way.way.startswith("dense")]
         return min(found, key=lambda way: way.seconds, default=None)
 
     @property
     def block_terms(self) -> WayTiming | None:
-        """The way of the block terms."""
-        return next((way for way in self.ways if way.way == "block_terms"), None)
+        """The way of the block terms in torch."""
+        return self._named("block_terms")
 
     @property
     def ratio(self) -> float | None:
-        """Seconds of the dense LSTM over those of the block terms, above 1 where these are faster."""
-        dense, own = self.dense, self.block_terms
-        return None if dense is None or own is None else dense.seconds / own.seconds
+        """Seconds of the dense LSTM over those of the block terms in torch, above 1 where these are faster."""
+        return _ratio(self.dense, self.block_terms)
+
+    @property
+    def onnx_dense(self) -> WayTiming | None:
+        """The way of the dense matrices in ONNX Runtime."""
+        return self._named("onnx_dense")
+
+    @property
+    def onnx_block_terms(self) -> WayTiming | None:
+        """The way of the block terms in ONNX Runtime."""
+        return self._named("onnx_block_terms")
+
+    @property
+    def onnx_ratio(self) -> float | None:
+        """Seconds of the dense LSTM over those of the block terms in ONNX Runtime, both in floats."""
+        return _ratio(self.onnx_dense, self.onnx_block_terms)
+
+    @property
+    def compared(self) -> tuple[WayTiming, ...]:
+        """The ways that the ratios are of."""
+        pairs = ((self.dense, self.block_terms), (self.onnx_dense, self.onnx_block_terms))
+        return tuple(way for pair in pairs for way in pair if way is not None)
+
+    def _named(self, name: WayName) -> WayTiming | None:
+        return next((way for way in self.ways if way.way == name), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -129,7 +167,12 @@ class BenchCase:
             {**asdict(way), "quartiles": list(way.quartiles), "steps_per_second": steps / way.seconds}
             for way in self.ways
         ]
-        return {**asdict(self), "ways": ways, "left_out": [asdict(each) for each in self.left_out], "ratio": self.ratio}
+        ratios = {"ratio": self.ratio, "onnx_ratio": self.onnx_ratio}
+        return {**asdict(self), "ways": ways, "left_out": [asdict(each) for each in self.left_out], **ratios}
+
+
+def _ratio(dense: WayTiming | None, own: WayTiming | None) -> float | None:
+    return None if dense is None or own is None else dense.seconds / own.seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import gc
 import platform
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from btcompress.timings import Machine
 
+#: Seconds within which threads of torch that have no work fall asleep, and more.
+_REST = 0.005
 _MODEL_NAME = re.compile(r"^model name\s*:\s*(?P<name>\S.*)$", re.MULTILINE)
 
 
-def machine(device: str) -> Machine:
+def machine(device: str, runtimes: Collection[str]) -> Machine:
     """What times on a device are of, now."""
     name = _processor() if device == "cpu" else torch.cuda.get_device_name(device)
-    return Machine(device, name, torch.get_num_threads(), torch.__version__)
+    onnxruntime = version("onnxruntime") if "onnx" in runtimes else None
+    return Machine(device, name, torch.get_num_threads(), torch.__version__, onnxruntime)
 
 
 @contextmanager
@@ -46,6 +51,17 @@ def without_collection() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
+
+
+@contextmanager
+def with_rest(around: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """What is around a turn, and after it a rest, in which torch's threads fall asleep.
+
+    They wait busily for more work first, and would take the processors from another runtime, whose turn it may be.
+    """
+    with around():
+        yield
+    time.sleep(_REST)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from btcompress.benching.counting import Counts, count
-from btcompress.benching.machine import in_threads, machine, without_collection
+from btcompress.benching.graphs import Graph, block_term_graphs, dense_graphs, require_graphs, without_graphs
+from btcompress.benching.machine import in_threads, machine, with_rest, without_collection
 from btcompress.benching.request import BenchRequest
-from btcompress.benching.turns import Timed, take_turns
+from btcompress.benching.turns import Timed, Turns, take_turns
 from btcompress.benching.ways import Layer, State, block_term_layer, dense_layers, inputs_of, tried
 from btcompress.checkpoint import (
     Checkpoint,
@@ -35,13 +36,15 @@ from btcompress.reporting.speed import noise_warning, speed_advice
 from btcompress.text import listed
 from btcompress.timings import BenchCase, BenchProgress, BenchReport, LeftOut, Mode, WayTiming
 
-#: The dense ways of an LSTM, and those that there are not.
+#: The dense ways of an LSTM in torch and in ONNX Runtime, and those that there are not.
 DenseLayers = tuple[list[Layer], list[LeftOut]]
+DenseGraphs = tuple[list[Graph], list[LeftOut]]
 
 OnBench = Callable[[BenchProgress], None]
 
-#: Copies of an LSTM's dense weights at a time: formed, in a layer, and in training their gradients.
-_COPIES, _COPIES_IN_TRAINING = 2, 3
+#: Copies of an LSTM's dense weights at a time: formed, in a layer, and in training their gradients; and more for ONNX
+#: Runtime, as a graph, its bytes, and what sessions make of them.
+_COPIES, _COPIES_IN_TRAINING, _COPIES_IN_GRAPHS = 2, 3, 6
 
 
 def bench(
@@ -56,6 +59,7 @@ def bench(
     threads: int | None = None,
     seconds: float = 2.0,
     seed: int = 0,
+    runtime: str | Sequence[str] = ("torch",),
     record: bool = False,
     on_progress: OnBench | None = None,
 ) -> BenchReport:
@@ -73,23 +77,27 @@ def bench(
         threads: to compute in; None for as many as torch takes. It has as many as before again afterwards.
         seconds: for each case, shared by all ways; each is run several times, however long it takes.
         seed: of the random inputs.
+        runtime: what runs them: ``"torch"``, ``"onnx"`` for ONNX Runtime, which predicts on the CPU alone, or both.
         record: write what was measured into the file's record as well, in the place of the last bench there.
         on_progress: told where the bench stands.
 
     Raises:
-        BTCompressError: a number is out of range, there is no such device or LSTM, no LSTM has block terms, or
-            something is to be recorded of what is in no file.
+        BTCompressError: a number is out of range, there is no such device or LSTM, no LSTM has block terms, a library
+            for ONNX is not installed, or something is to be recorded of what is in no file.
         CheckpointError: a file cannot be read, or ``against`` does not hold these LSTMs.
         OutputError: what was measured cannot be recorded.
         MemoryLimitError: the dense LSTM needs more memory than there is.
     """
-    request = BenchRequest(lstm, tuple(batch), tuple(steps), train, device, threads, seconds, seed)
+    runtimes = tuple(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
+    request = BenchRequest(lstm, tuple(batch), tuple(steps), train, device, threads, seconds, seed, runtimes)
     path = None if isinstance(compressed, CompressedCheckpoint) else Path(compressed)
     if record and path is None:
         raise BTCompressError("only the bench of a file can be recorded. Save the result, and give the file.")
     check_device(request.device)
     if torch.device(request.device).type not in ("cpu", "cuda"):
         raise BTCompressError(f"on {request.device!r:.40} nothing is measured. Use cpu, or a CUDA device.")
+    if "onnx" in request.runtimes:
+        require_graphs()
     if record and path is not None:
         check_target(path.resolve(), force=True)
     opened = compressed if isinstance(compressed, CompressedCheckpoint) else read_compressed(compressed)
@@ -98,9 +106,8 @@ def bench(
     _check_dense(entries, dense)
     with in_threads(request.threads), _on(request.device):
         cases = tuple(_cases(_Bench(opened, dense, request, on_progress), entries))
-        report = BenchReport(
-            machine(request.device), cases, tuple(notices), tuple(noise_warning(cases)), tuple(speed_advice(cases))
-        )
+        here = machine(request.device, request.runtimes)
+        report = BenchReport(here, cases, tuple(notices), tuple(noise_warning(cases)), tuple(speed_advice(cases)))
     if record and path is not None:
         record_bench(path, report, opened)
     return report
@@ -124,6 +131,14 @@ class _Bench:
     def tell(self, case: BenchProgress) -> None:
         if self.on_progress is not None:
             self.on_progress(case)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    """The dense ways of an LSTM."""
+
+    layers: DenseLayers
+    graphs: DenseGraphs
 
 
 def _on(device: str) -> torch.cuda.device | nullcontext[None]:
@@ -190,20 +205,22 @@ def _cases(job: _Bench, entries: Sequence[LSTMEntry]) -> Iterator[BenchCase]:
     for entry in entries:
         dtype = dtype_of(job.compressed, entry)
         _require_memory(entry, dtype, request)
-        module = dense_module(entry, job.tensors(entry), dtype, request.device)
+        tensors = job.tensors(entry)
+        module = dense_module(entry, tensors, dtype, request.device)
+        graphs = dense_graphs(entry, tensors) if request.runs_graphs else ([], [])
+        del tensors
         for mode in request.modes:
-            dense = dense_layers(module, entry, request.device, mode)
+            dense = dense_layers(module, entry, request.device, mode) if "torch" in request.runtimes else ([], [])
             for batch, steps in sizes:
-                yield _case(
-                    job, entry, dense, dtype, BenchProgress(entry.name, mode, batch, steps, index, n_cases, 0.0)
-                )
+                progress = BenchProgress(entry.name, mode, batch, steps, index, n_cases, 0.0)
+                yield _case(job, entry, _Dense(dense, graphs), dtype, progress)
                 index += 1
 
 
 def _require_memory(entry: LSTMEntry, dtype: torch.dtype, request: BenchRequest) -> None:
     weights = sum(torch.Size(shape).numel() for shape in entry.shapes.values())
     inputs = max(request.batch) * max(request.steps) * (entry.input_size + 5 * entry.hidden_size * entry.num_layers)
-    copies = _COPIES_IN_TRAINING if request.train else _COPIES
+    copies = (_COPIES_IN_TRAINING if request.train else _COPIES) + _COPIES_IN_GRAPHS * request.runs_graphs
     require(
         (copies * weights + inputs) * dtype.itemsize,
         f"Measuring {_named(entry)} beside the dense LSTM",
@@ -211,39 +228,41 @@ def _require_memory(entry: LSTMEntry, dtype: torch.dtype, request: BenchRequest)
     )
 
 
-def _case(job: _Bench, entry: LSTMEntry, dense: DenseLayers, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
+def _case(job: _Bench, entry: LSTMEntry, dense: _Dense, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
     """One LSTM in every way, at one batch size and number of steps."""
     request, mode = job.request, progress.mode
     job.tell(progress)
     x, state = inputs_of(entry, progress.batch, progress.steps, dtype, request.device, request.seed)
-    layers, left_out = _layers(job, entry, dense, dtype, mode, (x, state))
+    layers, left_out = _layers(job, entry, dense.layers, dtype, mode, (x, state))
+    graphs, not_written = _graphs(job, entry, dense.graphs, progress)
     calls = {layer.way: Timed(layer.call(x, state, mode), partial(layer.around, mode)) for layer in layers}
+    calls |= {graph.way: Timed(graph.call(x, state)) for graph in graphs}
+    if len(request.runtimes) > 1 and torch.get_num_threads() > 1:
+        calls = {way: replace(timed, around=partial(with_rest, timed.around)) for way, timed in calls.items()}
     with without_collection():
         counts = {layer.way: _counted(layer, x, state, mode, request.device) for layer in layers}
+        for graph in graphs:
+            calls[graph.way].call()
         turns = take_turns(
             calls, request.seconds, request.device, lambda share: job.tell(replace(progress, share=share))
         )
     ways = []
     for layer in layers:
-        own, seen = turns[layer.way], counts[layer.way]
+        seen = counts[layer.way]
         peak = None if seen.peak_bytes is None else layer.param_bytes + seen.peak_bytes
         operations = layer.operations
         if operations is None and mode == "prediction" and seen.operations is not None:
             operations = round(seen.operations / (progress.batch * progress.steps))
-        ways.append(
-            WayTiming(
-                layer.way,
-                own.median,
-                own.quartiles,
-                own.drift,
-                len(own.seconds),
-                own.n_calls,
-                layer.n_params,
-                peak,
-                operations,
-            )
-        )
-    return BenchCase(entry.name, mode, progress.batch, progress.steps, tuple(ways), tuple(left_out))
+        ways.append(_timing(layer.way, turns[layer.way], layer.n_params, peak, operations))
+    ways += [_timing(graph.way, turns[graph.way], graph.n_params) for graph in graphs]
+    return BenchCase(entry.name, mode, progress.batch, progress.steps, tuple(ways), (*left_out, *not_written))
+
+
+def _timing(
+    way: str, turns: Turns, n_params: int, peak_bytes: int | None = None, operations: int | None = None
+) -> WayTiming:
+    times = (turns.median, turns.quartiles, turns.drift, len(turns.seconds), turns.n_calls)
+    return WayTiming(way, *times, n_params, peak_bytes, operations)
 
 
 def _layers(
@@ -253,6 +272,8 @@ def _layers(
 
     The layer with block terms is a new one for each case: what it forms and keeps is then counted in each.
     """
+    if "torch" not in job.request.runtimes:
+        return [], []
     x, state = given
     found, left_out = dense[0], list(dense[1])
     layers = []
@@ -263,6 +284,20 @@ def _layers(
         else:
             left_out.append(failed)
     return [*layers, block_term_layer(job.compressed, entry, dtype, job.request.device, mode)], left_out
+
+
+def _graphs(
+    job: _Bench, entry: LSTMEntry, dense: DenseGraphs, progress: BenchProgress
+) -> tuple[list[Graph], list[LeftOut]]:
+    """The graphs to measure, and what is left out; those with block terms are written for the case."""
+    if "onnx" not in job.request.runtimes:
+        return [], []
+    if progress.mode == "training":
+        return [], without_graphs("it predicts only")
+    if not job.request.runs_graphs:
+        return [], without_graphs("it is measured on the CPU alone")
+    own, left_out = block_term_graphs(job.compressed, entry, progress.batch, progress.steps)
+    return [*dense[0], *own], [*dense[1], *left_out]
 
 
 def _counted(layer: Layer, x: Tensor, state: State, mode: Mode, device: str) -> Counts:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from btcompress.errors import BTCompressError
 from btcompress.seeds import check_seed
-from btcompress.timings import Mode
+from btcompress.timings import Mode, Runtime
 
 #: More sequences, steps or threads than anybody means.
 _MOST, _MOST_THREADS = 10**6, 1024
@@ -28,9 +29,10 @@ class BenchRequest:
         threads: to compute in; None for as many as torch takes.
         seconds: for each case, shared by all ways.
         seed: of the inputs.
+        runtimes: what runs the LSTMs.
 
     Raises:
-        BTCompressError: a number is none, or out of range.
+        BTCompressError: a number is none, or out of range; there is no such runtime, or it runs nothing of that.
     """
 
     lstm: str | None = None
@@ -41,6 +43,7 @@ class BenchRequest:
     threads: int | None = None
     seconds: float = 2.0
     seed: int = 0
+    runtimes: tuple[str, ...] = ("torch",)
 
     def __post_init__(self) -> None:
         for name in ("batch", "steps"):
@@ -56,6 +59,21 @@ class BenchRequest:
                 f"{_MOST_SECONDS:.0f}."
             )
         check_seed(self.seed)
+        self._check_runtimes()
+
+    def _check_runtimes(self) -> None:
+        known = get_args(Runtime)
+        if not self.runtimes or not set(self.runtimes) <= set(known):
+            shown = ",".join(f"{name!s:.20}" for name in self.runtimes[:8]) or "nothing"
+            raise BTCompressError(f"--runtime {shown} is no list of runtimes. Give {', '.join(known)}, or both.")
+        if self.runtimes == ("onnx",) and (self.train or self.device != "cpu"):
+            what = "trains nothing" if self.train else "is measured on the CPU alone"
+            raise BTCompressError(f"ONNX Runtime {what}. Take --runtime torch, or torch,onnx.")
+
+    @property
+    def runs_graphs(self) -> bool:
+        """Whether ONNX Runtime is measured, which it is on the CPU alone."""
+        return "onnx" in self.runtimes and self.device == "cpu"
 
     @property
     def modes(self) -> tuple[Mode, ...]:

@@ -46,6 +46,14 @@ def bench(
         bool,
         typer.Option("--train", help="Measure training as well: forward and backward.", rich_help_panel=_SIZES),
     ] = False,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="What runs the LSTMs: torch, onnx (ONNX Runtime, dense and block terms, each in int8 too), or both.",
+            rich_help_panel=EFFORT,
+        ),
+    ] = "torch",
     device: Device = "cpu",
     threads: Annotated[
         int | None,
@@ -85,6 +93,7 @@ def bench(
             threads=threads,
             seconds=seconds,
             seed=seed,
+            runtime=runtime.split(","),
             record=record,
             on_progress=on_progress,
         )

@@ -20,6 +20,10 @@ _WAYS = {
     "dense_cudnn": "dense, cuDNN",
     "int8": "dense, dynamic int8",
     "block_terms": "block terms",
+    "onnx_dense": "ONNX, dense",
+    "onnx_dense_int8": "ONNX, dense, int8",
+    "onnx_block_terms": "ONNX, block terms",
+    "onnx_block_terms_int8": "ONNX, block terms, int8",
 }
 _MILLISECONDS = 1e3
 
@@ -54,8 +58,8 @@ def _table(cases: Sequence[BenchCase]) -> NumberTable:
     )
     for case in cases:
         table.add_row(_case_text(case), *[""] * 7)
-        dense = case.dense
         for way in case.ways:
+            dense = case.onnx_dense if way.way.startswith("onnx") else case.dense
             ratio = "" if dense is None else ratio_text(dense.seconds / way.seconds)
             table.add_row(f"  {_way_text(way.way)}", *_cells(case, way), ratio)
     return table
@@ -91,7 +95,10 @@ def _machine_text(report: BenchReport) -> str:
     machine = report.machine
     threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
     where = f"on {machine.name}" if machine.device == "cpu" else f"on {machine.device}, {machine.name}"
-    return f"{where}, {threads}, torch {machine.torch}; all ways of a case took turns."
+    versions = f"torch {machine.torch}"
+    if machine.onnxruntime is not None:
+        versions += f", ONNX Runtime {machine.onnxruntime}"
+    return f"{where}, {threads}, {versions}; all ways of a case took turns."
 
 
 def _left_out(cases: Sequence[BenchCase]) -> list[str]:

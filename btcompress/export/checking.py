@@ -45,18 +45,22 @@ def has_runtime() -> bool:
     return find_spec("onnxruntime") is not None
 
 
-def session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
+def session(path: Path, *, threads: int = 0, takes_turns: bool = False) -> onnxruntime.InferenceSession:
     """A session on the CPU, as ONNX Runtime makes it where nothing is said.
 
     Args:
         path: the graph.
         threads: to compute in; 0 for as many as it takes.
+        takes_turns: whether its threads stop at the end of a run; else they wait busily for the next one, and take the
+            processors from whatever runs meanwhile.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors alone
+    if takes_turns:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -28,10 +28,10 @@ def noise_warning(cases: Iterable[BenchCase]) -> Iterator[str]:
     """Where a machine did other things meanwhile, so that its times say less than they seem to.
 
     That is where the medians of the first and the second half of the turns differ by more than a tenth, or the middle
-    half of the turns spreads over more than three tenths of the median, in one of the two ways that are compared: a
-    kernel that nobody would take may be as unsteady as it likes.
+    half of the turns spreads over more than three tenths of the median, in one of the ways that are compared: a kernel
+    that nobody would take may be as unsteady as it likes.
     """
-    compared = [way for case in cases for way in (case.dense, case.block_terms) if way is not None]
+    compared = [way for case in cases for way in case.compared]
     noisy = [way for way in compared if way.drift > _MOST_DRIFT or way.spread > _MOST_SPREAD]
     if noisy:
         drift, spread = (max(getattr(way, name) for way in noisy) for name in ("drift", "spread"))
@@ -44,18 +44,26 @@ def noise_warning(cases: Iterable[BenchCase]) -> Iterator[str]:
 
 
 def speed_advice(cases: Sequence[BenchCase]) -> Iterator[str]:
-    """How fast each LSTM is beside the dense one, as the faster of its kernels runs it, and where it is slower."""
-    measured = [(case, case.ratio) for case in cases if case.ratio is not None]
+    """How fast each LSTM is beside the dense one of the same runtime, as the faster of its kernels runs it, and where
+    it is slower.
+    """
+    by_torch = [(case, case.ratio) for case in cases if case.ratio is not None]
+    by_onnx = [(case, case.onnx_ratio) for case in cases if case.onnx_ratio is not None]
     alone = len({case.lstm for case in cases}) == 1
+    yield from _comparisons(by_torch, "At", alone=alone)
+    yield from _comparisons(by_onnx, "In ONNX Runtime at", alone=alone)
+    if any(ratio < 1 - _ALIKE for _, ratio in (*by_torch, *by_onnx)):
+        yield _WHERE_SLOWER
+
+
+def _comparisons(measured: Sequence[tuple[BenchCase, float]], begin: str, *, alone: bool) -> Iterator[str]:
     for lstm, mode in dict.fromkeys((case.lstm, case.mode) for case, _ in measured):
         own = [(case, ratio) for case, ratio in measured if (case.lstm, case.mode) == (lstm, mode)]
         (where, words), *rest = _clauses(own, _words)
         who = "this file" if alone else lstm or "the LSTM at the top"
         does = "trains" if mode == "training" else "runs"
-        first = f"At {where} {who} {does} {words} {'than' if words == _NO_FASTER else 'as'} the dense LSTM"
+        first = f"{begin} {where} {who} {does} {words} {'than' if words == _NO_FASTER else 'as'} the dense LSTM"
         yield "; ".join([first, *(f"at {place} {told}" for place, told in rest)]) + "."
-    if any(ratio < 1 - _ALIKE for _, ratio in measured):
-        yield _WHERE_SLOWER
 
 
 def expectation(cases: Sequence[ExpectedCase], *, alone: bool) -> Iterator[str]:

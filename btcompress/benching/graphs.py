@@ -1,0 +1,117 @@
+"""The ways to run one LSTM of a file in ONNX Runtime: each makes a graph of it, and says how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.errors import BTCompressError
+from btcompress.export.checking import session
+from btcompress.export.graphfiles import graph_of
+from btcompress.export.graphs import require_onnx
+from btcompress.export.integers import quantize, require_quantizer
+from btcompress.export.request import GraphRequest
+from btcompress.export.weights import Weights
+from btcompress.timings import LeftOut, WayName
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_DENSE: tuple[WayName, WayName] = ("onnx_dense", "onnx_dense_int8")
+_OWN: tuple[WayName, WayName] = ("onnx_block_terms", "onnx_block_terms_int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """An LSTM run by ONNX Runtime; a cell is a layer there.
+
+    Attributes:
+        way: which.
+        session: that runs it.
+        n_params: numbers in its parameters.
+    """
+
+    way: WayName
+    session: onnxruntime.InferenceSession
+    n_params: int
+
+    def call(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Callable[[], object]:
+        """A call on inputs of shape ``(T, B, I)`` from a state, all as arrays of float32."""
+        h, c = (each if each.dim() == 3 else each.unsqueeze(0) for each in state)
+        feed = {name: each.float().numpy() for name, each in (("x", x), ("h0", h), ("c0", c))}
+        run = self.session.run
+        return lambda: run(None, feed)
+
+
+def require_graphs() -> None:
+    """Refuse to go on without what makes graphs and runs them.
+
+    Raises:
+        BTCompressError: it is not installed.
+    """
+    require_onnx()
+    require_quantizer()
+
+
+def dense_graphs(entry: LSTMEntry, tensors: Mapping[str, Tensor]) -> tuple[list[Graph], list[LeftOut]]:
+    """The dense LSTM by ONNX's operator, in floats and in integers; by steps where that has no projections.
+
+    Args:
+        entry: the LSTM.
+        tensors: its dense weights, by key.
+    """
+    request = GraphRequest(form="scan" if entry.proj_size else "lstm")
+    return _graphs(_DENSE, Weights.of_dense(entry, tensors), request)
+
+
+def block_term_graphs(
+    compressed: CompressedCheckpoint, entry: LSTMEntry, batch: int, steps: int
+) -> tuple[list[Graph], list[LeftOut]]:
+    """The LSTM as :func:`btcompress.export.export_graphs` writes it for these sizes, in floats and in integers."""
+    return _graphs(_OWN, Weights.of_result(compressed, entry), GraphRequest(batch, steps))
+
+
+def without_graphs(reason: str) -> list[LeftOut]:
+    """All of these ways left out."""
+    return [LeftOut(way, reason) for way in (*_DENSE, *_OWN)]
+
+
+def _graphs(
+    ways: tuple[WayName, WayName], weights: Weights, request: GraphRequest
+) -> tuple[list[Graph], list[LeftOut]]:
+    found, left_out = [], []
+    for way, int8 in zip(ways, (False, True), strict=True):
+        try:
+            found.append(Graph(way, _session(weights, replace(request, int8=int8)), sum(_sizes(weights))))
+        except BTCompressError as error:
+            left_out.append(LeftOut(way, f"it cannot be written ({error})"))
+    return found, left_out
+
+
+def _session(weights: Weights, request: GraphRequest) -> onnxruntime.InferenceSession:
+    """A session that computes in as many threads as torch does."""
+    proto, _, _ = graph_of(weights, request)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "graph.onnx")
+        path.write_bytes(proto.SerializeToString())
+        if request.int8:
+            floats, path = path, path.with_name("integers.onnx")
+            quantize(floats, path)
+        return session(path, threads=torch.get_num_threads(), takes_turns=True)
+
+
+def _sizes(weights: Weights) -> Iterator[int]:
+    """Numbers in each parameter; orders are none."""
+    for direction in (direction for layer in weights.layers for direction in layer):
+        matrices = [each for each in (direction.w, direction.u, direction.p) if each is not None]
+        parts = [part for matrix in matrices for own in matrix.parts for part in own]
+        for tensor in (*parts, *(direction.biases or ())):
+            if tensor.values.is_floating_point():
+                yield tensor.values.numel()
