@@ -6,7 +6,7 @@
     python tests/benchmarks/onnx_speed.py fit forms.jsonl            # constants for btcompress/export/costs.py
 
 Each row is one layer with as many inputs as hidden units, ``W`` and ``U`` at a quarter of their parameters: the dense
-LSTM operator, both forms of the low-rank layer, and dense and low rank in 8-bit integers; all take turns in one process.
+LSTM operator, both forms of the low-rank layer, and dense and low rank in 8-bit integers, by turns in one process.
 ``measure`` times every form, of block terms too, over sizes; ``fit`` finds the constants of least squared logarithms,
 and says how much slower what is chosen is than the fastest form. Run it alone on a quiet machine.
 """
