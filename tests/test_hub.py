@@ -1,6 +1,8 @@
 import copy
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -512,3 +514,55 @@ def test_examples_of_the_page_run(tmp_path, monkeypatch):
     exec("\n".join(blocks), names)
     assert isinstance(names["loaded"].lstm, BTLSTM)
     assert {path.name for path in tmp_path.iterdir()} == {"tagger", "lstm", "plain"}
+
+
+def test_layers_of_classes_of_their_own_are_kept(tmp_path):
+    class Doubled(BTLSTM):
+        def forward(self, frames, hx=None):
+            return super().forward(2 * frames, hx)
+
+    class Own(nn.Module, HubMixin):
+        def __init__(self):
+            super().__init__()
+            self.lstm = Doubled(12, 10)
+
+    model = Own()
+    model.save_pretrained(tmp_path)
+    assert type(Own.from_pretrained(tmp_path).lstm) is Doubled
+
+
+def test_wrappers_are_no_part_of_what_is_saved(compressed, tmp_path):
+    model = btcompress.apply(Tagger(hidden=9), compressed).eval()
+    hub.save_pretrained(nn.DataParallel(model), tmp_path)
+    assert btcompress.load(tmp_path / "model.safetensors").keys == compressed.keys
+    assert torch.equal(Tagger.from_pretrained(tmp_path)(WORDS), model(WORDS))
+
+
+def test_repositories_are_fetched_by_the_hubs_client(compressed, tmp_path, monkeypatch):
+    model = btcompress.apply(Tagger(hidden=9), compressed).eval()
+    model.save_pretrained(tmp_path / "snapshot")
+    asked = {}
+
+    def fetch(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("btcompress.hub.mixin.snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(Tagger.from_pretrained("someone/tagger", revision="v2")(WORDS), model(WORDS))
+    assert (asked["name"], asked["revision"]) == ("someone/tagger", "v2")
+    assert asked["allow_patterns"] == ["config.json", "model.safetensors"]
+
+
+def test_what_a_record_says_cannot_end_the_section(compressed, tmp_path):
+    told = compressed.with_step({"step": "evil", "text": f"{card.END} and more"})
+    model = btcompress.apply(Tagger(hidden=9), told)
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+        text = (tmp_path / "README.md").read_text()
+        assert (text.count(card.BEGIN), text.count(card.END), text.count("evil")) == (1, 1, 1)
+
+
+def test_modules_do_not_import_the_hub():
+    script = "import sys, btcompress.nn, btcompress.models; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

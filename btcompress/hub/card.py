@@ -38,6 +38,7 @@ def with_section(text: str, own: str) -> str:
 
 
 def _blocks(network: Network, weights: Path) -> Iterator[str]:
+    yield f"`{network.kind}.from_pretrained` loads it, with the class's own code, where btcompress is installed."
     if not network.shapes and not network.parts:
         yield "No layer of this network is in block-term form."
     for part in network.parts:
@@ -58,6 +59,8 @@ def _of_part(part: Part, n_bytes: int | None) -> Iterator[str]:
     where = f"{escaped(part.name)} of this network" if part.name else "This network"
     yield f"{where} was made from {escaped(source.name)} ({source.n_params:,} parameters)."
     yield markdown(report(part.result, bytes_after=n_bytes), advice=False)
-    steps = [shortened(json.dumps(step, sort_keys=True), _MOST_CHARACTERS) for step in part.result.history]
+    # No step may hold what ends the section.
+    steps = [json.dumps(step, sort_keys=True).replace("<", "\\u003c") for step in part.result.history]
+    steps = [shortened(step, _MOST_CHARACTERS) for step in steps]
     if steps:
         yield "\n".join(["How it was made:", "", "```json", *steps, "```"])

@@ -130,6 +130,9 @@ class _Carrier(HubMixin):
 
 
 def _carrier(module: nn.Module, config: Any) -> HubMixin:  # noqa: ANN401
+    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        module = module.module
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
     if config is None and type(module) in _ARGUMENTS:
         config = _arguments_of(module)
     return _Carrier(module, getattr(module, "_hub_mixin_config", None) if config is None else config)

@@ -47,11 +47,13 @@ class Network:
     """What there is to write of a network.
 
     Attributes:
+        kind: the name of its class.
         tensors: by name, on the CPU; tied ones are one tensor.
         shapes: of all block-term matrices, by key.
         parts: what results were applied to.
     """
 
+    kind: str
     tensors: Mapping[str, Tensor]
     shapes: Mapping[str, MatrixShape]
     parts: tuple[Part, ...]
@@ -65,7 +67,7 @@ class Network:
         """
         tensors = _state_of(module)
         shapes = shapes_of(module)
-        return cls(tensors, shapes, tuple(_parts(module, tensors, shapes)))
+        return cls(type(module).__name__, tensors, shapes, tuple(_parts(module, tensors, shapes)))
 
     @property
     def result(self) -> CompressedCheckpoint | None:
