@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
     from btcompress.fit import FitOptions
+    from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
     from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe
@@ -36,6 +37,7 @@ __all__ = [
     "FactorizeStep",
     "FineTuneStep",
     "FitOptions",
+    "HubMixin",
     "Recipe",
     "SampleInputs",
     "apply",
@@ -63,6 +65,7 @@ _HOMES = {
     "BlockTermShape": "shapes",
     "CompressedCheckpoint": "checkpoint",
     "FitOptions": "fit",
+    "HubMixin": "hub",
     "FactorizeStep": "recipe",
     "FineTuneStep": "recipe",
     "DenseStep": "recipe",

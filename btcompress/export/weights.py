@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.precisions import Stored
-from btcompress.nn import BTLSTM, BTLSTMCell
+from btcompress.nn import BTLSTM
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
 
@@ -96,6 +97,14 @@ class Weights:
         """Directions of each layer."""
         return len(self.layers[0])
 
+    def tensors(self) -> Iterator[StoredTensor]:
+        """All of them."""
+        for direction in itertools.chain.from_iterable(self.layers):
+            for weight in (direction.w, direction.u, direction.p):
+                if weight is not None:
+                    yield from itertools.chain.from_iterable(weight.parts)
+            yield from direction.biases or ()
+
     @classmethod
     def of_result(cls, compressed: CompressedCheckpoint, entry: LSTMEntry) -> Weights:
         """Those of an LSTM or cell of a result."""
@@ -140,10 +149,10 @@ class Weights:
         return cls(entry.name, entry.input_size, entry.hidden_size, output_size, _layers(directions, n_directions))
 
     @classmethod
-    def of_module(cls, name: str, module: BTLSTM | BTLSTMCell) -> Weights:
-        """Those of a module, under this name in its network."""
+    def of_module(cls, name: str, module: nn.Module) -> Weights:
+        """Those of an LSTM or cell, dense or with block terms, under this name in its network."""
         prefix = f"{name}." if name else ""
-        lstm = module if isinstance(module, BTLSTM) else None
+        lstm = module if isinstance(module, BTLSTM | nn.LSTM) else None
         proj_size = lstm.proj_size if lstm else 0
 
         def direction(suffix: str) -> Direction:
@@ -159,8 +168,8 @@ class Weights:
         ends = ("", "_reverse") if lstm and lstm.bidirectional else ("",)
         suffixes = [f"_l{layer}{end}" for layer in range(lstm.num_layers) for end in ends] if lstm else [""]
         directions = [direction(suffix) for suffix in suffixes]
-        output_size = proj_size or module.hidden_size
-        return cls(name, module.input_size, module.hidden_size, output_size, _layers(directions, len(ends)))
+        rows, outputs = directions[0].u.size
+        return cls(name, directions[0].w.size[1], rows // 4, outputs, _layers(directions, len(ends)))
 
 
 _NAMES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
@@ -180,7 +189,7 @@ def weight_of(name: str, weight: Tensor | BTWeight) -> Weight:
     return Weight(name, weight.shape, tuple(parts))
 
 
-def biases_of(prefix: str, module: BTLSTM | BTLSTMCell, names: tuple[str, str]) -> tuple[StoredTensor, StoredTensor]:
+def biases_of(prefix: str, module: nn.Module, names: tuple[str, str]) -> tuple[StoredTensor, StoredTensor]:
     """Two vectors of a module."""
     first, second = (StoredTensor(prefix + name, module.get_parameter(name).detach()) for name in names)
     return first, second
