@@ -42,7 +42,7 @@ def to_dense(compressed: Compressed) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    return _opened(compressed).dense_state_dict()
+    return opened(compressed).dense_state_dict()
 
 
 def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: bool = True) -> Module:
@@ -66,13 +66,13 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
         CheckpointError: names, types or sizes do not fit, or a linear layer's weight is tied in the model; the
             module is then unchanged.
     """
-    opened = _opened(compressed)
-    tensors = _without_prefix(opened.tensors, prefix)
-    matrices = _without_prefix({key: matrix.shape for key, matrix in opened.matrices.items()}, prefix)
+    result = opened(compressed)
+    tensors = _without_prefix(result.tensors, prefix)
+    matrices = _without_prefix({key: matrix.shape for key, matrix in result.matrices.items()}, prefix)
     modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
     swaps: dict[str, nn.Module] = {}
     rest = dict(matrices)
-    for entry in find_recurrent(_without_prefix(opened.outline(), prefix)):
+    for entry in find_recurrent(_without_prefix(result.outline(), prefix)):
         if not isinstance(entry, LSTMEntry):
             continue
         shapes = {key.removeprefix(entry.prefix): rest.pop(key) for key in entry.matrix_keys if key in rest}
@@ -89,7 +89,12 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     return module
 
 
-def _opened(compressed: Compressed) -> CompressedCheckpoint:
+def opened(compressed: Compressed) -> CompressedCheckpoint:
+    """The result itself, or the one in a file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
     return compressed if isinstance(compressed, CompressedCheckpoint) else read_compressed(compressed)
 
 

@@ -1,1 +1,15 @@
 """Results in forms that run without this package."""
+
+from typing import TYPE_CHECKING
+
+from btcompress.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from btcompress.export.graphfiles import export_graphs
+    from btcompress.export.request import ExportedGraph, GraphRequest
+
+__all__ = ["ExportedGraph", "GraphRequest", "export_graphs"]
+
+__getattr__ = on_first_use(
+    __name__, {"ExportedGraph": "request", "GraphRequest": "request", "export_graphs": "graphfiles"}
+)
