@@ -107,6 +107,22 @@ def test_a_sequence_in_pieces_is_the_sequence(lstm, tmp_path):
     torch.testing.assert_close((torch.cat(pieces), h, c), (y, hn, cn))
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("name", ["both", "projected", "deep.cell"])
+def test_programs_of_one_step_form_no_matrix(name, tmp_path):
+    compressed = compressed_of({name: LSTMS[name]})
+    (written,) = btcompress.export_program(compressed, tmp_path / "out.pt2", one_step=True)
+    (entry,) = chosen_lstms(compressed, None)
+    run, (x, h, c) = loaded(written.path), inputs_of(entry, 6, 3)
+    _, hn, cn = layer_module(compressed, entry)(x, h, c)
+    if name == "both":
+        x, (_, hn, cn) = x[:1], layer_module(compressed, entry)(x[:1], h, c)
+    for step in x.split(1):
+        _, h, c = run(step, h, c)
+    torch.testing.assert_close((h, c), (hn, cn))
+    assert not any("lstm" in str(node.target) for node in run.graph.nodes if node.op == "call_function")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_programs_compute_in_the_dtype_of_the_lstm(dtype, tmp_path):
     small = nn.LSTM(INPUTS, H, dtype=dtype)

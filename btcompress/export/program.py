@@ -21,6 +21,9 @@ from btcompress.export.modules import ExportedLayer, layer_module
 from btcompress.export.record import RECORD, record_of
 from btcompress.export.targets import chosen_lstms, shown_name, targets
 from btcompress.models import Compressed, opened
+from btcompress.nn import BTLSTM
+from btcompress.nn.recurrence import Trained
+from btcompress.nn.ways import Way
 
 #: Told the file of each program before it is written.
 OnProgram = Callable[[Path], None]
@@ -61,6 +64,7 @@ def export_program(
     *,
     lstm: str | None = None,
     batch_first: bool = False,
+    one_step: bool = False,
     force: bool = False,
     on_program: OnProgram | None = None,
 ) -> tuple[ExportedProgram, ...]:
@@ -76,6 +80,7 @@ def export_program(
         path: the file; with several LSTMs, ``OUT.NAME.pt2`` of ``OUT.pt2`` for each.
         lstm: the name of the only one; None for all that have a matrix that was factorized or rounded.
         batch_first: whether ``x`` and ``y`` are ``(B, T, ...)``.
+        one_step: whether the programs take one step at each call, ``T = 1``: by factors alone, no matrix is formed.
         force: replace existing files.
         on_program: told each file before it is written.
 
@@ -97,13 +102,58 @@ def export_program(
     for entry, target in pairs:
         if on_program is not None:
             on_program(target)
-        found.append(_written(result, entry, target, batch_first=batch_first))
+        found.append(_written(result, entry, target, _Request(batch_first, one_step)))
     return tuple(found)
 
 
-def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, *, batch_first: bool) -> ExportedProgram:
-    module = layer_module(result, entry, batch_first=batch_first)
-    program = program_of(module, entry, batch_first=batch_first)
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """How programs are written."""
+
+    batch_first: bool = False
+    one_step: bool = False
+
+    def drawn(self, entry: LSTMEntry, steps: int, batch: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Random inputs and states, by name."""
+        generator = torch.Generator().manual_seed(0)
+        n_states, steps = entry.num_layers * (1 + entry.bidirectional), 1 if self.one_step else steps
+        sizes = {
+            "x": (*((batch, steps) if self.batch_first else (steps, batch)), entry.input_size),
+            "h0": (n_states, batch, entry.proj_size or entry.hidden_size),
+            "c0": (n_states, batch, entry.hidden_size),
+        }
+        return {name: torch.randn(*size, generator=generator).to(dtype) for name, size in sizes.items()}
+
+
+class _OneStep(nn.Module):
+    """One step of an LSTM as it is defined, by its factors.
+
+    Args:
+        module: the LSTM.
+    """
+
+    def __init__(self, module: ExportedLayer) -> None:
+        super().__init__()
+        self.lstm = module.lstm
+
+    def forward(self, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(1, B, I)``, or ``(B, 1, I)``, and states ``(layers * directions, B, H)``, to the like."""
+        if not isinstance(self.lstm, BTLSTM):
+            y, (hn, cn) = self.lstm(x, (h0, c0))
+            return y, hn, cn
+        y, finals, way = x, [], Way("definition", "factors", "factors")
+        layers = list(self.lstm.layers().values())
+        n = len(layers[0])
+        for h, c, layer in zip(h0.split(n), c0.split(n), layers, strict=True):
+            y, final = Trained(way, layer).run(y, (h, c), batch_first=self.lstm.batch_first)
+            finals.append(final)
+        hn, cn = (torch.cat(each) for each in zip(*finals, strict=True))
+        return y, hn, cn
+
+
+def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: _Request) -> ExportedProgram:
+    module = layer_module(result, entry, batch_first=request.batch_first)
+    program = _program_of(module, entry, request)
     with replacing(path) as temporary, warnings.catch_warnings():
         # Of endings of names, and of formats to come.
         warnings.simplefilter("ignore")
@@ -111,25 +161,30 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, *, batc
             torch.export.save(program, file, extra_files={RECORD: json.dumps(record_of(result, entry))})
         with temporary.open("rb") as file:
             loaded = torch.export.load(file).module()
-        error = _check(loaded, module, entry, batch_first=batch_first)
+        error = _check(loaded, module, entry, request)
         size = temporary.stat().st_size
     return ExportedProgram(path, entry.name, size, error)
 
 
-def program_of(module: ExportedLayer, entry: LSTMEntry, *, batch_first: bool) -> torch.export.ExportedProgram:
-    """The program of an LSTM, for any number of steps and sequences.
+def _program_of(module: ExportedLayer, entry: LSTMEntry, request: _Request) -> torch.export.ExportedProgram:
+    """The program of an LSTM, for any number of sequences, and of steps unless it takes one.
 
     Raises:
         BTCompressError: torch cannot make it.
     """
     dtype = next(module.parameters()).dtype
-    example = tuple(torch.zeros_like(each) for each in _drawn(entry, *_TRACED, dtype, batch_first).values())
+    example = tuple(torch.zeros_like(each) for each in request.drawn(entry, *_TRACED, dtype).values())
     steps, batch = torch.export.Dim("steps", min=1), torch.export.Dim("batch", min=1)
-    sizes = {"x": {0: batch, 1: steps} if batch_first else {0: steps, 1: batch}, "h0": {1: batch}, "c0": {1: batch}}
+    x = {0: batch, 1: steps} if request.batch_first else {0: steps, 1: batch}
+    if request.one_step:
+        x = {axis: size for axis, size in x.items() if size is batch}
+    sizes = {"x": x, "h0": {1: batch}, "c0": {1: batch}}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, example, dynamic_shapes=sizes, strict=False)
+            program = torch.export.export(
+                _OneStep(module) if request.one_step else module, example, dynamic_shapes=sizes, strict=False
+            )
     except (RuntimeError, ValueError) as error:
         why = shorten(str(error).partition("\n")[0], 200, placeholder=" ...")
         raise BTCompressError(
@@ -141,32 +196,20 @@ def program_of(module: ExportedLayer, entry: LSTMEntry, *, batch_first: bool) ->
     return program
 
 
-def _drawn(entry: LSTMEntry, steps: int, batch: int, dtype: torch.dtype, batch_first: bool) -> dict[str, Tensor]:
-    """Random inputs and states, by name."""
-    generator = torch.Generator().manual_seed(0)
-    n_states = entry.num_layers * (1 + entry.bidirectional)
-    sizes = {
-        "x": (batch, steps, entry.input_size) if batch_first else (steps, batch, entry.input_size),
-        "h0": (n_states, batch, entry.proj_size or entry.hidden_size),
-        "c0": (n_states, batch, entry.hidden_size),
-    }
-    return {name: torch.randn(*size, generator=generator).to(dtype) for name, size in sizes.items()}
-
-
-def _check(program: nn.Module, module: ExportedLayer, entry: LSTMEntry, *, batch_first: bool) -> float:
+def _check(program: nn.Module, module: ExportedLayer, entry: LSTMEntry, request: _Request) -> float:
     """Compare what was written with the module, which is converted to float64.
 
     Raises:
         BTCompressError: the difference is more than rounding explains.
     """
     dtype = next(module.parameters()).dtype
-    every = [_drawn(entry, *size, dtype, batch_first) for size in _CHECKED]
+    every = [request.drawn(entry, *size, dtype) for size in _CHECKED]
     with torch.no_grad():
         found = [list(program(*inputs.values())) for inputs in every]
-    rounded = [module_outputs(module, inputs, batch_first=batch_first) for inputs in every]
+    rounded = [module_outputs(module, inputs, batch_first=request.batch_first) for inputs in every]
     module.double()
     exact = [
-        module_outputs(module, {name: each.double() for name, each in inputs.items()}, batch_first=batch_first)
+        module_outputs(module, {name: each.double() for name, each in inputs.items()}, batch_first=request.batch_first)
         for inputs in every
     ]
     error, own = (
