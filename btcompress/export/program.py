@@ -22,8 +22,8 @@ from btcompress.export.record import RECORD, record_of
 from btcompress.export.targets import chosen_lstms, shown_name, targets
 from btcompress.models import Compressed, opened
 from btcompress.nn import BTLSTM
-from btcompress.nn.recurrence import Trained
-from btcompress.nn.ways import Way
+from btcompress.nn.recurrence import Multiplier, Weight, lstm_step
+from btcompress.nn.weight import multiply
 
 #: Told the file of each program before it is written.
 OnProgram = Callable[[Path], None]
@@ -141,14 +141,23 @@ class _OneStep(nn.Module):
         if not isinstance(self.lstm, BTLSTM):
             y, (hn, cn) = self.lstm(x, (h0, c0))
             return y, hn, cn
-        y, finals, way = x, [], Way("definition", "factors", "factors")
-        layers = list(self.lstm.layers().values())
-        n = len(layers[0])
-        for h, c, layer in zip(h0.split(n), c0.split(n), layers, strict=True):
-            y, final = Trained(way, layer).run(y, (h, c), batch_first=self.lstm.batch_first)
-            finals.append(final)
-        hn, cn = (torch.cat(each) for each in zip(*finals, strict=True))
-        return y, hn, cn
+        time, finals = int(self.lstm.batch_first), list[tuple[Tensor, Tensor]]()
+        rows = x.squeeze(time)
+        for layer in self.lstm.layers().values():
+            outputs = []
+            for own in layer:
+                state = (h0[len(finals)], c0[len(finals)])
+                finals.append(
+                    lstm_step(multiply(rows, _by_factors(own.w), own.bias), state, *map(_by_factors, own.recurrent))
+                )
+                outputs.append(finals[-1][0])
+            rows = torch.cat(outputs, dim=-1)
+        hn, cn = (torch.stack(each) for each in zip(*finals, strict=True))
+        return rows.unsqueeze(time), hn, cn
+
+
+def _by_factors(weight: Weight) -> Multiplier:
+    return weight if isinstance(weight, Tensor) else weight.prepare()
 
 
 def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: _Request) -> ExportedProgram:
