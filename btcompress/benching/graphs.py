@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
@@ -60,15 +60,10 @@ def require_graphs() -> None:
     require_quantizer()
 
 
-def dense_graphs(entry: LSTMEntry, tensors: Mapping[str, Tensor]) -> tuple[list[Graph], list[LeftOut]]:
-    """The dense LSTM by ONNX's operator, in floats and in integers; by steps where that has no projections.
-
-    Args:
-        entry: the LSTM.
-        tensors: its dense weights, by key.
-    """
+def dense_graphs(module: nn.Module, entry: LSTMEntry) -> tuple[list[Graph], list[LeftOut]]:
+    """The dense LSTM by ONNX's operator, in floats and in integers; by steps where that has no projections."""
     request = GraphRequest(form="scan" if entry.proj_size else "lstm")
-    return _graphs(_DENSE, Weights.of_dense(entry, tensors), request)
+    return _graphs(_DENSE, Weights.of_module(entry.name, module), request)
 
 
 def block_term_graphs(
@@ -87,9 +82,11 @@ def _graphs(
     ways: tuple[WayName, WayName], weights: Weights, request: GraphRequest
 ) -> tuple[list[Graph], list[LeftOut]]:
     found, left_out = [], []
+    parameters = [each.values for each in weights.tensors() if each.values.is_floating_point()]
+    n_params = sum(values.numel() for values in parameters)
     for way, int8 in zip(ways, (False, True), strict=True):
         try:
-            found.append(Graph(way, _session(weights, replace(request, int8=int8)), sum(_sizes(weights))))
+            found.append(Graph(way, _session(weights, replace(request, int8=int8)), n_params))
         except BTCompressError as error:
             left_out.append(LeftOut(way, f"it cannot be written ({error})"))
     return found, left_out
@@ -105,13 +102,3 @@ def _session(weights: Weights, request: GraphRequest) -> onnxruntime.InferenceSe
             floats, path = path, path.with_name("integers.onnx")
             quantize(floats, path)
         return session(path, threads=torch.get_num_threads(), takes_turns=True)
-
-
-def _sizes(weights: Weights) -> Iterator[int]:
-    """Numbers in each parameter; orders are none."""
-    for direction in (direction for layer in weights.layers for direction in layer):
-        matrices = [each for each in (direction.w, direction.u, direction.p) if each is not None]
-        parts = [part for matrix in matrices for own in matrix.parts for part in own]
-        for tensor in (*parts, *(direction.biases or ())):
-            if tensor.values.is_floating_point():
-                yield tensor.values.numel()

@@ -205,10 +205,8 @@ def _cases(job: _Bench, entries: Sequence[LSTMEntry]) -> Iterator[BenchCase]:
     for entry in entries:
         dtype = dtype_of(job.compressed, entry)
         _require_memory(entry, dtype, request)
-        tensors = job.tensors(entry)
-        module = dense_module(entry, tensors, dtype, request.device)
-        graphs = dense_graphs(entry, tensors) if request.runs_graphs else ([], [])
-        del tensors
+        module = dense_module(entry, job.tensors(entry), dtype, request.device)
+        graphs = dense_graphs(module, entry) if request.runs_graphs else ([], [])
         for mode in request.modes:
             dense = dense_layers(module, entry, request.device, mode) if "torch" in request.runtimes else ([], [])
             for batch, steps in sizes:

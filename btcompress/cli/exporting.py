@@ -24,7 +24,7 @@ _INTERFACE, _GRAPH = "What it takes and gives", "How the graph is written (onnx)
 _OPTIONS: dict[Target, tuple[str, ...]] = {
     "onnx": ("--lstm", "--batch", "--steps", "--onnx-form", "--lengths", "--batch-first", "--int8", "--dequantize"),
     "dense": (),
-    "torch": ("--lstm", "--batch-first"),
+    "torch": ("--lstm", "--batch-first", "--one-step"),
 }
 
 
@@ -62,6 +62,14 @@ def export(
         typer.Option(
             "--lengths",
             help="Take the number of steps of each sequence as a fourth input (onnx).",
+            rich_help_panel=_INTERFACE,
+        ),
+    ] = False,
+    one_step: Annotated[
+        bool,
+        typer.Option(
+            "--one-step",
+            help="Take one step at each call, for streaming: by the factors alone, no matrix is formed (torch).",
             rich_help_panel=_INTERFACE,
         ),
     ] = False,
@@ -133,6 +141,7 @@ def export(
         "--onnx-form": onnx_form,
         "--lengths": lengths or None,
         "--batch-first": batch_first or None,
+        "--one-step": one_step or None,
         "--int8": int8 or None,
         "--dequantize": dequantize,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,7 +83,9 @@ def drawn_inputs(weights: Weights, request: GraphRequest) -> dict[str, Tensor]:
 def module_outputs(module: ExportedLayer, inputs: Mapping[str, Tensor], *, batch_first: bool) -> list[Tensor]:
     """What an LSTM gives: ``y``, ``hn`` and ``cn``."""
     lengths, states = inputs.get("lengths"), (inputs["h0"], inputs["c0"])
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Torch then takes its own kernel, as it should.
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         if lengths is None:
             return list(module(inputs["x"], *states))
         steps = inputs["x"].shape[1 if batch_first else 0]

@@ -45,12 +45,14 @@ class ExportedProgram:
         path: its file.
         lstm: name of the LSTM; empty at the top of a checkpoint.
         n_bytes: of the file.
+        tensor_bytes: of the LSTM's tensors as the result stores them.
         error: largest difference of its outputs from those in float64 on random inputs, over the largest of these.
     """
 
     path: Path
     lstm: str
     n_bytes: int
+    tensor_bytes: int
     error: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
             loaded = torch.export.load(file).module()
         error = _check(loaded, module, entry, request)
         size = temporary.stat().st_size
-    return ExportedProgram(path, entry.name, size, error)
+    return ExportedProgram(path, entry.name, size, result.only(entry.keys).n_bytes, error)
 
 
 def _program_of(module: ExportedLayer, entry: LSTMEntry, request: _Request) -> torch.export.ExportedProgram:

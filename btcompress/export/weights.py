@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -118,21 +118,6 @@ class Weights:
             shape = compressed.matrices[key].shape
             return Weight(key, shape, tuple(tuple(map(tensor, names)) for names in part_names(key, shape)))
 
-        return cls._of_entry(entry, tensor, weight)
-
-    @classmethod
-    def of_dense(cls, entry: LSTMEntry, tensors: Mapping[str, Tensor]) -> Weights:
-        """Those of a dense LSTM or cell, by key."""
-
-        def tensor(name: str) -> StoredTensor:
-            return StoredTensor(name, tensors[name])
-
-        return cls._of_entry(entry, tensor, lambda key: Weight(key, None, ((tensor(key),),)))
-
-    @classmethod
-    def _of_entry(
-        cls, entry: LSTMEntry, tensor: Callable[[str], StoredTensor], weight: Callable[[str], Weight]
-    ) -> Weights:
         def direction(suffix: str) -> Direction:
             w, u, p, b_w, b_u = (f"{entry.prefix}{name}{suffix}" for name in _NAMES)
             return Direction(
