@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import write as save
     from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
+    from btcompress.export import export_program
     from btcompress.fit import FitOptions
     from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
@@ -43,6 +44,7 @@ __all__ = [
     "apply",
     "bench",
     "compress",
+    "export_program",
     "factorize",
     "load",
     "pin",
@@ -75,6 +77,7 @@ _HOMES = {
     "bench": "benching",
     "compress": "compression",
     "run": "running",
+    "export_program": "export",
     "factorize": "compression",
     "load": "models",
     "pin": "tuning",
