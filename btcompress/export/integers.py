@@ -23,8 +23,15 @@ def require_quantizer() -> None:
         )
 
 
+#: Most of the bytes of the file with floats that the one with integers is to take.
+_SHARE = 0.3
+
+
 def quantize(source: Path, target: Path) -> None:
     """Weights of matrix products become 8-bit integers, inputs do at each run; within a ``Scan`` as well.
+
+    Each column of a matrix has a scale of its own where the file stays below 30 % of the one with floats, which is more
+    exact; else they share one.
 
     Args:
         source: the graph.
@@ -32,8 +39,17 @@ def quantize(source: Path, target: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, extra_options={"EnableSubgraph": True})
+    for per_channel in (True, False):
+        with _quiet():
+            quantize_dynamic(
+                source,
+                target,
+                weight_type=QuantType.QInt8,
+                per_channel=per_channel,
+                extra_options={"EnableSubgraph": True},
+            )
+        if target.stat().st_size <= _SHARE * source.stat().st_size:
+            return
 
 
 @contextmanager
