@@ -54,6 +54,27 @@ def speed_advice(cases: Sequence[BenchCase]) -> Iterator[str]:
     yield from _comparisons(by_onnx, "In ONNX Runtime at", alone=alone)
     if any(ratio < 1 - _ALIKE for _, ratio in (*by_torch, *by_onnx)):
         yield _WHERE_SLOWER
+    yield from _integers_advice(cases, alone=alone)
+
+
+def _integers_advice(cases: Sequence[BenchCase], *, alone: bool) -> Iterator[str]:
+    """Where nothing of the block terms is as fast in ONNX Runtime as the dense matrices in integers."""
+    slower: list[tuple[str, float]] = []
+    for case in cases:
+        seconds = {way.way: way.seconds for way in case.ways if way.way.startswith("onnx")}
+        own = [each for way, each in seconds.items() if way.startswith("onnx_block_terms")]
+        dense = seconds.get("onnx_dense_int8")
+        if own and dense is not None and dense < min(own) * (1 - _ALIKE):
+            where = f"batch {case.batch:,} and {_steps_text(case.steps)}"
+            slower.append((where if alone else f"{where} of {case.lstm or 'the LSTM at the top'}", min(own) / dense))
+    if slower:
+        least, most = (_times(choose(ratio for _, ratio in slower)) for choose in (min, max))
+        many = least if least == most else f"{least} to {most}"
+        yield (
+            f"In ONNX Runtime the dense LSTM in int8 is the fastest of all, {many} times as fast as block terms, at "
+            f"{listed([where for where, _ in slower])}. Where only time counts, and your task bears its errors, "
+            "quantize the dense model."
+        )
 
 
 def _comparisons(measured: Sequence[tuple[BenchCase, float]], begin: str, *, alone: bool) -> Iterator[str]:
