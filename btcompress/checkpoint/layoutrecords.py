@@ -53,6 +53,11 @@ def from_record(record: LayoutRecord, keys: Sequence[str]) -> Layout:
     return layout
 
 
+def to_text(layout: Layout, keys: Sequence[str]) -> str:
+    """The JSON text of a layout."""
+    return json.dumps(to_record(layout, keys), separators=(",", ":"), allow_nan=False)
+
+
 def layout_text(layout: Layout, keys: Sequence[str]) -> str:
     """A layout as text for the header of a ``.safetensors`` file of dense tensors, which keeps no order of its own."""
     return json.dumps({**to_record(layout, keys), "keys": list(keys)}, separators=(",", ":"), allow_nan=False)

@@ -73,8 +73,8 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
     kind = recognise(path)
     if kind == "btcompress":
         raise CheckpointError(
-            f"{path} is compressed already. Give the dense checkpoint that it was made from, or form a dense "
-            "state dict from it first."
+            f"{path} is compressed already. Give the dense checkpoint that it was made from, or write one from it "
+            "(btcompress export --to dense)."
         )
     if kind == "index":
         weight_map = _weight_map(path)
