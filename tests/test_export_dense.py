@@ -1,7 +1,8 @@
 """Dense checkpoints for the code that the compressed ones were trained with."""
 
-import errno
 import os
+import resource
+import signal
 from collections import OrderedDict
 
 import pytest
@@ -255,15 +256,18 @@ def test_a_file_is_replaced_by_force_alone_and_an_input_never(tmp_path, suffix):
         export_dense(result, tmp_path / f"link{suffix}", force=True)
 
 
-def test_a_disk_that_is_full_leaves_no_file(tmp_path, monkeypatch):
-    compressed = btcompress.factorize(nn.LSTM(6, 5).state_dict(), **SETTINGS)
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(dense, "_save", full)
-    with pytest.raises(OutputError, match="No space"):
-        export_dense(compressed, tmp_path / "dense.pt")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_disk_that_is_full_leaves_no_file(tmp_path, suffix):
+    compressed = btcompress.factorize(nn.LSTM(60, 50).state_dict(), **SETTINGS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            export_dense(compressed, tmp_path / f"dense{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,6 +289,9 @@ def test_what_comes_back_otherwise_is_found_and_replaces_nothing(tmp_path, monke
     (tmp_path / "dense.pt").write_bytes(b"before")
     monkeypatch.setattr(dense, "_save", lambda content, path: torch.save(damage(content), path))
     with pytest.raises(OutputError, match="came back from the disk"):
+        export_dense(compressed, tmp_path / "dense.pt", force=True)
+    monkeypatch.setattr(dense, "_save", lambda _, path: path.write_bytes(b"PK\x03\x04 cut off"))
+    with pytest.raises(OutputError, match="all of it came back"):
         export_dense(compressed, tmp_path / "dense.pt", force=True)
     assert (tmp_path / "dense.pt").read_bytes() == b"before"
 

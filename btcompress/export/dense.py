@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedWriter, FileIO
 from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +27,9 @@ from btcompress.errors import OutputError
 from btcompress.memory import require
 from btcompress.models import Compressed, load
 from btcompress.text import listed
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _SUFFIXES = (".pt", ".safetensors")
 
@@ -65,8 +71,8 @@ def export_dense(compressed: Compressed, path: str | PathLike[str], *, force: bo
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         raise OutputError(
-            f"{path} ends in {path.suffix or 'nothing'!r}, which is no form of a dense checkpoint. Choose a name that "
-            f"ends in {' or '.join(_SUFFIXES)}."
+            f"{path} has the ending {path.suffix!r}, which no dense checkpoint is written with. Choose a name "
+            f"that ends in {' or '.join(_SUFFIXES)}."
         )
     opened = compressed if isinstance(compressed, CompressedCheckpoint) else load(compressed)
     check_target(path, force=force, inputs=opened.files)
@@ -104,7 +110,7 @@ def _write_torch(compressed: CompressedCheckpoint, path: Path) -> list[str]:
     content = layout.filled({key: own[tied.get(key, key)] for key in dense})
     with replacing(path) as temporary:
         _save(content, temporary)
-        if changed := _differing(torch.load(temporary, map_location="cpu", mmap=True, weights_only=True), content):
+        if changed := _misread(temporary, content):
             raise OutputError(
                 f"{path} could not be written: {changed} came back from the disk other than it was written. Try "
                 "another disk; nothing was replaced."
@@ -120,8 +126,27 @@ def _write_torch(compressed: CompressedCheckpoint, path: Path) -> list[str]:
 
 def _save(content: object, path: Path) -> None:
     # By its name, the archive would be named after the file.
-    with path.open("wb") as file:
-        torch.save(content, file)
+    with _Telling(FileIO(path, "wb")) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError:
+            if file.error is not None:
+                raise file.error from None
+            raise
+
+
+class _Telling(BufferedWriter):
+    """A file that remembers why it could not be written, as torch raises an error of its own then."""
+
+    error: OSError | None = None
+
+    def write(self, data: ReadableBuffer) -> int:
+        """As of any file."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def _fills_storage(tensor: Tensor) -> bool:
@@ -130,7 +155,17 @@ def _fills_storage(tensor: Tensor) -> bool:
 
 def _own(tensor: Tensor) -> Tensor:
     """The tensor with a storage that holds nothing else, as all of that is saved with it."""
-    return tensor if _fills_storage(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+    plain = tensor.detach().cpu()
+    return plain if _fills_storage(plain) else plain.clone(memory_format=torch.contiguous_format)
+
+
+def _misread(path: Path, content: object) -> str:
+    """What of a file is another content than was written; nothing where all of it is the same."""
+    try:
+        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, UnpicklingError):
+        return "all of it"
+    return _differing(found, content)
 
 
 def _differing(found: object, expected: object) -> str:
