@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import write as save
     from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
-    from btcompress.export import export_dense
+    from btcompress.export import export_dense, export_program
     from btcompress.fit import FitOptions
+    from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
     from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe
@@ -37,12 +38,14 @@ __all__ = [
     "FactorizeStep",
     "FineTuneStep",
     "FitOptions",
+    "HubMixin",
     "Recipe",
     "SampleInputs",
     "apply",
     "bench",
     "compress",
     "export_dense",
+    "export_program",
     "factorize",
     "load",
     "pin",
@@ -65,6 +68,7 @@ _HOMES = {
     "BlockTermShape": "shapes",
     "CompressedCheckpoint": "checkpoint",
     "FitOptions": "fit",
+    "HubMixin": "hub",
     "FactorizeStep": "recipe",
     "FineTuneStep": "recipe",
     "DenseStep": "recipe",
@@ -75,6 +79,7 @@ _HOMES = {
     "compress": "compression",
     "run": "running",
     "export_dense": "export",
+    "export_program": "export",
     "factorize": "compression",
     "load": "models",
     "pin": "tuning",

@@ -13,9 +13,10 @@ from btcompress.benching import measuring, turns
 from btcompress.benching.counting import count
 from btcompress.benching.machine import onednn
 from btcompress.benching.turns import Timed, median_seconds, take_turns
-from btcompress.benching.ways import block_term_layer, dense_layers, dense_module, inputs_of
+from btcompress.benching.ways import block_term_layer, dense_layers, inputs_of
 from btcompress.checkpoint import find_recurrent, from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.export.modules import dense_module
 from btcompress.reporting.speed import noise_warning, speed_advice
 from btcompress.timings import BenchCase, WayTiming
 

@@ -16,7 +16,7 @@ from btcompress.benching.counting import Counts, count
 from btcompress.benching.machine import in_threads, machine, without_collection
 from btcompress.benching.request import BenchRequest
 from btcompress.benching.turns import Timed, take_turns
-from btcompress.benching.ways import Layer, State, block_term_layer, dense_layers, dense_module, inputs_of, tried
+from btcompress.benching.ways import Layer, State, block_term_layer, dense_layers, inputs_of, tried
 from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
@@ -29,6 +29,7 @@ from btcompress.checkpoint import (
 )
 from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, CheckpointError
+from btcompress.export.modules import dense_module, dtype_of
 from btcompress.memory import require
 from btcompress.reporting.speed import noise_warning, speed_advice
 from btcompress.text import listed
@@ -187,7 +188,7 @@ def _cases(job: _Bench, entries: Sequence[LSTMEntry]) -> Iterator[BenchCase]:
     sizes = [(batch, steps) for batch in request.batch for steps in request.steps]
     n_cases, index = len(entries) * len(request.modes) * len(sizes), 0
     for entry in entries:
-        dtype = job.compressed.outline()[entry.recurrent_keys[0]].dtype
+        dtype = dtype_of(job.compressed, entry)
         _require_memory(entry, dtype, request)
         module = dense_module(entry, job.tensors(entry), dtype, request.device)
         for mode in request.modes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from textwrap import shorten
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from btcompress.benching.machine import onednn
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.export.modules import block_term_module
 from btcompress.memory import is_out_of_memory
-from btcompress.models import apply
 from btcompress.timings import LeftOut, Mode, WayName
 
 State = tuple[Tensor, Tensor]
@@ -101,20 +101,11 @@ def inputs_of(
     return x, (draw(*lead, entry.proj_size or entry.hidden_size), draw(*lead, entry.hidden_size))
 
 
-def dense_module(entry: LSTMEntry, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> nn.Module:
-    """The dense LSTM or cell with weights by their keys; shares no storage with them."""
-    module = _empty(entry, dtype, device)
-    module.load_state_dict({key.removeprefix(entry.prefix): tensors[key] for key in entry.keys})
-    return module
-
-
 def block_term_layer(
     compressed: CompressedCheckpoint, entry: LSTMEntry, dtype: torch.dtype, device: str, mode: Mode
 ) -> Layer:
     """The LSTM as :func:`btcompress.apply` puts it into a model."""
-    own = compressed.only(entry.keys)
-    module = apply(_empty(entry, dtype, device), own, prefix=entry.prefix)
-    return _layer("block_terms", module, mode)
+    return _layer("block_terms", block_term_module(compressed, entry, dtype, device), mode)
 
 
 def dense_layers(module: nn.Module, entry: LSTMEntry, device: str, mode: Mode) -> tuple[list[Layer], list[LeftOut]]:
@@ -190,24 +181,6 @@ def _int8_layer(module: nn.Module, entry: LSTMEntry, device: str, mode: Mode) ->
         parameter.numel() * (_INT8_BYTES if parameter.dim() == 2 else _BIAS_BYTES) for parameter in module.parameters()
     ]
     return Layer("int8", quantized.eval(), sum(sizes), sum(parameter.numel() for parameter in module.parameters()))
-
-
-def _empty(entry: LSTMEntry, dtype: torch.dtype, device: str) -> nn.Module:
-    """The dense LSTM or cell, its weights not set."""
-    if entry.kind == "cell":
-        cell = nn.LSTMCell(entry.input_size, entry.hidden_size, entry.bias, device="meta", dtype=dtype)
-        return cell.to_empty(device=device)
-    lstm = nn.LSTM(
-        entry.input_size,
-        entry.hidden_size,
-        entry.num_layers,
-        entry.bias,
-        bidirectional=entry.bidirectional,
-        proj_size=entry.proj_size,
-        device="meta",
-        dtype=dtype,
-    )
-    return lstm.to_empty(device=device)
 
 
 def _first_line(error: BaseException) -> str:

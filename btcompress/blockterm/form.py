@@ -12,7 +12,7 @@ from torch import Tensor
 
 from btcompress.blockterm.dense import padded_dense
 from btcompress.blockterm.product import Product, require_for
-from btcompress.contraction import prepare_chain
+from btcompress.contraction import own_sizes, prepare_chain
 from btcompress.errors import ShapeError
 from btcompress.shapes import BlockTermShape
 
@@ -47,7 +47,7 @@ class BlockTerm:
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", tuple(self.factors))
         object.__setattr__(self, "orders", tuple(self.orders))
-        given = tuple(tuple(tensor.shape) for tensor in (self.cores, *self.factors, *self.orders))
+        given = tuple(own_sizes(tensor) for tensor in (self.cores, *self.factors, *self.orders))
         orders = ((size,) for size in self.shape.order_sizes.values())
         expected = (self.shape.core_shape, *self.shape.factor_shapes, *orders)
         if given != expected:
@@ -169,9 +169,9 @@ class BlockTerm:
             return Product(self.shape, self.low_rank_factors())
         chain = prepare_chain((self.cores, *self.factors))
         columns = self.orders[-1].to(self.cores.device).long() if self.shape.column_order else None
-        return Product(self.shape, chain, columns, self._kept_rows())
+        return Product(self.shape, chain, columns, self.kept_rows())
 
-    def _kept_rows(self) -> Tensor | None:
+    def kept_rows(self) -> Tensor | None:
         """Where in the padded form each row of the matrix is, int64; None if there are no others, in the same order."""
         shape, row_order = self.shape, self._row_order()
         if shape.padded_out == shape.out_size:
@@ -179,6 +179,13 @@ class BlockTerm:
         gates = torch.arange(shape.padded_out, device=self.cores.device).reshape(shape.n_gates, -1)
         kept = gates[:, : shape.out_size // shape.n_gates].flatten()
         return kept if row_order is None else kept[row_order.argsort()]
+
+    def kept_columns(self) -> Tensor | None:
+        """Where in the padded form each column of the matrix is, int64; None if there are no others, in this order."""
+        if self.shape.column_order:
+            return self.orders[-1].to(self.cores.device).argsort()
+        padded = self.shape.padded_in != self.shape.in_size
+        return torch.arange(self.shape.in_size, device=self.cores.device) if padded else None
 
     def _row_order(self) -> Tensor | None:
         """The order of all rows, gate after gate, int64; None if they stand as in the matrix."""

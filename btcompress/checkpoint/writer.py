@@ -102,7 +102,7 @@ def write_dense(
     tensors: Mapping[str, Tensor],
     path: Path,
     *,
-    texts: Mapping[str, str] | None = None,
+    header: Mapping[str, str] | None = None,
     layout: Layout | None = None,
     force: bool = False,
     inputs: Iterable[Path] = (),
@@ -112,7 +112,7 @@ def write_dense(
     Args:
         tensors: by name; tied ones are each written.
         path: the file.
-        texts: by name, for the file's header.
+        header: texts by name, to be written with them.
         layout: to be kept in the header, so that :func:`btcompress.checkpoint.read` finds it.
         force: replace an existing file.
         inputs: files that are never replaced.
@@ -121,11 +121,11 @@ def write_dense(
         OutputError: the file cannot or may not be written there, or another process is writing it.
     """
     check_target(path, force=force, inputs=inputs)
-    header = dict(texts or {})
+    about = dict(header or {})
     if layout is not None and layout != Layout():
-        header[LAYOUT_KEY] = layout_text(layout, list(tensors))
+        about[LAYOUT_KEY] = layout_text(layout, list(tensors))
     with replacing(path) as temporary:
-        digests = write_tensors(temporary, {name: plain_tensor(name, each) for name, each in tensors.items()}, header)
+        digests = write_tensors(temporary, {name: plain_tensor(name, each) for name, each in tensors.items()}, about)
         if changed := differing(temporary, digests):
             raise _changed(path, changed[0])
 

@@ -82,8 +82,8 @@ def export_dense(compressed: Compressed, path: str | PathLike[str], *, force: bo
 
 def _write_safetensors(compressed: CompressedCheckpoint, path: Path, *, force: bool) -> list[str]:
     layout = compressed.dense_layout()
-    texts = {**dict([USUAL_TEXT]), **layout.metadata}
-    write_dense(compressed.dense_state_dict(), path, texts=texts, force=force, inputs=compressed.files)
+    header = {**dict([USUAL_TEXT]), **layout.metadata}
+    write_dense(compressed.dense_state_dict(), path, header=header, force=force, inputs=compressed.files)
     told = {
         "Left out, as a .safetensors file holds tensors alone": layout.values,
         "Written under each of their names, tied tensors": tuple(layout.ties),

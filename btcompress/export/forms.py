@@ -1,0 +1,56 @@
+"""Which form a layer is written in: a table of what there is, and the one that is expected to run the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from btcompress.export.request import GraphRequest, Steps
+from btcompress.export.weights import Direction, Weight
+from btcompress.nn.ways import Operand, is_low_rank
+
+#: Entries of the largest matrix that a session may form of factors.
+_MOST_FORMED = 2**25
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How one direction of a layer is written.
+
+    Attributes:
+        steps: by which operator.
+        inputs: what multiplies the inputs, for all steps at once. The ``LSTM`` operator does it with a dense matrix, or
+            with the left factor of a low-rank one.
+        recurrent: what multiplies the hidden states, step by step.
+    """
+
+    steps: Steps
+    inputs: Operand
+    recurrent: Operand
+
+
+def possible_forms(direction: Direction, request: GraphRequest) -> Iterator[Form]:
+    """All forms of a direction that are asked for, in the order of preference.
+
+    The operator has no projections, and takes dense matrices for the states. What it would have to be given may be too
+    large to be formed, and integers of what is formed would take more bytes than factors.
+    """
+    recurrent = [weight for weight in (direction.u, direction.p) if weight is not None]
+    operands = _operands(recurrent, request)
+    if request.form != "scan" and direction.p is None and "dense" in operands:
+        low_rank = direction.w.shape is not None and is_low_rank(direction.w.shape)
+        if low_rank or "dense" in _operands([direction.w], request):
+            yield Form("lstm", "factors" if low_rank else "dense", "dense")
+    if request.form != "lstm":
+        for inputs in _operands([direction.w], request):
+            for states in operands:
+                yield Form("scan", inputs, states)
+
+
+def _operands(weights: list[Weight], request: GraphRequest) -> tuple[Operand, ...]:
+    """What may multiply by all of some matrices."""
+    shapes = [weight.shape for weight in weights if weight.shape is not None]
+    if not shapes:
+        return ("dense",)
+    small = all(shape.dense_params <= _MOST_FORMED for shape in shapes)
+    return ("factors", "dense") if small and not request.int8 else ("factors",)

@@ -1,0 +1,173 @@
+"""The LSTMs of a result as ONNX files, each checked before it takes its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from btcompress import __version__
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, replacing
+from btcompress.export.checking import check_operators, check_outputs, drawn_inputs, has_runtime, relative_error, run
+from btcompress.export.graphs import Nodes, require_onnx, value
+from btcompress.export.integers import quantize, require_quantizer
+from btcompress.export.layers import written
+from btcompress.export.modules import layer_module
+from btcompress.export.record import RECORD, record_of
+from btcompress.export.request import ExportedGraph, GraphRequest, Steps
+from btcompress.export.targets import chosen_lstms, targets
+from btcompress.export.weights import Weights
+from btcompress.models import Compressed, opened
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Told the file of each graph before it is written.
+OnGraph = Callable[[Path], None]
+
+#: The version of ONNX's format that has an opset.
+_IR_VERSIONS = {18: 8, 21: 10}
+
+
+def export_graphs(
+    compressed: Compressed,
+    path: str | PathLike[str],
+    request: GraphRequest = GraphRequest(),
+    *,
+    lstm: str | None = None,
+    force: bool = False,
+    on_graph: OnGraph | None = None,
+) -> tuple[ExportedGraph, ...]:
+    """Write each LSTM of a result as an ONNX graph, its factors as factors.
+
+    Inputs are ``x`` ``(T, B, I)``, ``h0`` and ``c0`` ``(layers * directions, B, H)``, and ``lengths`` ``(B,)`` where it
+    is asked for; outputs are ``y`` ``(T, B, directions * H)``, ``hn`` and ``cn``. All are float32, lengths int64, and
+    ``T`` and ``B`` may be any. A cell is a layer of any number of steps.
+
+    Args:
+        compressed: a result file, or what :func:`btcompress.load` or :func:`btcompress.factorize` gave.
+        path: the file; with several LSTMs, ``OUT.NAME.onnx`` of ``OUT.onnx`` for each.
+        request: how they are to be written.
+        lstm: the name of the only one; None for all that have a matrix that was factorized or rounded.
+        force: replace existing files.
+        on_graph: told each file before it is written.
+
+    Returns:
+        What was written, in the result's order.
+
+    Raises:
+        BTCompressError: a library is missing, there is no such LSTM, it cannot be written in the form asked for, or
+            what was written is not in order or computes something else; there is no new file then.
+        OutputError: a file cannot or may not be written there.
+        CheckpointError: the result cannot be read.
+    """
+    require_onnx()
+    if request.int8:
+        require_quantizer()
+    result = opened(compressed)
+    entries = chosen_lstms(result, lstm)
+    pairs = list(zip(entries, targets(Path(path), entries), strict=True))
+    for _, target in pairs:
+        check_target(target, force=force, inputs=result.files)
+    found = []
+    for entry, target in pairs:
+        if on_graph is not None:
+            on_graph(target)
+        found.append(_written(result, entry, target, request))
+    return tuple(found)
+
+
+def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: GraphRequest) -> ExportedGraph:
+    weights = Weights.of_result(result, entry)
+    proto, forms, opset = graph_of(weights, request)
+    _describe(proto, result, entry, request, forms)
+    with replacing(path) as temporary:
+        plain = temporary.with_name("float") if request.int8 else temporary
+        _save(proto, plain)
+        check_operators(plain)
+        error, int8_error, notices = None, None, []
+        if has_runtime():
+            inputs, module = (
+                drawn_inputs(weights, request),
+                layer_module(result, entry, batch_first=request.batch_first),
+            )
+            error = check_outputs(plain, module, inputs, batch_first=request.batch_first)
+        else:
+            notices.append("onnxruntime is not installed here, so what the graph computes was not compared.")
+        if request.int8:
+            quantize(plain, temporary)
+            _keep_properties(temporary, proto)
+            check_operators(temporary)
+            int8_error = relative_error(run(temporary, inputs), run(plain, inputs))
+            plain.unlink()
+        size = temporary.stat().st_size
+    return ExportedGraph(path, entry.name, forms, size, opset, error, int8_error, tuple(notices))
+
+
+def graph_of(weights: Weights, request: GraphRequest) -> tuple[onnx.ModelProto, dict[str, Steps], int]:
+    """The graph of an LSTM, how each layer is written, and the opset."""
+    import onnx_ir as ir
+
+    nodes = Nodes()
+    n_states = len(weights.layers) * weights.n_directions
+    lead = ("B", "T") if request.batch_first else ("T", "B")
+    x = value("x", *lead, weights.input_size)
+    sizes: dict[str, tuple[int | str, ...]] = {"y": (*lead, weights.n_directions * weights.output_size)}
+    for letter, size in (("h", weights.output_size), ("c", weights.hidden_size)):
+        sizes |= {f"{letter}0": (n_states, "B", size), f"{letter}n": (n_states, "B", size)}
+    h0, c0 = (value(name, *sizes[name]) for name in ("h0", "c0"))
+    inputs, lengths = [x, h0, c0], None
+    if request.lengths:
+        lengths = value("lengths", "B", dtype="INT64")
+        inputs.append(lengths)
+    found, forms = written(nodes, weights, request, x, h0, c0, lengths)
+    outputs = []
+    for name, each in zip(("y", "hn", "cn"), found, strict=True):
+        typed = value(name, *sizes[name])
+        each.name, each.type, each.shape = name, typed.type, typed.shape
+        outputs.append(each)
+    model = ir.Model(
+        nodes.graph("lstm", inputs, outputs),
+        ir_version=_IR_VERSIONS[nodes.opset],
+        producer_name="btcompress",
+        producer_version=__version__,
+    )
+    proto = ir.to_proto(model)
+    # What can be worked out again takes bytes.
+    del proto.graph.value_info[:]
+    return proto, dict(forms), nodes.opset
+
+
+def _describe(
+    proto: onnx.ModelProto,
+    result: CompressedCheckpoint,
+    entry: LSTMEntry,
+    request: GraphRequest,
+    forms: dict[str, Steps],
+) -> None:
+    """What the graph was made of, as one of its properties."""
+    record = {
+        **record_of(result, entry),
+        "forms": forms,
+        "batch": request.batch,
+        "steps_of_a_run": request.steps,
+    }
+    properties = proto.metadata_props.add()
+    properties.key, properties.value = RECORD, json.dumps(record, separators=(",", ":"))
+
+
+def _keep_properties(path: Path, proto: onnx.ModelProto) -> None:
+    """Give a file the properties of a graph that it was made of."""
+    import onnx
+
+    own = onnx.load(path)
+    del own.metadata_props[:]
+    own.metadata_props.extend(proto.metadata_props)
+    own.producer_name, own.producer_version = proto.producer_name, proto.producer_version
+    _save(own, path)
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    path.write_bytes(proto.SerializeToString(deterministic=True))

@@ -1,0 +1,81 @@
+"""All layers of an LSTM as nodes of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from btcompress.export.costs import choose_form
+from btcompress.export.graphs import Nodes
+from btcompress.export.packed import Dequantizer
+from btcompress.export.request import GraphRequest, Steps
+from btcompress.export.steps import Run
+from btcompress.export.weights import Weights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+#: Values of a graph: ``y``, ``hn`` and ``cn``.
+Outputs = tuple["ir.Value", "ir.Value", "ir.Value"]
+
+
+def written(
+    nodes: Nodes,
+    weights: Weights,
+    request: GraphRequest,
+    x: ir.Value,
+    h0: ir.Value,
+    c0: ir.Value,
+    lengths: ir.Value | None = None,
+) -> tuple[Outputs, Mapping[str, Steps]]:
+    """An LSTM as nodes.
+
+    Args:
+        nodes: of the graph, to which they are added.
+        weights: matrices and biases.
+        request: how it is to be written.
+        x: inputs, ``(T, B, I)``, or ``(B, T, I)`` where that is asked for.
+        h0: initial hidden states, ``(layers * directions, B, H)``, or of the projected size.
+        c0: initial cell states, ``(layers * directions, B, H)``.
+        lengths: steps of each sequence, int32 or int64, shape ``(B,)``; None where all have as many.
+
+    Returns:
+        ``y``, ``(T, B, directions * H)``, or the batch first; ``hn`` and ``cn``, as the initial ones; and how the steps
+        of each layer and direction are written, by its suffix.
+
+    Raises:
+        BTCompressError: no form that is asked for can write a layer.
+    """
+    if lengths is not None:
+        lengths = nodes.op("Cast", lengths, to=6)
+    outputs = nodes.op("Transpose", x, perm=[1, 0, 2]) if request.batch_first else x
+    # The quantizer makes integers of floats alone.
+    dequantizer = None if request.int8 else Dequantizer(nodes, weights.tensors(), request.dequantize)
+    forms: dict[str, Steps] = {}
+    finals: list[tuple[ir.Value, ir.Value]] = []
+    for directions in weights.layers:
+        given, found = outputs, []
+        for direction in directions:
+            form = choose_form(direction, weights.hidden_size, request)
+            forms[direction.suffix] = form.steps
+            run = Run(nodes, direction, weights.hidden_size, weights.output_size, dequantizer, lengths)
+            h, c = (_state(nodes, states, weights, len(finals)) for states in (h0, c0))
+            y, *final = run.written(form, given, h, c)
+            found.append(y)
+            finals.append((final[0], final[1]))
+        outputs = _joined(nodes, found, 2)
+    if request.batch_first:
+        outputs = nodes.op("Transpose", outputs, perm=[1, 0, 2])
+    hn, cn = (_joined(nodes, list(states), 0) for states in zip(*finals, strict=True))
+    return (outputs, hn, cn), forms
+
+
+def _state(nodes: Nodes, states: ir.Value, weights: Weights, number: int) -> ir.Value:
+    """The initial state of one layer and direction, ``(1, B, H)``."""
+    if len(weights.layers) * weights.n_directions == 1:
+        return states
+    return nodes.op("Slice", states, nodes.integers(number), nodes.integers(number + 1), nodes.integers(0))
+
+
+def _joined(nodes: Nodes, values: list[ir.Value], axis: int) -> ir.Value:
+    return values[0] if len(values) == 1 else nodes.op("Concat", *values, axis=axis)

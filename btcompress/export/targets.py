@@ -1,0 +1,65 @@
+"""Which LSTMs of a result are exported, and to which files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.errors import BTCompressError
+from btcompress.text import listed
+
+#: What of a name cannot stand in the name of a file everywhere.
+_ELSEWHERE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[LSTMEntry]:
+    """The LSTMs and cells of a result that are to be exported.
+
+    Args:
+        compressed: the result.
+        name: of the only one, which may have no matrix that was factorized or rounded; None for all that have one.
+
+    Raises:
+        BTCompressError: there is none, or none of this name.
+    """
+    every = [entry for entry in find_recurrent(compressed.outline()) if isinstance(entry, LSTMEntry)]
+    where, names = f"{compressed.source.name}, compressed", listed([shown_name(entry) for entry in every])
+    if not every:
+        raise BTCompressError(f"there is no LSTM in {where}, and only LSTMs are exported. Give a file that has one.")
+    if name is not None:
+        found = [entry for entry in every if entry.name == name]
+        if not found:
+            raise BTCompressError(f"there is no LSTM named {name!r:.80} in {where}. Those that there are: {names}.")
+        return found
+    found = [entry for entry in every if any(key in compressed.chosen for key in entry.matrix_keys)]
+    if not found:
+        raise BTCompressError(
+            f"no matrix of the LSTMs in {where} was factorized or rounded ({names}). Name the one to export (--lstm)."
+        )
+    return found
+
+
+def targets(path: Path, entries: Sequence[LSTMEntry]) -> list[Path]:
+    """The file of each LSTM: the path itself for one, ``OUT.NAME.ENDING`` of ``OUT.ENDING`` for each of several.
+
+    Of a name, characters that not every file system takes become ``_``; the LSTM at the top has no name, and has the
+    path itself.
+
+    Raises:
+        BTCompressError: two LSTMs would have the same file.
+    """
+    if len(entries) == 1:
+        return [path]
+    names = [_ELSEWHERE.sub("_", entry.name) for entry in entries]
+    found = [path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path for name in names]
+    same = [target for target in found if [each.name.lower() for each in found].count(target.name.lower()) > 1]
+    if same:
+        raise BTCompressError(f"several LSTMs would be written to {same[0]}. Export them one by one (--lstm).")
+    return found
+
+
+def shown_name(entry: LSTMEntry) -> str:
+    """The name of an LSTM, as messages have it."""
+    return entry.name or "(top)"
