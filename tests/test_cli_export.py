@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import btcompress
-from btcompress.export import ExportedGraph, GraphRequest
+from btcompress.export import DenseExport, ExportedGraph, ExportedProgram, GraphRequest
 from btcompress.export.checking import session
 from btcompress.export.modules import layer_module
 from btcompress.export.targets import chosen_lstms
@@ -69,6 +70,64 @@ def test_what_is_shown_and_the_json_say_the_same_of_a_file(result, run):
     assert 0 <= file["error"] < 1e-5 < file["int8_error"]
     for words in ("deep.er", "l0, l1: Scan over steps", size_text(own), "error of", f"{file['int8_error']:.1e}"):
         assert words in out
+
+
+def test_dense_checkpoint_has_the_ending_and_the_keys_of_the_original(result, run):
+    out, err = run("export", result, "--to", "dense")
+    target = result.parent / "model.dense.pt"
+    assert (made(result), err) == ({target.name}, "")
+    for words in ("whole checkpoint", f"Wrote {target}"):
+        assert words in out
+    dense = btcompress.load(result).dense_state_dict()
+    found = torch.load(target, weights_only=True)
+    assert list(found) == list(dense)
+    assert all(torch.equal(found[key], dense[key]) for key in dense)
+    value = json.loads(run("export", result, "--to", "dense", "-o", result.parent / "d.safetensors", "--json")[0])
+    (file,) = value["files"]
+    size = (result.parent / "d.safetensors").stat().st_size
+    assert (value["to"], file["path"], file["n_bytes"]) == ("dense", str(result.parent / "d.safetensors"), size)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("m.pt", "pt"), ("m.jit", "pt"), ("m.safetensors", "safetensors"), ("m.safetensors.index.json", "safetensors")],
+)
+def test_dense_checkpoint_ends_as_the_original_did(name, ending, result, run, monkeypatch):
+    opened, seen = btcompress.load(result), []
+
+    def export_dense(compressed, path, force):
+        seen.append(path)
+        return DenseExport(path, 1, ())
+
+    monkeypatch.setattr("btcompress.models.load", lambda _: replace(opened, source=replace(opened.source, name=name)))
+    monkeypatch.setattr("btcompress.export.export_dense", export_dense, raising=False)
+    run("export", result, "--to", "dense")
+    assert seen == [result.parent / f"model.dense.{ending}"]
+
+
+def test_programs_are_of_each_lstm_and_options_reach_them(result, run, monkeypatch):
+    value = json.loads(run("export", result, "--to", "torch", "--lstm", "rnn", "--batch-first", "--json")[0])
+    (file,) = value["files"]
+    assert (file["lstm"], file["path"]) == ("rnn", str(result.parent / "model.pt2"))
+    assert file["tensor_bytes"] < file["n_bytes"] == (result.parent / "model.pt2").stat().st_size
+    x, h, c = (torch.randn(4, 7, 6), *torch.randn(2, 1, 4, 5))
+    found = torch.export.load(result.parent / "model.pt2").module()(x, h, c)
+    (entry,) = chosen_lstms(btcompress.load(result), "rnn")
+    for own, right in zip(found, layer_module(btcompress.load(result), entry, batch_first=True)(x, h, c), strict=True):
+        torch.testing.assert_close(own, right)
+    seen = []
+
+    def export_program(_, path, **options):
+        seen.append(options)
+        return (ExportedProgram(path, "rnn", 9, 8, 1e-7),)
+
+    monkeypatch.setattr("btcompress.export.export_program", export_program, raising=False)
+    run("export", result, "--to", "torch", "--one-step", "--force")
+    run("export", result, "--to", "torch", "--batch-first")
+    assert seen == [
+        {"lstm": None, "force": True, "one_step": True},
+        {"lstm": None, "force": False, "batch_first": True},
+    ]
 
 
 def test_options_reach_the_request(result, run, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from btcompress.display.console import make_console
 from btcompress.display.tables import NumberTable, show_list, show_table
@@ -20,33 +20,31 @@ _NOTHING = "-"
 
 def show_exported(files: Sequence[Exported]) -> None:
     """Print a row for each file, then what to know of them."""
-    console = make_console()
-    show_table(console, _table(files))
+    console, told = make_console(), [file.to_dict() for file in files]
+    show_table(console, _table(told))
     for title, name in (("Note", "notices"), ("Warning", "warnings")):
-        texts = [(file, text) for file in files for text in getattr(file, name, ())]
-        show_list(console, title, list(dict.fromkeys(_told(file, text, len(files)) for file, text in texts)))
+        texts = [(file, text) for file in told for text in file.get(name, ())]
+        show_list(console, title, [_sentence(file, text, len(files)) for file, text in texts])
 
 
-def _table(files: Sequence[Exported]) -> NumberTable:
+def _table(files: Sequence[Mapping[str, Any]]) -> NumberTable:
     headers = ["", "file", "tensors in\nthe result", "error beside\nthe module"]
-    in_integers = any(_number(file, "int8_error") != _NOTHING for file in files)
+    in_integers = any(file.get("int8_error") is not None for file in files)
     table = NumberTable([*headers, "error of\nintegers"] if in_integers else headers)
     for file in files:
-        own = getattr(file, "tensor_bytes", None)
-        cells = [size_text(file.n_bytes), _NOTHING if own is None else size_text(own), _number(file, "error")]
+        own = file.get("tensor_bytes")
+        cells = [size_text(file["n_bytes"]), _NOTHING if own is None else size_text(own), _error(file.get("error"))]
         if in_integers:
-            cells.append(_number(file, "int8_error"))
-        table.add_row([_name(file), *_form_lines(getattr(file, "forms", {}))], *cells)
+            cells.append(_error(file["int8_error"]))
+        table.add_row([_name(file), *_form_lines(file.get("forms", {}))], *cells)
     return table
 
 
-def _name(file: Exported) -> str:
-    name = getattr(file, "lstm", None)
-    return "whole checkpoint" if name is None else name or "(top)"
+def _name(file: Mapping[str, Any]) -> str:
+    return file["lstm"] or "(top)" if "lstm" in file else "whole checkpoint"
 
 
-def _number(file: Exported, name: str) -> str:
-    value = getattr(file, name, None)
+def _error(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.1e}"
 
 
@@ -57,6 +55,6 @@ def _form_lines(forms: Mapping[str, str]) -> Iterator[str]:
         yield f"  {', '.join(suffix for suffix, own in forms.items() if own == form)}: {operators.get(form, form)}"
 
 
-def _told(file: Exported, text: str, n_files: int) -> str:
+def _sentence(file: Mapping[str, Any], text: str, n_files: int) -> str:
     """A sentence, with the LSTM that it is of where there are several."""
     return text if n_files == 1 else f"{_name(file)}: {text}"
