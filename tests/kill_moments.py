@@ -76,6 +76,7 @@ CALIBRATE = (*FACTORIZE, "--calibration", "data.npz", "--calibration-epochs", "1
 PLAN = ("plan", "model.pt", "--target-ratio", "4", "--save-plan", "plan.yaml", "--json")
 FINETUNE = ("finetune", "model.bt.safetensors", "--data", "data.npz", "--teacher", "model.pt", "-o", "out.safetensors")
 FINETUNE += ("--epochs", "3", "--batch-size", "8", "--cpu", "--json")
+EXPORT = ("export", "model.bt.safetensors", "--json", "--to")
 DEMO_TARGETS = ("train.npz", "dense.pt", "dense.bt.safetensors", "tuned.bt.safetensors", "clips.png", "curves.png")
 RUN_TARGETS = (
     "out.1-factorize.safetensors",
@@ -98,6 +99,8 @@ COMMANDS = {
     "plan --save-plan": Command(PLAN, ("plan.yaml",)),
     "finetune": Command(FINETUNE, ("out.safetensors",), **TUNED),
     "finetune --force": Command((*FINETUNE, "--force"), ("out.safetensors",), **TUNED, old=True),
+    "export --to onnx": Command((*EXPORT, "onnx", "--int8", "--force"), ("model.onnx",), old=True),
+    "export --to dense": Command((*EXPORT, "dense"), ("model.dense.pt",)),
     "run": Command(
         ("run", "recipe.yaml", "--json"),
         RUN_TARGETS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from btcompress.export.record import RECORD, record_of
 from btcompress.export.request import ExportedGraph, GraphRequest, Steps
 from btcompress.export.targets import chosen_lstms, targets
 from btcompress.export.weights import Weights
+from btcompress.memory import size_text
 from btcompress.models import Compressed, opened
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
         plain = temporary.with_name("float") if request.int8 else temporary
         _save(proto, plain)
         check_operators(plain)
-        error, int8_error, notices = None, None, []
+        error, int8_error = None, None
+        notices, warnings = list[str](), list[str]()
         if has_runtime():
             inputs, module = (
                 drawn_inputs(weights, request),
@@ -103,16 +105,25 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
             _keep_properties(temporary, proto)
             check_operators(temporary)
             int8_error = relative_error(run(temporary, inputs), run(plain, inputs))
+            warnings += _warnings(int8_error, temporary.stat().st_size, plain.stat().st_size)
             plain.unlink()
         size = temporary.stat().st_size
-    warnings = []
-    if int8_error is not None and not int8_error < _LARGE:
-        warnings.append(
-            f"computed in integers, outputs on random inputs are off by {int8_error:.0%} of the largest. Some LSTMs do "
-            "not bear that: measure your task before you use it."
-        )
     own = result.only(entry.keys).n_bytes
     return ExportedGraph(path, entry.name, forms, size, opset, own, error, int8_error, tuple(notices), tuple(warnings))
+
+
+def _warnings(error: float, n_bytes: int, n_bytes_before: int) -> Iterator[str]:
+    """What to know of a graph that computes in integers: its error and its size, beside that which does not."""
+    if not error < _LARGE:
+        yield (
+            f"computed in integers, outputs on random inputs are off by {error:.0%} of the largest. Some LSTMs do not "
+            "bear that: measure your task before you use it."
+        )
+    if n_bytes >= n_bytes_before:
+        yield (
+            f"with products in integers the file takes {size_text(n_bytes)}, and {size_text(n_bytes_before)} without. "
+            "Leave --int8 (int8=True) out, unless this is faster for you."
+        )
 
 
 def graph_of(weights: Weights, request: GraphRequest) -> tuple[onnx.ModelProto, dict[str, Steps], int]:
