@@ -199,6 +199,16 @@ def test_targets_are_checked_before_any_graph_is_made(result, run, monkeypatch):
     assert "is a file that is read, and is never overwritten" in err
 
 
+def test_what_takes_more_than_there_is_is_refused_before_it_is_made(result, run, monkeypatch):
+    monkeypatch.setattr("btcompress.export.graphfiles.graph_of", lambda *_: pytest.fail("work was done"))
+    _, err = run("export", result, "--to", "onnx", "--lstm", "rnn", "--max-memory", "5k", code=2)
+    assert "The graph of rnn would take" in err
+    monkeypatch.setattr("btcompress.export.graphfiles._MOST_BYTES", 10)
+    _, err = run("export", result, "--to", "onnx", "--lstm", "rnn", code=2)
+    assert "a graph has at most 2 GB. Factorize it further, or export it with --to torch" in err
+    assert made(result) == set()
+
+
 def test_what_is_not_installed_is_named(result, run, monkeypatch):
     monkeypatch.setattr("btcompress.export.graphs.find_spec", lambda name: None)
     _, err = run("export", result, "--to", "onnx", code=2)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from btcompress import __version__
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, replacing
+from btcompress.errors import BTCompressError
 from btcompress.export.checking import check_operators, check_outputs, drawn_inputs, has_runtime, relative_error, run
 from btcompress.export.graphs import Nodes, require_onnx, value
 from btcompress.export.integers import quantize, require_quantizer
@@ -17,9 +18,9 @@ from btcompress.export.layers import written
 from btcompress.export.modules import layer_module
 from btcompress.export.record import RECORD, record_of
 from btcompress.export.request import ExportedGraph, GraphRequest, Steps
-from btcompress.export.targets import chosen_lstms, targets
+from btcompress.export.targets import chosen_lstms, shown_name, targets
 from btcompress.export.weights import Weights
-from btcompress.memory import size_text
+from btcompress.memory import require, size_text
 from btcompress.models import Compressed, opened
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 #: Told the file of each graph before it is written.
 OnGraph = Callable[[Path], None]
+
+#: Bytes that a file of ONNX's has room for beside nodes.
+_MOST_BYTES = 2**31 - 2**22
+#: Bytes for each number: as a graph, its bytes, what a session makes of them, and modules in float32 and float64.
+_COPIES = 28
 
 #: Error of integers, over the largest output, from which on it is warned of.
 _LARGE = 0.05
@@ -61,10 +67,11 @@ def export_graphs(
         What was written, in the result's order.
 
     Raises:
-        BTCompressError: a library is missing, there is no such LSTM, it cannot be written in the form asked for, or
-            what was written is not in order or computes something else; there is no new file then.
+        BTCompressError: a library is missing, there is no such LSTM, it cannot be written in the form asked for or is
+            too large, or what was written is not in order or computes something else; there is no new file then.
         OutputError: a file cannot or may not be written there.
         CheckpointError: the result cannot be read.
+        MemoryLimitError: a graph needs more memory than there is.
     """
     require_onnx()
     if request.int8:
@@ -84,6 +91,8 @@ def export_graphs(
 
 def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: GraphRequest) -> ExportedGraph:
     weights = Weights.of_result(result, entry)
+    tensor_bytes = result.only(entry.keys).n_bytes
+    _require_room(weights, entry, tensor_bytes)
     proto, forms, opset = graph_of(weights, request)
     _describe(proto, result, entry, request, forms)
     with replacing(path) as temporary:
@@ -108,8 +117,19 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
             warnings += _warnings(int8_error, temporary.stat().st_size, plain.stat().st_size)
             plain.unlink()
         size = temporary.stat().st_size
-    own = result.only(entry.keys).n_bytes
-    return ExportedGraph(path, entry.name, forms, size, opset, own, error, int8_error, tuple(notices), tuple(warnings))
+    told = tuple(notices), tuple(warnings)
+    return ExportedGraph(path, entry.name, forms, size, opset, tensor_bytes, error, int8_error, *told)
+
+
+def _require_room(weights: Weights, entry: LSTMEntry, n_bytes: int) -> None:
+    """Refuse what is too large for a file of ONNX's, or takes more memory than there is."""
+    name, n_values = shown_name(entry), sum(tensor.values.numel() for tensor in weights.tensors())
+    if n_bytes > _MOST_BYTES:
+        raise BTCompressError(
+            f"the tensors of {name} take {size_text(n_bytes)}, and a graph has at most 2 GB. Factorize it further, or "
+            "export it with --to torch (btcompress.export_program)."
+        )
+    require(_COPIES * n_values, f"The graph of {name}", "Export on a larger machine.")
 
 
 def _warnings(error: float, n_bytes: int, n_bytes_before: int) -> Iterator[str]:
