@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import write as save
     from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
+    from btcompress.export import export_onnx
     from btcompress.fit import FitOptions
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
@@ -41,6 +42,7 @@ __all__ = [
     "apply",
     "bench",
     "compress",
+    "export_onnx",
     "factorize",
     "load",
     "pin",
@@ -72,6 +74,7 @@ _HOMES = {
     "bench": "benching",
     "compress": "compression",
     "run": "running",
+    "export_onnx": "export",
     "factorize": "compression",
     "load": "models",
     "pin": "tuning",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,17 +23,24 @@ def require_quantizer() -> None:
         )
 
 
-def quantize(source: Path, target: Path) -> None:
+def quantize(source: Path, target: Path, nodes: Sequence[str] | None = None) -> None:
     """Weights of matrix products become 8-bit integers, inputs do at each run; within a ``Scan`` as well.
 
     Args:
         source: the graph.
         target: the file to write.
+        nodes: names of the only ones that do; None for all.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, extra_options={"EnableSubgraph": True})
+        quantize_dynamic(
+            source,
+            target,
+            nodes_to_quantize=None if nodes is None else list(nodes),
+            weight_type=QuantType.QInt8,
+            extra_options={"EnableSubgraph": True},
+        )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -95,6 +95,11 @@ class Weights:
     def n_directions(self) -> int:
         """Directions of each layer."""
         return len(self.layers[0])
+
+    def layer(self, number: int) -> Weights:
+        """Those of one layer alone."""
+        input_size = self.layers[number][0].w.size[1]
+        return replace(self, input_size=input_size, layers=(self.layers[number],))
 
     @classmethod
     def of_result(cls, compressed: CompressedCheckpoint, entry: LSTMEntry) -> Weights:
