@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from btcompress.contraction.prepared import autocast, is_watched
+from btcompress.contraction import autocast, is_watched, own_sizes
 
 #: What torch hands to the methods of an autograd function; it has no type for it.
 Context = Any
@@ -42,12 +42,13 @@ def _order(factors: Sequence[Tensor]) -> list[int]:
 
     Each multiplies the size by about this much: the last one makes nearly all of the matrix.
     """
-    return sorted(range(len(factors)), key=lambda k: factors[k].shape[1] * factors[k].shape[2] / factors[k].shape[3])
+    sizes = [own_sizes(factor) for factor in factors]
+    return sorted(range(len(factors)), key=lambda k: sizes[k][1] * sizes[k][2] / sizes[k][3])
 
 
 def _as_right(factor: Tensor, *, last: bool) -> Tensor:
     """``(N, R, J I)``, or of the last one met ``(1, N R, J I)``."""
-    n_blocks, _, _, rank = factor.shape
+    n_blocks, _, _, rank = own_sizes(factor)
     return factor.permute(0, 3, 2, 1).reshape((1, n_blocks * rank, -1) if last else (n_blocks, rank, -1))
 
 
@@ -57,22 +58,22 @@ def _products(cores: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
     found, running = [], cores.permute(0, *(k + 1 for k in order))
     for k in order:
         right = _as_right(factors[k], last=k == order[-1])
-        found.append(running.reshape(*right.shape[:2], -1))
-        running = found[-1].mT @ right
+        found.append(running.reshape(*own_sizes(right)[:2], -1))
+        running = found[-1].transpose(-1, -2) @ right
     return [*found, running]
 
 
 def _axes(factors: Sequence[Tensor]) -> tuple[list[int], list[int]]:
     """Sizes of the last product's axes, ``J_k, I_k`` in the order met, and where those of the matrix are among them."""
     order = _order(factors)
-    sizes = [factors[k].shape[axis] for k in order for axis in (2, 1)]
+    sizes = [own_sizes(factors[k])[axis] for k in order for axis in (2, 1)]
     places = [2 * order.index(k) for k in range(len(order))]
     return sizes, places + [place + 1 for place in places]
 
 
 def _matrix(product: Tensor, factors: Sequence[Tensor]) -> Tensor:
     sizes, axes = _axes(factors)
-    return product.reshape(sizes).permute(axes).reshape(math.prod(factor.shape[2] for factor in factors), -1)
+    return product.reshape(sizes).permute(axes).reshape(math.prod([own_sizes(factor)[2] for factor in factors]), -1)
 
 
 class _Dense(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from btcompress.blockterm.dense import padded_dense
 from btcompress.blockterm.product import Product, require_for
-from btcompress.contraction import prepare_chain
+from btcompress.contraction import own_sizes, prepare_chain
 from btcompress.errors import ShapeError
 from btcompress.shapes import BlockTermShape
 
@@ -47,7 +47,7 @@ class BlockTerm:
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", tuple(self.factors))
         object.__setattr__(self, "orders", tuple(self.orders))
-        given = tuple(tuple(tensor.shape) for tensor in (self.cores, *self.factors, *self.orders))
+        given = tuple(own_sizes(tensor) for tensor in (self.cores, *self.factors, *self.orders))
         orders = ((size,) for size in self.shape.order_sizes.values())
         expected = (self.shape.core_shape, *self.shape.factor_shapes, *orders)
         if given != expected:

@@ -59,7 +59,6 @@ def index_sizes(n_blocks: int, in_modes: Sizes, out_modes: Sizes, ranks: Sizes) 
     return {batch: 1, block: n_blocks, **dict(zip(i + j + r, in_modes + out_modes + ranks, strict=True))}
 
 
-@lru_cache(maxsize=1024)
 def plan_chain(n_blocks: int, in_modes: Sizes, out_modes: Sizes, ranks: Sizes) -> Chain:
     """The cheapest order in which rows can meet the cores and factors.
 
@@ -72,6 +71,15 @@ def plan_chain(n_blocks: int, in_modes: Sizes, out_modes: Sizes, ranks: Sizes) -
         out_modes: ``(J_1..J_d)``.
         ranks: ``(R_1..R_d)``.
     """
+    return _planned(n_blocks, in_modes, out_modes, ranks)
+
+
+#: As of :func:`btcompress.contraction.layout.plan_layout`, a compiler takes the outcome.
+plan_chain._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=1024)
+def _planned(n_blocks: int, in_modes: Sizes, out_modes: Sizes, ranks: Sizes) -> Chain:
     order = len(ranks)
     sizes = index_sizes(n_blocks, in_modes, out_modes, ranks)
     batch, _, i, j, _ = letters(order)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from btcompress.contraction.gradients import backward
 from btcompress.contraction.layout import Layout, plan_layout
 from btcompress.contraction.running import Steps, follow, forward, forward_kept, in_turns
+from btcompress.contraction.watching import is_watched, own_sizes
 
 #: What torch hands to the methods of an autograd function; it has no type for it.
 Context = Any
@@ -49,8 +49,9 @@ def prepare_chain(operands: Sequence[Tensor]) -> Prepared:
 
     Differentiable; what takes no forming are views.
     """
-    in_modes, out_modes, ranks = zip(*(tuple(factor.shape[1:]) for factor in operands[1:]), strict=True)
-    layout = plan_layout(operands[0].shape[0], in_modes, out_modes, ranks)
+    cores, *factors = (own_sizes(operand) for operand in operands)
+    in_modes, out_modes, ranks = zip(*(factor[1:] for factor in factors), strict=True)
+    layout = plan_layout(cores[0], in_modes, out_modes, ranks)
     met = (torch.einsum(step.equation, *[operands[n] for n in step.operands]) for step in layout.steps)
     return Prepared(layout, tuple(each.reshape(step.right) for each, step in zip(met, layout.steps, strict=True)))
 
@@ -83,7 +84,7 @@ class Prepared:
             Shape ``(n, prod_k J_k)``; differentiable in the rows, operands and bias, as often as wanted.
         """
         given, *met = autocast(rows, *self.met)
-        if not len(rows) or is_watched(given, *met):
+        if is_watched(given, *met) or not len(rows):
             product = follow(self.layout, given, met)
         elif torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (given, *met, bias) if tensor is not None
@@ -112,20 +113,6 @@ class Prepared:
         steps.run(rows, result, bias)
         self.spare[:] = [steps]
         return result
-
-
-def is_watched(*tensors: Tensor) -> bool:
-    """Whether something looks into operations on these tensors, and so has to see every one of them.
-
-    A compiler or tracer, ``torch.func``, forward gradients, or a tensor class of its own.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch.overrides.has_torch_function(tensors)
-        or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-    )
 
 
 class _ChainProduct(torch.autograd.Function):

@@ -41,7 +41,7 @@ def follow(layout: Layout, rows: Tensor, met: Sequence[Tensor]) -> Tensor:
         else:
             running = product(left, right, step.new_first)
     ordered = running if layout.last is None else permuted(running, layout.last)
-    return ordered.reshape(len(rows), layout.steps[-1].n_result)
+    return ordered.reshape(rows.shape[0], layout.steps[-1].n_result)
 
 
 def forward(layout: Layout, rows: Tensor, met: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
@@ -174,9 +174,9 @@ def permuted(given: Tensor, permutation: Permutation) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor, new_first: bool, out: Tensor | None = None) -> Tensor:
-    """``left @ right``, or ``right @ left.mT`` with ``new_first``; a matrix that all of a batch share is no copy."""
-    first, second = (right, left.mT) if new_first else (left, right)
+    """``left @ right``, or ``right @ left.T`` with ``new_first``; a matrix that all of a batch share is no copy."""
+    first, second = (right, left.transpose(-1, -2)) if new_first else (left, right)
     if left.dim() == 2:
         return torch.mm(first, second) if out is None else torch.mm(first, second, out=out)
-    first, second = (each.expand(len(left), -1, -1) if each.dim() == 2 else each for each in (first, second))
+    first, second = (each.expand(left.shape[0], -1, -1) if each.dim() == 2 else each for each in (first, second))
     return torch.bmm(first, second) if out is None else torch.bmm(first, second, out=out)

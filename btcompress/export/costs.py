@@ -1,24 +1,119 @@
-"""How long the forms of a layer take in ONNX Runtime, and the one that is expected to be the fastest."""
+"""How long the forms of a layer take in ONNX Runtime, and the one that is expected to be the fastest.
+
+Times are sums of what there is to do, each times a constant of the operator that does it. The constants were fitted to
+what ``tests/benchmarks/onnx_speed.py`` measured with one thread of a CPU, and are printed by it.
+"""
 
 from __future__ import annotations
 
+import operator
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+
+from btcompress.contraction.layout import plan_layout
 from btcompress.errors import BTCompressError
 from btcompress.export.forms import Form, possible_forms
 from btcompress.export.request import GraphRequest
-from btcompress.export.weights import Direction
+from btcompress.export.weights import Direction, Weight
+from btcompress.nn.ways import Operand, is_low_rank
+from btcompress.shapes import MatrixShape
+
+#: Entries of matrices that the caches near a core hold.
+_NEAR = 2**19
 
 
-def choose_form(direction: Direction, request: GraphRequest) -> Form:
+@dataclass(frozen=True, slots=True)
+class Quantities:
+    """What a run of one direction has to do.
+
+    Attributes:
+        call: 1, for what happens once.
+        step: steps.
+        gate: hidden units, times steps and sequences.
+        product: entries that each hidden state meets, times steps and sequences, in millions.
+        read: entries read at each step, times steps, in millions.
+        far: those of them that no cache near a core holds.
+        inputs: entries that each input meets, times steps and sequences, in millions.
+        taken: entries that inputs meet, read once, in millions.
+        chain: operations of chains of factors, for all steps and sequences, in millions.
+        links: products of such a chain.
+    """
+
+    call: float = 0.0
+    step: float = 0.0
+    gate: float = 0.0
+    product: float = 0.0
+    read: float = 0.0
+    far: float = 0.0
+    inputs: float = 0.0
+    taken: float = 0.0
+    chain: float = 0.0
+    links: float = 0.0
+
+
+#: Microseconds of each quantity, for each operator that takes the steps.
+_CONSTANTS: dict[str, Quantities] = {
+    "lstm": Quantities(call=10, step=1.0, gate=0.003, product=2, read=50, far=30, inputs=10, taken=40),
+    "scan": Quantities(
+        call=10, step=6.0, gate=0.01, product=9, read=70, far=20, inputs=10, taken=60, chain=15, links=5
+    ),
+}
+
+
+def seconds(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> float:
+    """Estimated seconds of one run of a direction."""
+    found = quantities(form, direction, hidden_size, request)
+    return sum(map(operator.mul, astuple(_CONSTANTS[form.steps]), astuple(found))) / 1e6
+
+
+def quantities(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> Quantities:
+    """What a run of a direction has to do in a form."""
+    steps, rows = request.steps, request.steps * request.batch
+    states = [_work(weight, form.recurrent) for weight in (direction.u, direction.p) if weight is not None]
+    entries, chain, links = _work(direction.w, form.inputs)
+    recurrent = sum(each for each, _, _ in states)
+    return Quantities(
+        call=1,
+        step=steps,
+        gate=rows * hidden_size,
+        product=rows * recurrent / 1e6,
+        read=steps * recurrent / 1e6,
+        far=steps * max(0.0, recurrent - _NEAR) / 1e6,
+        inputs=rows * entries / 1e6,
+        taken=entries / 1e6,
+        chain=rows * (chain + sum(each for _, each, _ in states)) / 1e6,
+        links=links + steps * sum(each for _, _, each in states),
+    )
+
+
+def _work(weight: Weight, operand: Operand) -> tuple[float, float, int]:
+    """Entries that a row meets, operations of chains for one row, and products of these."""
+    shape = weight.shape
+    if shape is None or operand == "dense":
+        rows, columns = weight.size
+        return rows * columns, 0, 0
+    return (shape.n_params, 0, 0) if is_low_rank(shape) else (0, *_chain(shape))
+
+
+@lru_cache(maxsize=256)
+def _chain(shape: MatrixShape) -> tuple[float, int]:
+    part = shape.part
+    layout = plan_layout(part.n_blocks, part.in_modes, part.out_modes, part.ranks)
+    return shape.n_parts * layout.cost, shape.n_parts * len(layout.steps)
+
+
+def choose_form(direction: Direction, hidden_size: int, request: GraphRequest) -> Form:
     """The form that is expected to run the fastest at the sizes asked for.
 
     Raises:
         BTCompressError: none that is asked for can write the layer.
     """
-    forms = list(possible_forms(direction, request))
-    if not forms:
+    forms = possible_forms(direction, request)
+    found = min(forms, key=lambda form: seconds(form, direction, hidden_size, request), default=None)
+    if found is None:
         raise BTCompressError(
             f"the layer of {direction.w.name} cannot be written with ONNX's LSTM operator: it has no projections, and "
             "takes dense matrices, which are not formed where they are very large, or where integers are asked for. "
             "Leave the form to be chosen, or take scan."
         )
-    return forms[0]
+    return found

@@ -57,7 +57,7 @@ def written(
     for directions in weights.layers:
         given, found = outputs, []
         for direction in directions:
-            form = choose_form(direction, request)
+            form = choose_form(direction, weights.hidden_size, request)
             forms[direction.suffix] = form.steps
             run = Run(nodes, direction, weights.hidden_size, weights.output_size, dequantize, lengths, one_step)
             h, c = (_state(nodes, states, weights, len(finals)) for states in (h0, c0))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.precisions import Stored
-from btcompress.nn import BTLSTM, BTLSTMCell
+from btcompress.nn import BTLSTM
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
 
@@ -130,10 +130,10 @@ class Weights:
         return cls(entry.name, entry.input_size, entry.hidden_size, output_size, _layers(directions, n_directions))
 
     @classmethod
-    def of_module(cls, name: str, module: BTLSTM | BTLSTMCell) -> Weights:
-        """Those of a module, under this name in its network."""
+    def of_module(cls, name: str, module: nn.Module) -> Weights:
+        """Those of an LSTM or cell, dense or with block terms, under this name in its network."""
         prefix = f"{name}." if name else ""
-        lstm = module if isinstance(module, BTLSTM) else None
+        lstm = module if isinstance(module, BTLSTM | nn.LSTM) else None
         proj_size = lstm.proj_size if lstm else 0
 
         def direction(suffix: str) -> Direction:
@@ -170,7 +170,7 @@ def weight_of(name: str, weight: Tensor | BTWeight) -> Weight:
     return Weight(name, weight.shape, tuple(parts))
 
 
-def biases_of(prefix: str, module: BTLSTM | BTLSTMCell, names: tuple[str, str]) -> tuple[StoredTensor, StoredTensor]:
+def biases_of(prefix: str, module: nn.Module, names: tuple[str, str]) -> tuple[StoredTensor, StoredTensor]:
     """Two vectors of a module."""
     first, second = (StoredTensor(prefix + name, module.get_parameter(name).detach()) for name in names)
     return first, second

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from btcompress.contraction import autocast
+from btcompress.contraction import autocast, is_captured
 from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
@@ -125,17 +125,12 @@ class BTLSTMCell(Running):
         return self._step(input, hx, input)
 
     def _step(self, rows: Tensor, state: State | None, given: Tensor) -> State:
-        if rows.shape[1] != self.input_size:
-            raise RuntimeError(f"input has {rows.shape[1]} features, but input_size is {self.input_size}.")
-        expected = (len(rows), self.hidden_size)
+        if not is_captured():
+            # What is asked about sizes would hold for these alone; torch's kernel refuses what does not fit.
+            self._check_sizes(rows, state)
         if state is None:
-            zeros = rows.new_zeros(expected)
+            zeros = rows.new_zeros(rows.shape[0], self.hidden_size)
             state = (zeros, zeros)
-        elif any(value.shape != expected for value in state):
-            raise RuntimeError(
-                f"h and c must have shape {expected} for this input, but have {tuple(state[0].shape)} "
-                f"and {tuple(state[1].shape)}."
-            )
         rows, h, c = autocast(rows, *state)
         whole = (h.unsqueeze(0), c.unsqueeze(0))
         ((name, directions),) = self.layers().items()
@@ -143,6 +138,16 @@ class BTLSTMCell(Running):
         if layer is not None:
             self.keep_run(given, [layer])
         return h.squeeze(0), c.squeeze(0)
+
+    def _check_sizes(self, rows: Tensor, state: State | None) -> None:
+        if rows.shape[1] != self.input_size:
+            raise RuntimeError(f"input has {rows.shape[1]} features, but input_size is {self.input_size}.")
+        expected = (len(rows), self.hidden_size)
+        if state is not None and any(value.shape != expected for value in state):
+            raise RuntimeError(
+                f"h and c must have shape {expected} for this input, but have {tuple(state[0].shape)} "
+                f"and {tuple(state[1].shape)}."
+            )
 
     def layers(self) -> dict[str, list[Direction]]:
         """Matrices and biases of the one layer that this is."""

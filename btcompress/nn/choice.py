@@ -6,8 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
-
 from btcompress.nn.costs import dense_seconds, reading_seconds, seconds
 from btcompress.nn.ways import Method, Task, Way, check_method, possible_ways
 
@@ -78,17 +76,13 @@ class Choice:
         self.forget()
 
     def way(self, place: Place, rest: Hashable, task: Callable[[], Task]) -> Way:
-        """The way to do a task: the one pinned, if it is possible, or the cheapest; for a compiler, torch's kernel.
+        """The way to do a task: the one pinned, if it is possible, or the cheapest.
 
         Args:
             place: where pins are looked up.
             rest: what else tells tasks apart.
             task: describes it, where it was not met before.
         """
-        if torch.compiler.is_compiling():
-            # A compiler would trace the cost model.
-            ways = list(possible_ways(task(), self.method))
-            return next((way for way in ways if way.steps == "kernel"), ways[0])
         found = self._found.get((place, rest))
         if found is None:
             if len(self._found) >= _MOST_FOUND:

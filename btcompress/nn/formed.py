@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.parametrize import is_parametrized
+
+from btcompress.errors import BTCompressError
 
 Value = TypeVar("Value")
 
@@ -84,6 +86,17 @@ class Keeping(nn.Module):
     def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 - as torch hands them on
         self.drop_formed()
         super()._load_from_state_dict(*arguments)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Torch asks for what to script in a module's place.
+
+        Raises:
+            BTCompressError: always.
+        """
+        raise BTCompressError(
+            f"torch.jit.script cannot read the code of {type(self).__name__}. Trace it (torch.jit.trace), export it "
+            "(torch.export.export), or script its dense form (to_dense())."
+        )
 
     def _replicate_for_data_parallel(self) -> Self:
         replica: Self = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
+from btcompress.contraction import is_captured
 from btcompress.fit import FitOptions
 from btcompress.modes import ShapeRequest, choose_shape
+from btcompress.nn.captured import ROWS
 from btcompress.nn.conversion import fill_dense, fill_factorized
 from btcompress.nn.formed import Keeping, is_plain
 from btcompress.nn.options import ShapeOptions
@@ -75,11 +77,19 @@ class BTLinear(Keeping):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., I)`` to ``(..., J)``."""
+        if is_captured():
+            return self._captured(inputs)
         weight, formed = self.weight, self.formed() if self.keeps_formed and _predicts(self, inputs) else None
         dense = weight.prefers_dense(inputs.shape[:-1].numel(), self.method, formed=formed is not None)
         form: Callable[[], Tensor | Products] = weight.to_dense if dense else weight.prepare
         operand = form() if formed is None else formed.get(dense, weight.tensors, form)
         return multiply(inputs, operand, self.bias)
+
+    def _captured(self, inputs: Tensor) -> Tensor:
+        """The product where operations are recorded, for any number of rows."""
+        weight = self.weight
+        dense = weight.prefers_dense(ROWS, self.method)
+        return multiply(inputs, weight.to_dense() if dense else weight.prepare(), self.bias)
 
     @classmethod
     def from_dense(

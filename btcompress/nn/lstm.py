@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import init
 from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from btcompress.contraction import autocast
+from btcompress.contraction import autocast, is_captured
 from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
@@ -186,7 +186,9 @@ class BTLSTM(Running):
     def _run(self, inputs: Tensor, hx: State | None, batch_sizes: Tensor | None = None) -> tuple[Tensor, State]:
         """All layers, for an input with a batch."""
         h, c = self._initial_state(inputs, hx, batch_sizes)
-        outputs, finals, layers = inputs, list[State](), list[Layer | None]()
+        outputs = inputs
+        finals: list[State] = []
+        layers: list[Layer | None] = []
         for layer in range(self.num_layers):
             if layer:
                 outputs = drop(outputs, self.dropout, self.training)
@@ -254,6 +256,11 @@ class BTLSTM(Running):
 
     def _initial_state(self, inputs: Tensor, hx: State | None, batch_sizes: Tensor | None) -> State:
         """The initial state, zero where not given, once inputs and state are found to fit."""
+        if is_captured():
+            # What is asked about sizes would hold for these alone; torch's kernel refuses what does not fit.
+            # A tracer has tensors for sizes, and so they may be.
+            batch: Any = inputs.shape[0 if self.batch_first else 1] if batch_sizes is None else batch_sizes[0]
+            return hx or self._zeros(inputs, batch)
         if inputs.shape[-1] != self.input_size:
             raise RuntimeError(f"input has {inputs.shape[-1]} features, but input_size is {self.input_size}.")
         own = self.weight_hh_l0.dtype

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch.nn.functional import linear, pad
 from btcompress.contraction import autocast
 from btcompress.nn.choice import choose_way
 from btcompress.nn.formed import is_plain
+from btcompress.nn.kernel import Kernel
 from btcompress.nn.steps import Chain, loop_over_steps
 from btcompress.nn.ways import Task, Way
 from btcompress.nn.weight import BTWeight, Products, multiply
@@ -111,6 +110,7 @@ def kernel_layer(
     batch_sizes: Tensor | None = None,
     *,
     bias: bool,
+    training: bool | None = None,
     batch_first: bool = False,
 ) -> tuple[Tensor, State]:
     """One layer by torch's own kernel.
@@ -121,32 +121,17 @@ def kernel_layer(
         weights: for each direction ``weight_ih, weight_hh``, then both biases, then ``weight_hr``, as they apply.
         batch_sizes: sequences at each step, for packed inputs.
         bias: whether there are biases.
+        training: whether the kernel is told that gradients will be asked for; where left out, if they are on.
         batch_first: the order of the first two axes of inputs and outputs.
 
     Returns:
         Outputs of all steps, directions side by side, and the final states.
     """
     flat = [weight for direction in weights for weight in direction]
-    # The kernel has nothing random to do in one layer: training only says that gradients will be asked for.
-    common = (flat, bias, 1, 0.0, torch.is_grad_enabled(), len(weights) == 2)
-    arguments = (inputs, state, *common, batch_first) if batch_sizes is None else (inputs, batch_sizes, state, *common)
-    # A compiler keeps its hands off the kernel, as it does off torch.nn.LSTM: what it makes of it can fail.
-    kernel = torch.compiler.disable(_kernel) if torch.compiler.is_compiling() else _kernel
-    outputs, h, c = kernel(inputs.device.type, *arguments)
+    training = torch.is_grad_enabled() if training is None else training
+    kernel = Kernel(flat, bias, training, len(weights) == 2, batch_first, batch_sizes)
+    outputs, h, c = kernel.run(inputs, *state)
     return outputs, (h, c)
-
-
-def _kernel(device: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401 - as torch.lstm takes them
-    """Call torch's kernel on tensors that are in the dtype to compute in."""
-    with ExitStack() as stack:
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            # On CUDA it would cast them to float16 here, whatever dtype it is set to.
-            stack.enter_context(torch.autocast(device, enabled=False))
-        if device != "cpu":
-            # Matrices formed anew never lie in one piece of memory, which cuDNN gives advice about at each call.
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk of memory")
-        return torch.lstm(*arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +157,7 @@ class Trained:
         ]
         if way.steps == "kernel":
             biases = [[autocast(bias)[0] for bias in own.biases or ()] for own in directions]
-            return _by_kernel(w, recurrent, biases, inputs, state, batch_sizes, batch_first=batch_first)
+            return run_kernel(w, recurrent, biases, inputs, state, batch_sizes, batch_first=batch_first)
         z = [multiply(inputs, each, own.bias) for each, own in zip(w, directions, strict=True)]
         chains = _chains(recurrent) if way.steps == "loop" else None
         if chains is not None:
@@ -190,7 +175,7 @@ def _multiplier(weight: Weight, *, dense: bool) -> Multiplier:
     return autocast(weight)[0]
 
 
-def _by_kernel(
+def run_kernel(
     w: Sequence[Multiplier],
     recurrent: Sequence[Sequence[Multiplier]],
     biases: Sequence[Sequence[Tensor]],
@@ -198,9 +183,21 @@ def _by_kernel(
     state: State,
     batch_sizes: Tensor | None,
     *,
+    training: bool | None = None,
     batch_first: bool,
 ) -> tuple[Tensor, State]:
-    """Torch's kernel, given what is left to multiply by: a matrix, a left factor, or an identity."""
+    """Torch's kernel, given what is left to multiply by: a matrix, a left factor, or an identity.
+
+    Args:
+        w: what multiplies the inputs, of each direction.
+        recurrent: the dense matrices ``U``, and ``P`` where there is one, of each direction.
+        biases: both of each direction, or none.
+        inputs: as :func:`kernel_layer`'s, and so the others.
+        state: initial states.
+        batch_sizes: sequences at each step, for packed inputs.
+        training: as :func:`kernel_layer`'s.
+        batch_first: the order of the first two axes of inputs and outputs.
+    """
     begun = [_begun(inputs, each) for each in w]
     rows = joined_rows(inputs, [given for given, _ in begun])
     lefts = joined_lefts([left for _, left in begun], shared=rows is inputs)
@@ -208,7 +205,8 @@ def _by_kernel(
     for left, own, both in zip(lefts, recurrent, biases, strict=True):
         u, *p = (matrix for matrix in own if isinstance(matrix, Tensor))
         weights.append((left, u, *both, *p))
-    return kernel_layer(rows, state, weights, batch_sizes, bias=bool(biases[0]), batch_first=batch_first)
+    bias = bool(biases[0])
+    return kernel_layer(rows, state, weights, batch_sizes, bias=bias, training=training, batch_first=batch_first)
 
 
 def joined_rows(inputs: Tensor, begun: Sequence[Tensor]) -> Tensor:

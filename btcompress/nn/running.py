@@ -7,6 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from btcompress.contraction import is_captured
+from btcompress.nn.captured import captured_layer
 from btcompress.nn.choice import Choice, Place
 from btcompress.nn.formed import Keeping, is_plain
 from btcompress.nn.prediction import Prediction
@@ -59,6 +61,8 @@ class Running(Keeping):
 
         It is all that a short call has time for.
         """
+        if is_captured():
+            return None
         formed = self._formed
         if formed is None:
             return None
@@ -104,6 +108,17 @@ class Running(Keeping):
         Returns:
             As :func:`btcompress.nn.recurrence.kernel_layer`, and the layer for :meth:`keep_run`, if it may be kept.
         """
+        if is_captured():
+            outputs, final = captured_layer(
+                directions,
+                inputs,
+                state,
+                batch_sizes,
+                method=self.method,
+                training=self.training,
+                batch_first=batch_first,
+            )
+            return outputs, final, None
         tensors = [inputs, *state, *(tensor for own in directions for tensor in own.tensors)]
         plain = is_plain(tensors)
         loops = plain and loopable(tensors)

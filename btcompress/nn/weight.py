@@ -186,14 +186,15 @@ class BTWeight(nn.Module):
         parts = [part.to_dense() for part in self.parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def prefers_dense(self, n_rows: int, method: Method, *, formed: bool = False) -> bool:
+    def prefers_dense(self, n_rows: int, method: Method, *, formed: bool = False, copied: bool = False) -> bool:
         """Whether to multiply ``n_rows`` rows by the dense matrix rather than by the factors.
 
         ``auto`` compares estimates in floating-point operations, one number moved through memory
         counting as ``MOVE_COST`` of them. The factors cost what :func:`btcompress.contraction.plan_chain`
         says, for every row. The dense matrix costs ``2 N min_k R_k`` and 8 moves for each of its entries
         to form it, unless it is there (``formed``) and has to be read only; then 2 for each entry and row, and the
-        moves of the row's inputs and outputs.
+        moves of the row's inputs and outputs. Where what the factors give is ``copied`` by a product with an identity,
+        that counts for them.
         """
         if method != "auto":
             return method == "dense"
@@ -203,7 +204,8 @@ class BTWeight(nn.Module):
             MOVE_COST if formed else 2 * part.n_blocks * min(part.ranks) + _FORM_MOVES * MOVE_COST
         )
         multiply = 2 * shape.dense_params + MOVE_COST * (shape.in_size + shape.out_size)
-        return form + n_rows * multiply < n_rows * shape.n_parts * chain.cost
+        copy = 2 * shape.out_size**2 if copied else 0
+        return form + n_rows * multiply < n_rows * (shape.n_parts * chain.cost + copy)
 
     def __repr__(self) -> str:
         part, shape = self.shape.part, self.shape
