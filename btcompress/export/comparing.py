@@ -25,37 +25,43 @@ _FLIPPED = 0.01
 
 @contextmanager
 def evaluated(network: nn.Module) -> Iterator[None]:
-    """A network in eval mode, until the block ends; training flags and buffers are then as they were."""
+    """A network in eval mode, until the block ends; its training flags and states are then as they were."""
     training = {module: module.training for module in network.modules()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if not same(buffer, before):
-                    buffer.copy_(before)
+    with _unchanged(network):
+        network.eval()
+        try:
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
 
 
 def outputs_of(network: nn.Module, example: Example) -> list[Tensor]:
-    """What a network gives, all tensors of it in order.
+    """What a network gives, all tensors of it in order; its states are then as they were."""
+    with _unchanged(network):
+        return _called(network, example)
+
+
+def check_repeats(network: nn.Module, example: Example, outputs: Sequence[Tensor]) -> None:
+    """Refuse a network that gives something else when it is called again.
+
+    Args:
+        network: in eval mode.
+        example: what it is called with.
+        outputs: what it gave for it.
 
     Raises:
-        BTCompressError: it changes its buffers on the way, which a graph cannot do.
+        BTCompressError: it keeps states from one call to the next, or draws random numbers, which no graph does.
     """
-    before = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
-    with torch.no_grad():
-        outputs = tensors_of(network(*example.args, **example.kwargs))
-    changed = [name for name, buffer in network.named_buffers() if name in before and not same(buffer, before[name])]
-    if changed:
+    with _unchanged(network):
+        _called(network, example)
+        again = _called(network, example)
+    if not all(map(_agree, again, outputs)) or not _error(again, outputs) <= _limit(outputs, None):
         raise BTCompressError(
-            f"the network changes its buffer {changed[0]} as it runs, but a graph keeps nothing from one run to the "
-            "next. Have the network take such states as inputs and give them back as outputs."
+            "called again with the same inputs, the network gives something else: it keeps states from one call to "
+            "the next, or draws random numbers, and a graph does neither. Have it take its states as inputs and give "
+            "them back as outputs."
         )
-    return [output.detach().clone() for output in outputs]
 
 
 def check_network(path: Path, network: nn.Module, example: Example, outputs: Sequence[Tensor]) -> float:
@@ -80,32 +86,61 @@ def check_network(path: Path, network: nn.Module, example: Example, outputs: Seq
             "written. Have the network give each tensor once, and nothing but tensors."
         )
     for number, (own, right) in enumerate(zip(found, outputs, strict=True)):
-        if own.shape != right.shape or not _agree(own, right):
+        if not _agree(own, right):
             raise BTCompressError(
                 f"output {number} of the graph has shape {tuple(own.shape)} and the network's {tuple(right.shape)}, or "
                 "their whole numbers differ, so nothing was written. Report this, with the network."
             )
-    own_error = _own_error(network, example, outputs)
-    dtypes = [output.dtype for output in outputs if output.is_floating_point()]
-    spacing = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
-    limit = max(_UNKNOWN, _TIMES * spacing) if own_error is None else max(_ROUNDING, _TIMES * own_error)
+    limit = _limit(outputs, _own_error(network, example, outputs))
     error = _error(found, outputs)
     if not error <= limit:
         raise BTCompressError(
             f"in ONNX Runtime the graph's outputs are off by {error:.1e} of the largest, where rounding explains "
-            f"{limit:.1e}, so nothing was written. A network that draws random numbers as it runs cannot be exported; "
-            "else export with another form, and report this."
+            f"{limit:.1e}, so nothing was written. Export with another form, and report this."
         )
     return error
 
 
-def same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, those that are none among them."""
-    return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
+@contextmanager
+def _unchanged(network: nn.Module) -> Iterator[None]:
+    """Put back a network's buffers, and the tensors that are plain attributes, once the block ends."""
+    kept = [
+        (values, name, value, value.detach().clone())
+        for module in network.modules()
+        for values in (module._buffers, vars(module))
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for values, name, value, before in kept:
+                values[name] = value
+                if not torch.equal(value.nan_to_num(), before.nan_to_num()):
+                    value.copy_(before)
+
+
+def _called(network: nn.Module, example: Example) -> list[Tensor]:
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        return [output.detach().clone() for output in tensors_of(network(*example.args, **example.kwargs))]
+
+
+def _limit(outputs: Sequence[Tensor], own_error: float | None) -> float:
+    """The largest error that rounding explains, by that of the network itself where it is known."""
+    if own_error is not None:
+        return max(_ROUNDING, _TIMES * own_error)
+    dtypes = [output.dtype for output in outputs if output.is_floating_point()]
+    return max(_UNKNOWN, _TIMES * max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0))
 
 
 def _run(path: Path, example: Example) -> list[Tensor]:
     """What a graph gives."""
+    if any(tensor.dtype == torch.bfloat16 for tensor in example.tensors):
+        raise BTCompressError(
+            "the network takes inputs in bfloat16, which ONNX Runtime cannot be given. Convert it to float32 "
+            "(network.float()) and export that."
+        )
     try:
         runtime = session(path)
         names = [each.name for each in runtime.get_inputs()]
@@ -127,10 +162,12 @@ def _run(path: Path, example: Example) -> list[Tensor]:
 
 
 def _agree(own: Tensor, right: Tensor) -> bool:
-    """Whether whole numbers are the same, but for a few."""
+    """Whether shapes are the same, and whole numbers too, but for a few."""
+    if own.shape != right.shape:
+        return False
     if right.is_floating_point():
         return True
-    return not right.numel() or float((own != right.cpu()).double().mean()) <= _FLIPPED
+    return not right.numel() or float((own.cpu() != right.cpu()).double().mean()) <= _FLIPPED
 
 
 def _error(found: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
@@ -139,9 +176,9 @@ def _error(found: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     for mine, theirs in zip(found, outputs, strict=True):
         if theirs.is_floating_point() and theirs.numel():
             exact = theirs.detach().cpu().double()
-            mine = mine.double()
-            alike = ~exact.isfinite() & ((exact == mine) | (exact.isnan() & mine.isnan()))
-            own.append(mine.masked_fill(alike, 0.0))
+            rounded = mine.detach().cpu().double()
+            alike = ~exact.isfinite() & ((exact == rounded) | (exact.isnan() & rounded.isnan()))
+            own.append(rounded.masked_fill(alike, 0.0))
             right.append(exact.masked_fill(alike, 0.0))
     return relative_error(own, right) if own else 0.0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from btcompress import __version__
 from btcompress.checkpoint import check_target, replacing
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import check_operators, has_runtime, relative_error, run
-from btcompress.export.comparing import check_network, evaluated, outputs_of
+from btcompress.export.comparing import check_network, check_repeats, evaluated, outputs_of
 from btcompress.export.examples import Dynamic, Example
 from btcompress.export.graphs import require_onnx
 from btcompress.export.inlining import Inlining
@@ -82,6 +83,8 @@ def export_onnx(
         OutputError: the file cannot or may not be written there.
     """
     _require(int8=int8)
+    if not isinstance(network, nn.Module):
+        raise BTCompressError(f"a network is an nn.Module, but a {type(network).__name__} was given.")
     target = Path(path)
     check_target(target, force=force)
     request = GraphRequest(batch=_or_one(batch), steps=_or_one(steps), form=form, int8=int8)
@@ -89,6 +92,7 @@ def export_onnx(
     with evaluated(network):
         with watched(modules) as sizes:
             outputs = outputs_of(network, example)
+        check_repeats(network, example, outputs)
         with traced(modules):
             model = _traced(network, example, input_names, output_names)
         inlining = Inlining(model, modules, sizes, request, batch, steps)
@@ -151,9 +155,9 @@ def _traced(
             for cause in causes:
                 if isinstance(cause, BTCompressError):
                     raise cause from None
-            why = str(causes[-1]).strip().splitlines() or [""]
+            why = " ".join(str(causes[-1]).split())
             raise BTCompressError(
-                f"torch's exporter cannot write this network: {type(causes[-1]).__name__}: {why[0]:.400} "
+                f"torch's exporter cannot write this network: {type(causes[-1]).__name__}: {why:.300} "
                 "What torch.export can trace is in its documentation; sizes that are to vary are named in dynamic."
             ) from error
     if program is None:
@@ -169,11 +173,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter warns of and logs."""
+    """Without what torch's exporter warns of, logs and prints."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -43,6 +43,8 @@ class BTLinear(Keeping):
         BTCompressError: unknown method.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
