@@ -121,7 +121,7 @@ class Inlining:
         y = Matrix(self.nodes, weight, None).product(x, by_factors=not dense)
         if module.bias is None:
             return y
-        bias = Operand.of(self.nodes, StoredTensor(f"{prefix}bias", module.bias.detach()), None)
+        bias = Operand.of(StoredTensor(f"{prefix}bias", module.bias.detach()), None)
         return self.nodes.op("Add", y, bias.value(self.nodes))
 
     def _cast(self, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from btcompress.export.costs import choose_form
 from btcompress.export.graphs import Nodes
+from btcompress.export.packed import Dequantizer
 from btcompress.export.request import GraphRequest, Steps
 from btcompress.export.steps import Run
 from btcompress.export.weights import Weights
@@ -51,7 +52,8 @@ def written(
     if lengths is not None:
         lengths = nodes.op("Cast", lengths, to=6)
     outputs = nodes.op("Transpose", x, perm=[1, 0, 2]) if request.batch_first else x
-    dequantize = None if request.int8 else request.dequantize
+    # The quantizer makes integers of floats alone.
+    dequantizer = None if request.int8 else Dequantizer(nodes, weights.tensors(), request.dequantize)
     forms: dict[str, Steps] = {}
     finals: list[tuple[ir.Value, ir.Value]] = []
     for directions in weights.layers:
@@ -59,7 +61,7 @@ def written(
         for direction in directions:
             form = choose_form(direction, weights.hidden_size, request)
             forms[direction.suffix] = form.steps
-            run = Run(nodes, direction, weights.hidden_size, weights.output_size, dequantize, lengths, one_step)
+            run = Run(nodes, direction, weights.hidden_size, weights.output_size, dequantizer, lengths, one_step)
             h, c = (_state(nodes, states, weights, len(finals)) for states in (h0, c0))
             y, *final = run.written(form, given, h, c)
             found.append(y)

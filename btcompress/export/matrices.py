@@ -12,7 +12,7 @@ from btcompress.contraction.layout import Multiplication, Permutation, plan_layo
 from btcompress.contraction.letters import operand_letters
 from btcompress.export.graphs import Nodes
 from btcompress.export.operands import Operand, einsum
-from btcompress.export.request import Dequantize
+from btcompress.export.packed import Dequantizer
 from btcompress.export.weights import StoredTensor, Weight
 from btcompress.nn.ways import is_low_rank
 from btcompress.shapes import BlockTermShape
@@ -28,13 +28,13 @@ class Matrix:
     Attributes:
         nodes: of the graph.
         weight: the matrix.
-        dequantize: when numbers in few bits become floats; None for before they are in the graph.
+        dequantizer: makes floats of packed numbers; None where there are none in the graph.
         rows: its rows in another order, int64; None for as they are.
     """
 
     nodes: Nodes
     weight: Weight
-    dequantize: Dequantize | None
+    dequantizer: Dequantizer | None
     rows: Tensor | None = None
 
     @property
@@ -43,24 +43,23 @@ class Matrix:
         return self.weight.shape is not None and is_low_rank(self.weight.shape)
 
     def low_rank(self) -> tuple[Operand, Operand]:
-        """``(out, R)`` and ``(R, in)``, of which it is the product; only of a matrix of low rank."""
+        """``(R, out)`` and ``(R, in)``: the product of the first, transposed, with the second is the matrix.
+
+        Only of a matrix of low rank.
+        """
         (part,) = self._parts()
-        right, left = (self._operand(tensor) for tensor in self.weight.parts[0][:2])
-        rank = part.shape.ranks[0]
-        rows, columns = part.kept_rows(), part.kept_columns()
+        right, left = (Operand.rows_of(tensor, self.dequantizer) for tensor in self.weight.parts[0])
+        rows, fixed = part.kept_rows(), self.nodes.root
         if self.rows is not None:
             rows = self.rows if rows is None else rows[self.rows]
-        fixed = self.nodes.root
-        left = left.reshaped(fixed, part.shape.padded_out, rank).taken(fixed, rows, 0)
-        right = right.reshaped(fixed, part.shape.padded_in, rank).taken(fixed, columns, 0).permuted(fixed, 1, 0)
-        return left, right
+        return left.taken(fixed, rows, 1), right.taken(fixed, part.kept_columns(), 1)
 
     def dense(self) -> Operand:
         """``(out, in)``, formed in the graph where it has factors."""
         fixed = self.nodes.root
         if self.is_low_rank:
             left, right = self.low_rank()
-            return self._formed(fixed.op("MatMul", left.value(fixed), right.value(fixed)))
+            return self._formed(fixed.op("MatMul", left.permuted(fixed, 1, 0).value(fixed), right.value(fixed)))
         if self.weight.shape is None:
             return self._operand(self.weight.parts[0][0]).taken(fixed, self.rows, 0)
         parts = [
@@ -80,8 +79,9 @@ class Matrix:
         if not by_factors or self.weight.shape is None:
             return nodes.op("MatMul", x, self.dense().permuted(fixed, 1, 0).value(fixed))
         if self.is_low_rank:
-            left, right = (factor.permuted(fixed, 1, 0).value(fixed) for factor in self.low_rank())
-            return nodes.op("MatMul", nodes.op("MatMul", x, right), left)
+            left, right = self.low_rank()
+            low = nodes.op("MatMul", x, right.permuted(fixed, 1, 0).value(fixed))
+            return nodes.op("MatMul", low, left.value(fixed))
         out_size, in_size = self.weight.size
         flat = nodes.op("Reshape", x, nodes.integers(-1, in_size))
         parts = [self._chain(part, own, flat) for part, own in zip(self._parts(), self.weight.parts, strict=True)]
@@ -96,7 +96,7 @@ class Matrix:
         return Operand(self.weight.name, value, self.weight.size)
 
     def _operand(self, tensor: StoredTensor) -> Operand:
-        return Operand.of(self.nodes.root, tensor, self.dequantize)
+        return Operand.of(tensor, self.dequantizer)
 
     def _parts(self) -> list[BlockTerm]:
         shape = self.weight.shape

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from btcompress.export.graphs import Nodes
-from btcompress.export.packed import dequantized
-from btcompress.export.request import Dequantize
+from btcompress.export.packed import Dequantizer
 from btcompress.export.weights import StoredTensor
-from btcompress.packing import Packed
+from btcompress.packing import Packed, rows_and_columns, to_rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,21 +33,25 @@ class Operand:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, nodes: Nodes, tensor: StoredTensor, dequantize: Dequantize | None) -> Operand:
+    def of(cls, tensor: StoredTensor, dequantizer: Dequantizer | None) -> Operand:
         """A tensor as it is stored.
 
         Args:
-            nodes: of the graph, where packed numbers become floats.
             tensor: what it is.
-            dequantize: when these become floats; None for now, so that they are floats in the graph.
+            dequantizer: makes floats of packed numbers in the graph; None where they are to be floats there.
         """
         shape = tuple(tensor.values.shape)
-        if isinstance(tensor.stored, Packed) and dequantize is not None:
-            return cls(tensor.name, dequantized(nodes, tensor.name, tensor.stored, dequantize), shape)
-        values = tensor.values
-        if isinstance(tensor.stored, torch.dtype):
-            values = values.to(tensor.stored)
-        return cls(tensor.name, values.cpu(), shape)
+        if isinstance(tensor.stored, Packed) and dequantizer is not None:
+            return cls(tensor.name, dequantizer.values(tensor.name, tensor.stored), shape)
+        return cls(tensor.name, _numbers(tensor), shape)
+
+    @classmethod
+    def rows_of(cls, tensor: StoredTensor, dequantizer: Dequantizer | None) -> Operand:
+        """The same as the rows that :func:`btcompress.packing.to_rows` makes of it."""
+        shape = rows_and_columns(tensor.values.shape)
+        if isinstance(tensor.stored, Packed) and dequantizer is not None:
+            return cls(tensor.name, dequantizer.rows(tensor.name, tensor.stored), shape)
+        return cls(tensor.name, to_rows(_numbers(tensor)), shape)
 
     def permuted(self, nodes: Nodes, *axes: int) -> Operand:
         """Its axes in another order."""
@@ -76,6 +79,11 @@ class Operand:
     def value(self, nodes: Nodes) -> ir.Value:
         """It as a value of the graph, in float32."""
         return nodes.weight(self.name, self.content) if isinstance(self.content, Tensor) else self.content
+
+
+def _numbers(tensor: StoredTensor) -> Tensor:
+    """A tensor in the floats that it is stored as."""
+    return tensor.values.cpu().to(tensor.stored if isinstance(tensor.stored, torch.dtype) else tensor.values.dtype)
 
 
 def einsum(nodes: Nodes, equation: str, operands: Sequence[Operand], shape: Sequence[int]) -> Operand:

@@ -16,7 +16,7 @@ from btcompress.export.forms import Form
 from btcompress.export.graphs import Nodes, value
 from btcompress.export.matrices import Matrix
 from btcompress.export.operands import Operand
-from btcompress.export.request import Dequantize
+from btcompress.export.packed import Dequantizer
 from btcompress.export.weights import Direction, Weight
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Run:
         direction: its matrices.
         hidden_size: ``H``.
         output_size: of hidden states.
-        dequantize: when numbers in few bits become floats.
+        dequantizer: makes floats of packed numbers; None where there are none in the graph.
         lengths: steps of each sequence, int32, shape ``(B,)``; None where all have as many.
         one_step: whether there is never more than one step; without lengths.
     """
@@ -44,7 +44,7 @@ class Run:
     direction: Direction
     hidden_size: int
     output_size: int
-    dequantize: Dequantize | None
+    dequantizer: Dequantizer | None
     lengths: ir.Value | None = None
     one_step: bool = False
 
@@ -71,7 +71,7 @@ class Run:
         return self._by_definition(form, x, h, c)
 
     def _matrix(self, weight: Weight, rows: Tensor | None = None) -> Matrix:
-        return Matrix(self.nodes, weight, self.dequantize, rows)
+        return Matrix(self.nodes, weight, self.dequantizer, rows)
 
     def _by_operator(self, x: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         nodes, direction = self.nodes, self.direction
@@ -79,16 +79,14 @@ class Run:
         w, u = self._matrix(direction.w, gates), self._matrix(direction.u, gates)
         if w.is_low_rank:
             left, right = w.low_rank()
+            left = left.permuted(nodes, 1, 0)
             x = nodes.op("MatMul", x, right.permuted(nodes, 1, 0).value(nodes))
         else:
             left = w.dense()
         matrices = [_stacked(nodes, each) for each in (left, u.dense())]
         bias = None
         if direction.biases is not None:
-            own = [
-                Operand.of(nodes, each, self.dequantize).taken(nodes, gates, 0).value(nodes)
-                for each in direction.biases
-            ]
+            own = [Operand.of(each, self.dequantizer).taken(nodes, gates, 0).value(nodes) for each in direction.biases]
             bias = nodes.op("Unsqueeze", nodes.op("Concat", *own, axis=0), nodes.integers(0))
         y, hn, cn = nodes.ops(
             "LSTM",
@@ -108,7 +106,7 @@ class Run:
         nodes, direction = self.nodes, self.direction
         z = self._matrix(direction.w).product(x, by_factors=form.inputs == "factors")
         if direction.biases is not None:
-            first, second = (Operand.of(nodes, each, self.dequantize).value(nodes) for each in direction.biases)
+            first, second = (Operand.of(each, self.dequantizer).value(nodes) for each in direction.biases)
             z = nodes.op("Add", z, nodes.op("Add", first, second))
         axis = nodes.integers(0)
         states = [nodes.op("Squeeze", each, axis) for each in (h, c)]
@@ -162,7 +160,7 @@ class Run:
 
     def _step_product(self, nodes: Nodes, weight: Weight, h: ir.Value, *, by_factors: bool) -> ir.Value:
         """The product of states with a matrix; what is formed of constants alone stays out of the steps."""
-        matrix = Matrix(nodes, weight, self.dequantize)
+        matrix = Matrix(nodes, weight, self.dequantizer)
         return matrix.product(h, by_factors=by_factors)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -101,6 +102,14 @@ class Weights:
         input_size = self.layers[number][0].w.size[1]
         return replace(self, input_size=input_size, layers=(self.layers[number],))
 
+    def tensors(self) -> Iterator[StoredTensor]:
+        """All of them."""
+        for direction in itertools.chain.from_iterable(self.layers):
+            for weight in (direction.w, direction.u, direction.p):
+                if weight is not None:
+                    yield from itertools.chain.from_iterable(weight.parts)
+            yield from direction.biases or ()
+
     @classmethod
     def of_result(cls, compressed: CompressedCheckpoint, entry: LSTMEntry) -> Weights:
         """Those of an LSTM or cell of a result."""
@@ -149,8 +158,8 @@ class Weights:
         ends = ("", "_reverse") if lstm and lstm.bidirectional else ("",)
         suffixes = [f"_l{layer}{end}" for layer in range(lstm.num_layers) for end in ends] if lstm else [""]
         directions = [direction(suffix) for suffix in suffixes]
-        output_size = proj_size or module.hidden_size
-        return cls(name, module.input_size, module.hidden_size, output_size, _layers(directions, len(ends)))
+        rows, outputs = directions[0].u.size
+        return cls(name, directions[0].w.size[1], rows // 4, outputs, _layers(directions, len(ends)))
 
 
 _NAMES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
