@@ -45,7 +45,8 @@ class Example:
         Raises:
             BTCompressError: they are no arguments of the network, or its argument has no such axis.
         """
-        args, kwargs = _arguments(inputs)
+        # A tensor given twice would be one input of the graph.
+        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), _arguments(inputs))
         try:
             call = inspect.signature(network.forward).bind(*args, **kwargs)
         except TypeError as error:
@@ -82,14 +83,16 @@ class Example:
         args, kwargs = pytree.tree_map_only(Tensor, convert, (self.args, self.kwargs))
         return Example(args, kwargs, self.axes)
 
-    def larger(self, network: nn.Module) -> Example | None:
-        """The like example with one more of everything that is dynamic; None where nothing is."""
-        if not any(_dynamic_axes(axes) for axes in pytree.tree_leaves(self.axes, is_leaf=_is_axes)):
-            return None
+    def other(self, network: nn.Module) -> Example:
+        """The like example with one more of everything that is dynamic, and random numbers for those all alike.
+
+        States are often zeros in an example, which would not show which of them goes where.
+        """
         bound = inspect.signature(network.forward).bind(*self.args, **self.kwargs)
         for name, axes in (self.axes or {}).items():
             bound.arguments[name] = _enlarged(bound.arguments[name], axes)
-        return Example(bound.args, bound.kwargs, self.axes)
+        generator = torch.Generator().manual_seed(0)
+        return Example(bound.args, bound.kwargs, self.axes).converted(lambda tensor: _varied(tensor, generator))
 
 
 def tensors_of(tree: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a network gives
@@ -149,3 +152,9 @@ def _enlarged(value: Any, axes: Any) -> Any:  # noqa: ANN401
         # A named tuple takes its fields one by one.
         return type(value)(*each) if hasattr(value, "_fields") else type(value)(each)
     return value
+
+
+def _varied(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point() or tensor.numel() < 2 or bool((tensor != tensor.flatten()[0]).any()):
+        return tensor
+    return torch.randn(tensor.shape, generator=generator).to(tensor)

@@ -106,7 +106,7 @@ def export_onnx(
             notices: list[str] = []
             if has_runtime():
                 error = check_network(plain, network, example, outputs)
-                error = max(error, _error_at_other_sizes(plain, network, example, notices))
+                error = max(error, _error_elsewhere(plain, network, example, notices))
             else:
                 notices.append("onnxruntime is not installed here, so what the graph computes was not compared.")
             if int8:
@@ -208,20 +208,18 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def _error_at_other_sizes(path: Path, network: nn.Module, example: Example, notices: list[str]) -> float:
-    """The graph's error with one more of everything that is dynamic; 0 where nothing is."""
-    larger = example.larger(network)
-    if larger is None:
-        return 0.0
+def _error_elsewhere(path: Path, network: nn.Module, example: Example, notices: list[str]) -> float:
+    """The graph's error for inputs of other sizes and numbers."""
+    other = example.other(network)
     try:
-        outputs = outputs_of(network, larger)
+        outputs = outputs_of(network, other)
     except (RuntimeError, ValueError, IndexError) as error:
         notices.append(
             "the network itself does not run with one more of everything that is dynamic, so that other sizes than "
             f"the example's were not compared: {str(error).strip():.200}"
         )
         return 0.0
-    return check_network(path, network, larger, outputs)
+    return check_network(path, network, other, outputs)
 
 
 def _named(proto: onnx.ModelProto, example: Example) -> dict[str, Tensor]:
