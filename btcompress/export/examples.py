@@ -83,16 +83,20 @@ class Example:
         args, kwargs = pytree.tree_map_only(Tensor, convert, (self.args, self.kwargs))
         return Example(args, kwargs, self.axes)
 
-    def other(self, network: nn.Module) -> Example:
-        """The like example with one more of everything that is dynamic, and random numbers for those all alike.
+    def varied(self) -> Example:
+        """The like example with random numbers for those that are all alike.
 
         States are often zeros in an example, which would not show which of them goes where.
         """
+        generator = torch.Generator().manual_seed(0)
+        return self.converted(lambda tensor: _varied(tensor, generator))
+
+    def larger(self, network: nn.Module) -> Example:
+        """The like example with one more of everything that is dynamic."""
         bound = inspect.signature(network.forward).bind(*self.args, **self.kwargs)
         for name, axes in (self.axes or {}).items():
             bound.arguments[name] = _enlarged(bound.arguments[name], axes)
-        generator = torch.Generator().manual_seed(0)
-        return Example(bound.args, bound.kwargs, self.axes).converted(lambda tensor: _varied(tensor, generator))
+        return Example(bound.args, bound.kwargs, self.axes)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a network gives

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from btcompress.errors import BTCompressError
 
+#: Operators that the quantizer writes for products.
+_PRODUCTS = ("MatMulInteger", "DynamicQuantizeMatMul")
+
 
 def require_quantizer() -> None:
     """Refuse to go on without ONNX Runtime.
@@ -41,6 +44,13 @@ def quantize(source: Path, target: Path, nodes: Sequence[str] | None = None) -> 
             weight_type=QuantType.QInt8,
             extra_options={"EnableSubgraph": True},
         )
+
+
+def has_integers(path: Path) -> bool:
+    """Whether a graph computes any product in integers, within a ``Scan`` or outside."""
+    import onnx_ir as ir
+
+    return any(node.op_type in _PRODUCTS for node in ir.load(path).graph.all_nodes())
 
 
 @contextmanager

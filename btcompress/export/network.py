@@ -22,7 +22,7 @@ from btcompress.export.comparing import check_network, check_repeats, evaluated,
 from btcompress.export.examples import Dynamic, Example
 from btcompress.export.graphs import require_onnx
 from btcompress.export.inlining import Inlining
-from btcompress.export.integers import quantize, require_quantizer
+from btcompress.export.integers import has_integers, quantize, require_quantizer
 from btcompress.export.request import ExportedGraph, GraphRequest
 from btcompress.export.standins import block_term_modules, is_supported, traced, watched
 
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+#: Said where the quantizer found nothing to do.
+_NO_INTEGERS = (
+    "nothing is computed in integers: the quantizer takes products with matrices that lie in the file as they are, and "
+    "of block-term forms only those of low rank do."
+)
 #: Bytes of the largest file of the format.
 _MOST_BYTES = 2**31 - 1
 
@@ -112,8 +117,10 @@ def export_onnx(
             if int8:
                 quantize(plain, temporary, inlining.products)
                 check_operators(temporary)
-                feed = _named(proto, example)
+                feed = _named(proto, example.varied())
                 int8_error = relative_error(run(temporary, feed), run(plain, feed))
+                if not has_integers(temporary):
+                    notices.append(_NO_INTEGERS)
                 plain.unlink()
             size = temporary.stat().st_size
     return ExportedGraph(target, "", inlining.forms, size, opset, error, int8_error, tuple(notices))
@@ -210,7 +217,7 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
 
 def _error_elsewhere(path: Path, network: nn.Module, example: Example, notices: list[str]) -> float:
     """The graph's error for inputs of other sizes and numbers."""
-    other = example.other(network)
+    other = example.larger(network).varied()
     try:
         outputs = outputs_of(network, other)
     except (RuntimeError, ValueError, IndexError) as error:
