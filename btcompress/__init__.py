@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from btcompress.errors import BTCompressError
     from btcompress.export import export_onnx
     from btcompress.fit import FitOptions
+    from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
     from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
     from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe
@@ -37,6 +38,7 @@ __all__ = [
     "FactorizeStep",
     "FineTuneStep",
     "FitOptions",
+    "HubMixin",
     "Recipe",
     "SampleInputs",
     "apply",
@@ -65,6 +67,7 @@ _HOMES = {
     "BlockTermShape": "shapes",
     "CompressedCheckpoint": "checkpoint",
     "FitOptions": "fit",
+    "HubMixin": "hub",
     "FactorizeStep": "recipe",
     "FineTuneStep": "recipe",
     "DenseStep": "recipe",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import Any
 
 
 def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
@@ -25,3 +26,14 @@ def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], obje
         return value
 
     return load
+
+
+def elsewhere(module: str, name: str) -> Callable[..., Any]:
+    """A public function of a higher room, loaded when it is called: for methods that users expect on a class below.
+
+    Args:
+        module: where it is.
+        name: its own.
+    """
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function

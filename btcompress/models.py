@@ -6,14 +6,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from btcompress.applied import remember
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, read_compressed
-from btcompress.errors import CheckpointError
+from btcompress.errors import CheckpointError, ShapeError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
+from btcompress.nn.replacing import Replaceable, is_replaceable, with_shapes
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed
 
@@ -82,9 +84,76 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     for key, shape in rest.items():
         name = plain_name(key.removesuffix("weight").removesuffix("."))
         swaps[name] = _linear_replacement(name, modules.get(name), shape, module, list(modules))
+    module = cast(Module, _filled(module, modules, swaps, tensors, strict=strict))
+    remember(module, result, prefix)
+    return module
+
+
+def restore(
+    module: nn.Module, shapes: Mapping[str, MatrixShape], tensors: Mapping[str, Tensor], *, strict: bool = True
+) -> nn.Module:
+    """Give a model, as its class builds it, the block-term layers and the weights that it had when it was saved.
+
+    A layer that has a block-term form may be dense in it, or be a block-term layer of any shapes.
+
+    Args:
+        module: changed in place.
+        shapes: of all block-term matrices, by key.
+        tensors: by name.
+        strict: as :func:`apply`'s.
+
+    Returns:
+        The module; a new one if it is such a layer itself.
+
+    Raises:
+        CheckpointError: names, types or sizes do not fit, or a linear layer's weight is tied in the model; the
+            module is then unchanged.
+    """
+    modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
+    layers: dict[str, dict[str, MatrixShape]] = {}
+    for key, shape in shapes.items():
+        name, _, part = plain_name(key).rpartition(".")
+        layers.setdefault(name, {})[part] = shape
+    swaps = {}
+    for name, own in layers.items():
+        old = modules.get(name)
+        if _has_shapes(old, own):
+            continue
+        if old is None or not is_replaceable(old):
+            given = "is not in the model" if old is None else f"is a {type(old).__name__}"
+            raise CheckpointError(
+                f"the files have a block-term layer at {name or 'the model itself'}, but that {given}. Give the class "
+                "and the arguments that the model was saved with."
+            )
+        if isinstance(old, nn.Linear):
+            _check_untied(name, old, module)
+        try:
+            swaps[name] = with_shapes(cast(Replaceable, old), own)
+        except ShapeError as error:
+            raise CheckpointError(f"{name or 'the model'} differs from the model that was saved: {error}") from error
+    return _filled(module, modules, swaps, tensors, strict=strict)
+
+
+def _has_shapes(module: nn.Module | None, shapes: Mapping[str, MatrixShape]) -> bool:
+    """Whether these are the shapes of all block-term matrices right below a module."""
+    found = (
+        {} if module is None else {n: each.shape for n, each in module.named_children() if isinstance(each, BTWeight)}
+    )
+    return found == dict(shapes)
+
+
+def _filled(
+    module: nn.Module,
+    modules: Mapping[str, nn.Module],
+    swaps: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    *,
+    strict: bool,
+) -> nn.Module:
+    """The module once layers are swapped for others and it has these weights."""
     _check_names(module, swaps, tensors, strict)
     for name, new in swaps.items():
-        module = cast(Module, _put(module, modules[name], new))
+        module = _put(module, modules[name], new)
     _copy(module, tensors)
     return module
 
@@ -99,11 +168,6 @@ def opened(compressed: Compressed) -> CompressedCheckpoint:
 
 
 _Value = TypeVar("_Value")
-
-
-class _Place(TypedDict):
-    device: torch.device
-    dtype: torch.dtype
 
 
 def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
@@ -136,22 +200,7 @@ def _recurrent_replacement(
     """The block-term module for an LSTM or cell of the model, which must be the one that the file was made from."""
     old = _checked(entry.name, old, nn.LSTM if entry.kind == "lstm" else nn.LSTMCell, names)
     _check_sizes(entry, old)
-    if isinstance(old, nn.LSTM):
-        new: nn.Module = BTLSTM(
-            old.input_size,
-            old.hidden_size,
-            old.num_layers,
-            old.bias,
-            old.batch_first,
-            old.dropout,
-            old.bidirectional,
-            old.proj_size,
-            shapes=shapes,
-            **_place(old),
-        )
-    else:
-        new = BTLSTMCell(entry.input_size, entry.hidden_size, entry.bias, shapes=shapes, **_place(old))
-    return new.train(old.training)
+    return with_shapes(cast(Replaceable, old), shapes)
 
 
 def _linear_replacement(
@@ -166,15 +215,19 @@ def _linear_replacement(
             f"{name or 'the linear layer'} differs: its weight is {size[0]} x {size[1]} in the file and "
             f"{given[0]} x {given[1]} in the model. Build the model as its checkpoint was saved."
         )
+    _check_untied(name, old, root)
+    return with_shapes(cast(Replaceable, old), {"weight": shape})
+
+
+def _check_untied(name: str, linear: nn.Module, root: nn.Module) -> None:
+    weight = linear.get_parameter("weight")
     for other, module in root.named_modules():
         for part, parameter in module.named_parameters(recurse=False):
-            if parameter is weight and module is not old:
+            if parameter is weight and module is not linear:
                 raise CheckpointError(
                     f"the weight of {name} is tied to {f'{other}.{part}'.removeprefix('.')} in the model, and would no "
                     f"longer be. Untie them, or factorize the checkpoint without it (layer pattern !{name})."
                 )
-    new = BTLinear(size[1], size[0], getattr(old, "bias", None) is not None, shape=shape, **_place(old))
-    return new.train(old.training)
 
 
 def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names: Sequence[str]) -> nn.Module:
@@ -191,11 +244,6 @@ def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names:
             "or a prefix; or load to_dense() into a model that is written otherwise."
         )
     return old
-
-
-def _place(module: nn.Module) -> _Place:
-    weight = next(module.parameters())
-    return {"device": weight.device, "dtype": weight.dtype}
 
 
 def _check_sizes(entry: LSTMEntry, module: nn.Module) -> None:
@@ -217,10 +265,7 @@ def _check_names(
     state = {plain_name(name): tensor.shape for name, tensor in module.state_dict().items()}
     for name, new in swaps.items():
         below = f"{name}." if name else ""
-        owned = {part for part, child in new.named_children() if isinstance(child, BTWeight)}
-        state = {
-            key: shape for key, shape in state.items() if not (key.startswith(below) and key[len(below) :] in owned)
-        }
+        state = {key: shape for key, shape in state.items() if not key.startswith(below)}
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
     given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
     missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())

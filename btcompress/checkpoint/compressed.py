@@ -126,14 +126,8 @@ class CompressedCheckpoint:
             raise CheckpointError(f"{self.source.name}, compressed: the tensor {wrong[0]} is {where}.")
         orders = {name for key, matrix in self.matrices.items() for name in order_names(key, matrix.shape)}
         for name, shape in expected.items():
-            tensor = self.tensors[name]
-            if name in orders:
-                _check_order(f"{self.source.name}, compressed: {name}", tensor, shape)
-            elif shape is not None and (tuple(tensor.shape) != shape or not tensor.is_floating_point()):
-                raise CheckpointError(
-                    f"{self.source.name}, compressed: {name} has shape {tuple(tensor.shape)} and dtype "
-                    f"{tensor.dtype}, but floating-point numbers of shape {shape} were expected."
-                )
+            if shape is not None:
+                _check_part(f"{self.source.name}, compressed: {name}", self.tensors[name], shape, order=name in orders)
         check_stored(f"{self.source.name}, compressed", self.tensors, self.stored)
         for key, matrix in self.rounded.items():
             self._check_rounded(key, matrix)
@@ -423,6 +417,37 @@ def expected_shapes(keys: Sequence[str], matrices: Mapping[str, CompressedMatrix
     return expected
 
 
+def check_parts(where: str, key: str, shape: MatrixShape, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that do not hold a matrix of this shape.
+
+    Args:
+        where: what holds them, for the message.
+        key: of the matrix.
+        shape: mode sizes, ranks and gates.
+        tensors: by name, with others among them.
+
+    Raises:
+        CheckpointError: a tensor of it is missing, or of another shape, or an order is not one.
+    """
+    sizes = (*shape.part.tensor_shapes, *((size,) for size in shape.part.order_sizes.values()))
+    orders = order_names(key, shape)
+    for names in part_names(key, shape):
+        for name, size in zip(names, sizes, strict=True):
+            if name not in tensors:
+                raise CheckpointError(f"{where}: the tensor {name} is missing.")
+            _check_part(f"{where}: {name}", tensors[name], size, order=name in orders)
+
+
+def _check_part(where: str, tensor: Tensor, shape: tuple[int, ...], *, order: bool) -> None:
+    if order:
+        _check_order(where, tensor, shape)
+    elif tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{where} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, but floating-point numbers of shape "
+            f"{shape} were expected."
+        )
+
+
 def _tied(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """For each tensor the names of all that are one with it, its own among them."""
     aliases = find_aliases(tensors)
@@ -432,7 +457,7 @@ def _tied(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(group) for group in groups.values() for name in group}
 
 
-def _check_order(where: str, tensor: Tensor, shape: tuple[int, ...] | None) -> None:
+def _check_order(where: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse what does not name every row or column once."""
     integers = tensor.dtype in (torch.int32, torch.int64)
     if not integers or tuple(tensor.shape) != shape or not torch.equal(tensor.long().sort().values, _counted(tensor)):

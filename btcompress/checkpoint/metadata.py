@@ -23,6 +23,7 @@ from btcompress.checkpoint.schema import (
     MatrixRecord,
     RoundedRecord,
     RoundingRecord,
+    ShapeRecord,
     Step,
     Versioned,
 )
@@ -259,15 +260,26 @@ def _decode_matrix(key: str, value: dict[str, Any]) -> CompressedMatrix:
     dtype = getattr(torch, record.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise CheckpointError(f"{key} has dtype {record.dtype!r}, which is no floating-point type.")
+    shape = shape_of(key, record)
+    measured = (record.weight_error, record.svd_rank, record.svd_error)
+    in_8_bits = None if record.in_8_bits is None else _decode_rounding(record.in_8_bits)
+    return CompressedMatrix(shape, dtype, *measured, tuple(map(_decode_rounding, record.roundings)), in_8_bits)
+
+
+def shape_of(key: str, record: ShapeRecord) -> MatrixShape:
+    """The shape of a matrix that a file says.
+
+    Raises:
+        CheckpointError: gates or ranks do not fit the matrix.
+        ShapeError: the shape is inconsistent.
+    """
     if record.out_size % record.n_gates:
         raise CheckpointError(f"the {record.out_size} rows of {key} do not divide into {record.n_gates} gates.")
     shape = MatrixShape.from_dict(msgspec.structs.asdict(record))
     # An identity core is made, not read: a larger one than any matrix needs could ask for endless memory.
     if shape.part.core == "identity" and shape.part != shape.part.limited():
         raise CheckpointError(f"the Tucker ranks {shape.part.ranks} of {key} are more than its modes can hold.")
-    measured = (record.weight_error, record.svd_rank, record.svd_error)
-    in_8_bits = None if record.in_8_bits is None else _decode_rounding(record.in_8_bits)
-    return CompressedMatrix(shape, dtype, *measured, tuple(map(_decode_rounding, record.roundings)), in_8_bits)
+    return shape
 
 
 def _decode_rounding(record: RoundingRecord) -> RoundingReport:

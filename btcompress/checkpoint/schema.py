@@ -47,8 +47,8 @@ class RoundingRecord(Struct):
     fed_back: bool = False
 
 
-class MatrixRecord(Struct):
-    """How one matrix is written, and what was measured when it was."""
+class ShapeRecord(Struct, kw_only=True):
+    """The form of one matrix."""
 
     in_modes: Sizes
     out_modes: Sizes
@@ -58,13 +58,18 @@ class MatrixRecord(Struct):
     out_size: Size
     n_gates: Size
     gates: Gates
+    core: Core = "full"
+    row_order: bool = False
+    column_order: bool = False
+
+
+class MatrixRecord(ShapeRecord, kw_only=True):
+    """How one matrix is written, and what was measured when it was."""
+
     dtype: str
     weight_error: Error
     svd_rank: Count
     svd_error: Error
-    core: Core = "full"
-    row_order: bool = False
-    column_order: bool = False
     roundings: list[RoundingRecord] = []
     in_8_bits: RoundingRecord | None = None
 

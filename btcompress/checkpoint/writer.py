@@ -96,20 +96,24 @@ def record_bench(path: str | PathLike[str], bench: BenchReport, measured: Compre
             raise _changed(path, changed[0])
 
 
-def write_dense(tensors: Mapping[str, Tensor], path: Path, *, force: bool = False) -> None:
+def write_dense(
+    tensors: Mapping[str, Tensor], path: Path, *, force: bool = False, header: Mapping[str, str] | None = None
+) -> None:
     """Write a plain state dict as ``.safetensors``, whole or not at all, and read it back.
 
     Args:
         tensors: by name; tied ones are each written.
         path: the file.
         force: replace an existing file.
+        header: texts by name, to be written with them.
 
     Raises:
         OutputError: the file cannot or may not be written there, or another process is writing it.
     """
     check_target(path, force=force)
     with replacing(path) as temporary:
-        digests = write_tensors(temporary, {name: plain_tensor(name, value) for name, value in tensors.items()}, {})
+        plain = {name: plain_tensor(name, value) for name, value in tensors.items()}
+        digests = write_tensors(temporary, plain, header or {})
         if changed := differing(temporary, digests):
             raise _changed(path, changed[0])
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from btcompress.display.console import make_console
-from btcompress.display.tables import NumberTable, ratio_text, show_list, show_table
+from btcompress.display.tables import NumberTable, show_list, show_table
 from btcompress.memory import size_text
+from btcompress.wording import ratio_text
 
 if TYPE_CHECKING:
     from btcompress.timings import BenchCase, BenchReport, WayTiming

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from btcompress.display.console import make_console, show_json, show_line
-from btcompress.display.roundings import precision_words
-from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
+from btcompress.display.tables import NumberTable, show_list, show_table
 from btcompress.memory import size_text
+from btcompress.wording import form_lines, precision_words, rank_text, ratio_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint

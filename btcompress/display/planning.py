@@ -8,7 +8,8 @@ from rich.text import Text
 
 from btcompress.display.console import make_console, show_json, show_line
 from btcompress.display.inventory import form_json
-from btcompress.display.tables import NumberTable, form_lines, rank_text, ratio_text, show_list, show_table
+from btcompress.display.tables import NumberTable, show_list, show_table
+from btcompress.wording import form_lines, rank_text, ratio_text
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint

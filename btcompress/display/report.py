@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from btcompress.display.bench import show_measured
 from btcompress.display.console import make_console
-from btcompress.display.roundings import precision_words, rounded_lstms_table, rounding_table
-from btcompress.display.tables import (
-    NumberTable,
-    error_of,
-    form_lines,
-    rank_text,
-    ratio_text,
-    show_list,
-    show_table,
-)
+from btcompress.display.roundings import rounded_lstms_table, rounding_table
+from btcompress.display.tables import NumberTable, show_list, show_table
 from btcompress.memory import size_text
 from btcompress.text import listed
+from btcompress.wording import agreements, error_of, form_lines, metric_text, precision_words, rank_text, ratio_text
 
 if TYPE_CHECKING:
     from btcompress.results import (
-        Agreement,
         CalibrationReport,
         CompressionReport,
         FineTuneReport,
@@ -34,9 +26,6 @@ if TYPE_CHECKING:
         UntouchedReport,
         YardstickReport,
     )
-
-#: Metrics from here on are written with an exponent.
-_LONG = 1e6
 
 
 def show_report(report: CompressionReport) -> None:
@@ -162,8 +151,8 @@ def _inputs_table(reports: Sequence[InputsReport]) -> NumberTable:
     table = NumberTable(["on the inputs given", "", "sequences"])
     for row in reports:
         table.add_row(error_of(row.lstm), f"{row.hidden_state_error:.4f}", f"{row.n_sequences:,}")
-        for words, (share,) in _agreements([row.agreement]):
-            table.add_row(words, share, "")
+        for words, (share,) in agreements([row.agreement]):
+            table.add_row(f"  {words}", share, "")
     return table
 
 
@@ -172,19 +161,15 @@ def _training_table(trainings: Sequence[FineTuneReport]) -> NumberTable:
     for row in trainings:
         table.add_row(
             f"{row.metric} ({'higher' if row.higher_is_better else 'lower'} is better)",
-            "not measured" if row.dense is None else _metric_text(row.dense),
-            _metric_text(row.before),
-            _metric_text(row.after),
+            "not measured" if row.dense is None else metric_text(row.dense),
+            metric_text(row.before),
+            metric_text(row.after),
             f"{row.epochs}",
             f"{row.n_held:,}",
         )
-        for words, shares in _agreements([row.agreement_before, row.agreement_after]):
-            table.add_row(words, "", *shares, "", "")
+        for words, shares in agreements([row.agreement_before, row.agreement_after]):
+            table.add_row(f"  {words}", "", *shares, "", "")
     return table
-
-
-def _metric_text(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < _LONG else f"{value:.3g}"
 
 
 def _calibration_table(calibrations: Sequence[CalibrationReport]) -> NumberTable:
@@ -201,16 +186,6 @@ def _calibration_table(calibrations: Sequence[CalibrationReport]) -> NumberTable
             f"{row.layer_epochs} by layer + {row.epochs}" if row.layer_epochs else f"{row.epochs}",
             f"{row.n_held:,}",
         )
-        for words, (before, after) in _agreements([row.agreement_before, row.agreement_after]):
-            table.add_row(words, before, *[""] * len(between), after, "", "")
+        for words, (before, after) in agreements([row.agreement_before, row.agreement_after]):
+            table.add_row(f"  {words}", before, *[""] * len(between), after, "", "")
     return table
-
-
-def _agreements(agreements: Sequence[Agreement | None]) -> Iterator[tuple[str, list[str]]]:
-    """A row of decisions on steps and one of those at the ends, as far as any of the columns has them."""
-    for name, count, what in (("steps", "n_steps", "steps"), ("ends", "n_ends", "sequence ends")):
-        shares = [None if each is None else getattr(each, name) for each in agreements]
-        if any(share is not None for share in shares):
-            n = max(getattr(each, count) for each in agreements if each is not None)
-            cells = ["not measured" if share is None else f"{share:.1%}" for share in shares]
-            yield f"  decides as the dense one, of {n:,} {what}", cells

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from btcompress.display.tables import NumberTable, error_of
+from btcompress.display.tables import NumberTable
 from btcompress.memory import size_text
+from btcompress.wording import error_of, precision_words
 
 if TYPE_CHECKING:
     from btcompress.results import InputsReport, MatrixReport, RoundingReport
@@ -63,16 +64,6 @@ def rounded_lstms_table(reports: Sequence[InputsReport]) -> NumberTable:
                 first = "  errors fed back" if fed_back else error_of(report.lstm)
                 table.add_row(first, own, *("-" if error is None else f"{error:.4f}" for error in cells))
     return table
-
-
-def precision_words(precision: str, columns: int) -> str:
-    """A precision as it is shown: one of whole rows by that name."""
-    return ", ".join(_words(each, columns) for each in precision.split(", "))
-
-
-def _words(precision: str, columns: int) -> str:
-    kind, slash, group = precision.partition("/")
-    return f"{kind} by rows" if slash and int(group) >= columns else precision
 
 
 def _is_int8_by_rows(rounding: RoundingReport, columns: int) -> bool:

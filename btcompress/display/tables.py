@@ -1,8 +1,8 @@
-"""What all tables and lists share: columns, and how names, numbers and forms are written."""
+"""What all tables and lists share: columns, and how names are written."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -75,53 +75,6 @@ def show_list(console: Console, title: str, texts: Sequence[str]) -> None:
         console.print(Text.assemble((f"{title}: ", "bold"), line_text(text)))
     if (more := len(texts) - _MOST_TEXTS) > 0:
         console.print(Text.assemble((f"{title}: ", "bold"), _more_text(more)))
-
-
-def form_lines(
-    name: str,
-    size: tuple[int, int],
-    out_modes: Sequence[int],
-    in_modes: Sequence[int],
-    gates: str,
-    core: str,
-    orders: Collection[str] = (),
-) -> list[str]:
-    """The first cell of a matrix's row: what it is, and in what form.
-
-    Args:
-        name: its key.
-        size: rows and columns.
-        out_modes: of its block terms.
-        in_modes: likewise.
-        gates: ``"fused"`` or ``"separate"``.
-        core: ``"full"`` or ``"identity"``; ``"none"`` for a dense matrix.
-        orders: the sides that have one.
-    """
-    each = "4 gates, each " if gates == "separate" else ""
-    modes = " by ".join(",".join(map(str, sizes)) for sizes in (out_modes, in_modes))
-    if core == "identity":
-        low_rank = len(in_modes) == 2 and (in_modes[1], out_modes[0]) == (1, 1)
-        modes = "low rank" if low_rank else f"{modes} without a core"
-    ordered = " and ".join({"row_order": "rows", "column_order": "columns"}[side] for side in orders)
-    if core == "none":
-        modes = "dense"
-    lines = [name, f"  {size[0]} x {size[1]}", f"  as {each}{modes}"]
-    return [*lines, f"  {ordered} in order"] if ordered else lines
-
-
-def error_of(lstm: str) -> str:
-    """What a row of hidden-state errors begins with."""
-    return f"hidden-state error{f' of {lstm}' if lstm else ''}"
-
-
-def rank_text(ranks: Sequence[int]) -> str:
-    """One rank if all are equal, else all of them."""
-    return str(ranks[0]) if len(set(ranks)) == 1 else ",".join(map(str, ranks))
-
-
-def ratio_text(value: float) -> str:
-    """A ratio in three digits."""
-    return f"{value:,.0f}x" if value >= 1000 else f"{value:.3g}x" if value >= 10 else f"{value:.2f}x"
 
 
 def _more_text(count: int) -> str:

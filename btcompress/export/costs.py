@@ -53,9 +53,18 @@ class Quantities:
 
 #: Microseconds of each quantity, for each operator that takes the steps.
 _CONSTANTS: dict[str, Quantities] = {
-    "lstm": Quantities(call=10, step=1.0, gate=0.003, product=2, read=50, far=30, inputs=10, taken=40),
+    "lstm": Quantities(call=10.9, step=0.0964, gate=0.00407, product=17.8, read=16.4, far=60.4, inputs=16.5, taken=140),
     "scan": Quantities(
-        call=10, step=6.0, gate=0.01, product=9, read=70, far=20, inputs=10, taken=60, chain=15, links=5
+        call=11.7,
+        step=5.58,
+        gate=0.00416,
+        product=15.5,
+        read=23.4,
+        far=57.1,
+        inputs=20.5,
+        taken=127,
+        chain=19.3,
+        links=2.22,
     ),
 }
 

@@ -48,7 +48,7 @@ class Matrix:
         Only of a matrix of low rank.
         """
         (part,) = self._parts()
-        right, left = (Operand.rows_of(tensor, self.dequantizer) for tensor in self.weight.parts[0])
+        right, left = (Operand.rows_of(tensor, self.dequantizer) for tensor in self.weight.parts[0][:2])
         rows, fixed = part.kept_rows(), self.nodes.root
         if self.rows is not None:
             rows = self.rows if rows is None else rows[self.rows]

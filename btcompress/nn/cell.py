@@ -16,6 +16,7 @@ from btcompress.modes import ShapeRequest
 from btcompress.nn.conversion import fill_dense, fill_factorized
 from btcompress.nn.options import ShapeOptions, lstm_shapes
 from btcompress.nn.prediction import Prediction
+from btcompress.nn.pretrained import Pretrained
 from btcompress.nn.recurrence import Direction, State
 from btcompress.nn.running import Layer, Running
 from btcompress.nn.ways import Method
@@ -23,7 +24,7 @@ from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
 
 
-class BTLSTMCell(Running):
+class BTLSTMCell(Pretrained, Running):
     """One LSTM step with matrices in block-term form; takes the place of :class:`torch.nn.LSTMCell`.
 
     ``i, f, g, o = split(W x + U h + b)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``;

@@ -16,12 +16,13 @@ from btcompress.nn.captured import ROWS
 from btcompress.nn.conversion import fill_dense, fill_factorized
 from btcompress.nn.formed import Keeping, is_plain
 from btcompress.nn.options import ShapeOptions
+from btcompress.nn.pretrained import Pretrained
 from btcompress.nn.ways import Method, check_method
 from btcompress.nn.weight import BTWeight, Products, check_size, multiply
 from btcompress.shapes import MatrixShape
 
 
-class BTLinear(Keeping):
+class BTLinear(Pretrained, Keeping):
     """``y = W x + b`` with ``W`` in block-term form; takes the place of :class:`torch.nn.Linear`.
 
     Parameters: ``weight.cores``, ``weight.factors.0`` to ``weight.factors.{d-1}``, and ``bias``.

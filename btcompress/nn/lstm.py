@@ -17,6 +17,7 @@ from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.nn.conversion import fill_dense, fill_factorized
 from btcompress.nn.options import ShapeOptions, lstm_shapes
+from btcompress.nn.pretrained import Pretrained
 from btcompress.nn.recurrence import Direction, State
 from btcompress.nn.running import Layer, Running
 from btcompress.nn.ways import Method
@@ -24,7 +25,7 @@ from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
 
 #: What torch.nn.LSTM is built with beside sizes, device and dtype, and its defaults.
-_ARGUMENTS = {
+ARGUMENTS = {
     "num_layers": 1,
     "bias": True,
     "batch_first": False,
@@ -34,7 +35,7 @@ _ARGUMENTS = {
 }
 
 
-class BTLSTM(Running):
+class BTLSTM(Pretrained, Running):
     """An LSTM with matrices in block-term form; takes the place of :class:`torch.nn.LSTM`.
 
     Arguments, inputs, outputs and errors are those of :class:`torch.nn.LSTM`, and so are the names of all
@@ -108,7 +109,7 @@ class BTLSTM(Running):
         )
         self.input_size = input_size
         self.hidden_size = hidden_size
-        for name in _ARGUMENTS:
+        for name in ARGUMENTS:
             setattr(self, name, getattr(plain, name))
         sizes = {name: parameter.shape for name, parameter in plain.named_parameters()}
         factorized = lstm_shapes(sizes, shapes, ShapeRequest(**shape), matrices)
@@ -319,7 +320,7 @@ class BTLSTM(Running):
         """
         shape.setdefault("cp_rank", 2)
         weight: Tensor = lstm.get_parameter("weight_hh_l0")
-        arguments = {name: getattr(lstm, name) for name in _ARGUMENTS}
+        arguments = {name: getattr(lstm, name) for name in ARGUMENTS}
         module = cls(
             lstm.input_size,
             lstm.hidden_size,
@@ -335,13 +336,13 @@ class BTLSTM(Running):
     def to_dense(self) -> nn.LSTM:
         """The plain LSTM, every matrix formed; shares no storage with this one."""
         weight = self.weight_hh_l0
-        arguments = {name: getattr(self, name) for name in _ARGUMENTS}
+        arguments = {name: getattr(self, name) for name in ARGUMENTS}
         lstm = nn.LSTM(self.input_size, self.hidden_size, **arguments, device="meta", dtype=weight.dtype)
         return fill_dense(lstm.to_empty(device=weight.device), self)
 
     def extra_repr(self) -> str:
         """Arguments that are not at their defaults, as :class:`torch.nn.LSTM` shows them."""
-        changed = {name: getattr(self, name) for name, default in _ARGUMENTS.items() if getattr(self, name) != default}
+        changed = {name: getattr(self, name) for name, default in ARGUMENTS.items() if getattr(self, name) != default}
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *(f"{name}={changed[name]}" for name in changed)])
 
 
