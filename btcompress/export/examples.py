@@ -118,6 +118,9 @@ def _is_axes(axes: Any) -> bool:  # noqa: ANN401
 def _spread(name: str, value: Any, axes: Any) -> Any:  # noqa: ANN401
     """What is said of an argument, for each tensor in it; said once of several, it holds for all of them."""
     if isinstance(value, Tensor):
+        if axes is None:
+            # Two of None in a row, torch's exporter would take for what is said of two axes.
+            return {}
         if not _is_axes(axes):
             return axes
         if wrong := [axis for axis in axes if not -value.dim() <= axis < value.dim()]:
@@ -129,7 +132,7 @@ def _spread(name: str, value: Any, axes: Any) -> Any:  # noqa: ANN401
                 "torch takes as fixed. Give an example of 2 or more; the graph runs with 1 as well."
             )
         return axes
-    if _is_axes(axes):
+    if axes is None or _is_axes(axes):
         return pytree.tree_map(lambda leaf: _spread(name, leaf, axes) if isinstance(leaf, Tensor) else None, value)
     return axes
 

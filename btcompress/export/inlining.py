@@ -53,10 +53,10 @@ class Inlining:
         graph = self.model.graph
         for node in [node for node in graph.all_nodes() if node.domain == DOMAIN]:
             self._inline(node)
-        # Among them are parameters of the modules, of which nothing is left but these nodes.
-        for name in [name for name, value in graph.initializers.items() if not _is_used(value)]:
-            del graph.initializers[name]
         for value in self.nodes.initializers:
+            if value.name in graph.initializers:
+                # A parameter that the network reads itself as well.
+                value.name = f"{DOMAIN}/{value.name}"
             graph.register_initializer(value)
         imports = graph.opset_imports
         imports.pop(DOMAIN, None)
@@ -137,10 +137,6 @@ def _subgraphs(node: ir.Node) -> list[ir.Graph]:
     import onnx_ir as ir
 
     return [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
-
-
-def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
 
 
 def _required(value: ir.Value | None) -> ir.Value:

@@ -90,6 +90,7 @@ def export_onnx(
     _require(int8=int8)
     if not isinstance(network, nn.Module):
         raise BTCompressError(f"a network is an nn.Module, but a {type(network).__name__} was given.")
+    network = getattr(network, "_orig_mod", network)  # of torch.compile
     target = Path(path)
     check_target(target, force=force)
     request = GraphRequest(batch=_or_one(batch), steps=_or_one(steps), form=form, int8=int8)

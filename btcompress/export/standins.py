@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from btcompress.errors import BTCompressError
@@ -168,4 +169,6 @@ def _refuse_packed(name: str, batch_sizes: Tensor | None) -> None:
 
 def is_supported() -> bool:
     """Whether this torch can leave such nodes."""
-    return hasattr(torch.onnx, "ops") and hasattr(torch.onnx.ops, "symbolic_multi_out")
+    if find_spec("torch.onnx.ops") is None:
+        return False
+    return hasattr(import_module("torch.onnx.ops"), "symbolic_multi_out")
