@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import write as save
     from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
-    from btcompress.export import export_onnx
+    from btcompress.export import export_dense, export_onnx, export_program
     from btcompress.fit import FitOptions
     from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
@@ -44,7 +44,9 @@ __all__ = [
     "apply",
     "bench",
     "compress",
+    "export_dense",
     "export_onnx",
+    "export_program",
     "factorize",
     "load",
     "pin",
@@ -77,7 +79,9 @@ _HOMES = {
     "bench": "benching",
     "compress": "compression",
     "run": "running",
+    "export_dense": "export",
     "export_onnx": "export",
+    "export_program": "export",
     "factorize": "compression",
     "load": "models",
     "pin": "tuning",

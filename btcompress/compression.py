@@ -75,7 +75,7 @@ class Opened:
                 raise CheckpointError(f"{weights} is a result, one plain state dict: leave the container out.")
             result = read_compressed(fspath(weights))
             tensors = result.dense_state_dict()
-            return cls(Checkpoint(tensors, result.source, result.notices, result.files), result)
+            return cls(Checkpoint(tensors, result.source, result.notices, result.files, result.layout), result)
         if isinstance(weights, str | PathLike):
             return cls(read(weights, step.container, strict=step.strict))
         return cls(open_weights(weights, step.container))

@@ -165,7 +165,8 @@ def _do(
         resume = again and StateFile(target).exists()
         finetune(request, step.config, force=own, resume=resume, on_epoch=on_progress)
     else:
-        write_dense(read_compressed(source).dense_state_dict(), target, force=own)
+        result = read_compressed(source)
+        write_dense(result.dense_state_dict(), target, layout=result.dense_layout(), force=own)
 
 
 def _still_there(digests: Sequence[str], outputs: Sequence[Path]) -> list[str]:

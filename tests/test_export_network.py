@@ -299,6 +299,8 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     net, x = BTLinear(6, 8, shape=ShapeRequest(tucker_rank=2)), torch.ones(6)
     with pytest.raises(BTCompressError, match="but a function was given"):
         export_onnx(run, x, tmp_path / "net.onnx")
+    with pytest.raises(BTCompressError, match="block-term layers, but the network has none"):
+        export_onnx(nn.Linear(6, 8), x, tmp_path / "net.onnx", int8=True)
     monkeypatch.setattr(room, "is_supported", lambda: False)
     with pytest.raises(BTCompressError, match="or later, but"):
         export_onnx(net, x, tmp_path / "net.onnx")

@@ -272,6 +272,15 @@ def test_the_bytes_beside_are_those_of_other_tensors_as_they_will_be_stored():
         planned(dense, Wish(max_bytes=3000, of="file"))
 
 
+def test_a_file_with_values_beside_its_tensors_is_as_small_as_wished(tmp_path):
+    tensors = lstm(("gaussian", "low_rank_and_noise")).tensors
+    words = {f'"wörd" {n}': n for n in range(300)}
+    dense = from_state_dict({"state_dict": tensors, "words": words, "lists": [{"a": [1, 2]}] * 100})
+    plan = planned(dense, Wish(max_bytes=30_000, of="file"))
+    write(factorize_as_planned(dense, plan.plan), tmp_path / "a.safetensors")
+    assert 20_000 < (tmp_path / "a.safetensors").stat().st_size <= 30_000
+
+
 def test_wishes_in_bytes_out_of_reach_say_what_is_in_reach_and_that_is():
     dense = lstm(("gaussian", "gaussian"))
     with pytest.raises(

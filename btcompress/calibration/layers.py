@@ -75,6 +75,7 @@ class Layer:
             notices=(),
             rounded=_renamed(compressed.rounded, keys),
             stored=_renamed(compressed.stored, names),
+            layout=None,
         )
 
     def put_back(

@@ -7,20 +7,23 @@ from btcompress.lazy import on_first_use
 if TYPE_CHECKING:
     from btcompress.checkpoint.atomic import check_target, claimed, replacing
     from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
+    from btcompress.checkpoint.layout import USUAL_TEXT, Layout
     from btcompress.checkpoint.linear import LinearEntry, find_linear
     from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
     from btcompress.checkpoint.others import is_narrowed, others_stored_as
     from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
     from btcompress.checkpoint.recognise import is_compressed
     from btcompress.checkpoint.source import Source, digest
-    from btcompress.checkpoint.tensors import same_bits
+    from btcompress.checkpoint.tensors import find_aliases, same_bits
     from btcompress.checkpoint.writer import check_storable, read_compressed, record_bench, write, write_dense
 
 __all__ = [
+    "USUAL_TEXT",
     "Checkpoint",
     "CompressedCheckpoint",
     "CompressedMatrix",
     "LSTMEntry",
+    "Layout",
     "LinearEntry",
     "OtherRecurrent",
     "RoundedMatrix",
@@ -29,6 +32,7 @@ __all__ = [
     "check_target",
     "claimed",
     "digest",
+    "find_aliases",
     "find_linear",
     "find_recurrent",
     "from_state_dict",
@@ -48,10 +52,12 @@ __all__ = [
 __getattr__ = on_first_use(
     __name__,
     {
+        "USUAL_TEXT": "layout",
         "Checkpoint": "reader",
         "CompressedCheckpoint": "compressed",
         "CompressedMatrix": "compressed",
         "LSTMEntry": "names",
+        "Layout": "layout",
         "LinearEntry": "linear",
         "OtherRecurrent": "names",
         "RoundedMatrix": "compressed",
@@ -60,6 +66,7 @@ __getattr__ = on_first_use(
         "check_target": "atomic",
         "claimed": "atomic",
         "digest": "source",
+        "find_aliases": "tensors",
         "find_linear": "linear",
         "find_recurrent": "names",
         "from_state_dict": "reader",

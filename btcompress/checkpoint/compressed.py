@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
+from btcompress.checkpoint.layout import Layout
 from btcompress.checkpoint.precisions import Stored, bytes_in_file, check_stored, precision, values_of
 from btcompress.checkpoint.reader import Checkpoint
 from btcompress.checkpoint.source import Source
@@ -101,10 +102,11 @@ class CompressedCheckpoint:
             dtype. ``tensors`` has their values, exactly, in the dtype that they stand for.
         bench: what running it took when that was measured last; None where it was not. It stands for the forms of the
             matrices, whatever their values.
+        layout: how the dense checkpoint was arranged, and the plain values in it; None for a plain state dict.
 
     Raises:
         CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it, an order is not
-            one, or ``rounded`` and ``stored`` are not true of the tensors.
+            one, ``rounded`` and ``stored`` are not true of the tensors, or the layout is not one of the keys.
     """
 
     tensors: dict[str, Tensor]
@@ -117,6 +119,7 @@ class CompressedCheckpoint:
     rounded: dict[str, RoundedMatrix] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
     bench: BenchReport | None = None
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         expected = expected_shapes(self.keys, self.matrices)
@@ -131,6 +134,8 @@ class CompressedCheckpoint:
         check_stored(f"{self.source.name}, compressed", self.tensors, self.stored)
         for key, matrix in self.rounded.items():
             self._check_rounded(key, matrix)
+        if self.layout is not None:
+            self.layout.check(self.keys)
 
     @classmethod
     def of(
@@ -162,6 +167,8 @@ class CompressedCheckpoint:
                 continue
             for names, part in zip(part_names(key, matrices[key].shape), parts[key], strict=True):
                 tensors.update(zip(names, (*part.tensors, *part.orders), strict=True))
+        aliases = find_aliases(checkpoint.tensors)
+        ties = {key: first for key, first in aliases.items() if key in matrices or first in matrices}
         plain = cls(
             tensors,
             dict(matrices),
@@ -170,6 +177,7 @@ class CompressedCheckpoint:
             tuple(history),
             (*checkpoint.notices, *notices),
             checkpoint.files,
+            layout=_with_ties(checkpoint.layout, ties),
         )
         return plain.with_tensors(stored=stored, rounded=rounded) if stored or rounded else plain
 
@@ -252,6 +260,11 @@ class CompressedCheckpoint:
         require(sum(sizes), f"The dense form of {self.source.name}", "Use it in block-term form (btcompress.apply).")
         return {key: self._dense(key) if key in self.matrices else self.tensors[key] for key in self.keys}
 
+    def dense_layout(self) -> Layout:
+        """How the dense checkpoint was arranged, with all keys that are one tensor."""
+        aliases = find_aliases({key: self.tensors[key] for key in self.keys if key not in self.matrices})
+        return _with_ties(self.layout, aliases) or Layout()
+
     def outline(self) -> dict[str, Tensor]:
         """The plain state dict with factorized matrices as meta tensors, which have a shape but no values."""
         outline = {}
@@ -277,6 +290,7 @@ class CompressedCheckpoint:
             rounded={key: self.rounded[key] for key in keys if key in self.rounded},
             stored={name: self.stored[name] for name in names if name in self.stored},
             bench=None,
+            layout=None,
         )
 
     def with_step(
@@ -455,6 +469,19 @@ def _tied(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     for name in tensors:
         groups.setdefault(aliases.get(name, name), []).append(name)
     return {name: tuple(group) for group in groups.values() for name in group}
+
+
+def _with_ties(layout: Layout | None, ties: Mapping[str, str]) -> Layout | None:
+    """A layout with more keys that are one tensor."""
+    if not ties:
+        return layout
+    layout = layout or Layout()
+    merged = {**layout.ties, **ties}
+    for key, first in merged.items():
+        while first in merged:  # comes to an end, as firsts lie before
+            first = merged[first]
+        merged[key] = first
+    return replace(layout, ties=merged)
 
 
 def _check_order(where: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,9 +12,11 @@ import msgspec
 import torch
 from torch import Tensor
 
+from btcompress.checkpoint import layoutrecords
 from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
 from btcompress.checkpoint.precisions import Stored
 from btcompress.checkpoint.schema import (
+    ENDLESS_NUMBER,
     STEPS,
     Description,
     FloatsRecord,
@@ -42,9 +43,6 @@ _BROUGHT = {
     _VERSION_WITH_ORDERS: "orders of rows or columns",
     _VERSION_WITH_PRECISIONS: "tensors in fewer bits",
 }
-
-#: More digits than the largest floating-point number has; other readers of JSON would choke on them.
-_ENDLESS_NUMBER = re.compile(r"[0-9]{400}")
 
 _T = TypeVar("_T")
 
@@ -83,6 +81,8 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
         description["rounded"] = {key: _encode_rounded(matrix) for key, matrix in compressed.rounded.items()}
     if compressed.bench is not None:
         description["bench"] = _encode_bench(compressed.bench)
+    if compressed.layout is not None:
+        description["layout"] = layoutrecords.to_record(compressed.layout, compressed.keys)
     return _text(description, source.name)
 
 
@@ -105,7 +105,7 @@ def _text(description: Mapping[str, Any], name: str) -> str:
         text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
         # What could not be read again is not written.
         _checked(text)
-    except (ValueError, TypeError, msgspec.ValidationError) as error:
+    except (ValueError, TypeError, CheckpointError, msgspec.ValidationError) as error:
         raise CheckpointError(
             f"{name}, compressed, cannot be described in a file ({error}). Make it again, or leave out what is "
             "not finite."
@@ -140,7 +140,7 @@ def _checked(text: str) -> Description:
         CheckpointError: it is of another version.
         msgspec.ValidationError: a field is missing, or is something else.
     """
-    if _ENDLESS_NUMBER.search(text):
+    if ENDLESS_NUMBER.search(text):
         raise CheckpointError("it holds a number of more digits than any number has. Make the file again.")
     data = text.encode()
     version = msgspec.json.decode(data, type=Versioned).version
@@ -150,6 +150,8 @@ def _checked(text: str) -> Description:
             f"{_VERSION_WITH_PRECISIONS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
         )
     description = msgspec.json.decode(data, type=Description)
+    if description.layout is not None:
+        layoutrecords.from_record(description.layout, description.keys)
     for number, step in enumerate(description.history, 1):
         kind = _converted(step, Step, f"step {number} of its history").step
         if kind in STEPS:
@@ -227,6 +229,7 @@ def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -
         {key: _decode_rounded(key, value, tensors, stored) for key, value in description.rounded.items()},
         stored,
         description.bench,
+        None if description.layout is None else layoutrecords.from_record(description.layout, description.keys),
     )
     if description.version < (needed := _version_for(compressed)):
         raise CheckpointError(f"it has format version {description.version}, in which there are no {_BROUGHT[needed]}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from btcompress.checkpoint.ahead import begun_digest
 from btcompress.checkpoint.containers import Flattened, flatten
+from btcompress.checkpoint.layout import USUAL_TEXT, Layout
+from btcompress.checkpoint.layoutrecords import LAYOUT_KEY, with_layout
+from btcompress.checkpoint.plainvalues import texts_kept
 from btcompress.checkpoint.recognise import Kind, load_index, recognise
 from btcompress.checkpoint.safetensorsfiles import read_tensors
 from btcompress.checkpoint.source import Source, Stretch
@@ -35,12 +38,14 @@ class Checkpoint:
         source: what to record of where they came from.
         notices: what a user should know about how the file was read.
         files: the files that the tensors lie in, which must not change while these are in use.
+        layout: how they lay there, and the plain values beside them; None for a plain state dict.
     """
 
     tensors: dict[str, Tensor]
     source: Source
     notices: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    layout: Layout | None = None
 
 
 def read(path: str | PathLike[str], container: str | None = None, *, strict: bool = False) -> Checkpoint:
@@ -68,8 +73,8 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
     kind = recognise(path)
     if kind == "btcompress":
         raise CheckpointError(
-            f"{path} is compressed already. Give the dense checkpoint that it was made from, or form a dense "
-            "state dict from it first."
+            f"{path} is compressed already. Give the dense checkpoint that it was made from, or write one from it "
+            "(btcompress export --to dense)."
         )
     if kind == "index":
         weight_map = _weight_map(path)
@@ -81,7 +86,7 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
         checksums = {path: own}
     n_bytes = sum(file.stat().st_size for file in files)
     source = Source(valid_unicode(path.name), n_bytes, begun_digest(files, checksums), count_params(flat.tensors))
-    return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files))
+    return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files), flat.layout)
 
 
 def from_state_dict(state_dict: Mapping[str, Any], name: str = "state dict") -> Checkpoint:
@@ -100,7 +105,8 @@ def from_state_dict(state_dict: Mapping[str, Any], name: str = "state dict") -> 
     for key, tensor in flat.tensors.items():
         tensors[key] = tensors[aliases[key]] if key in aliases else tensor.cpu()
     n_bytes = sum(tensor.nbytes for key, tensor in tensors.items() if key not in aliases)
-    return Checkpoint(tensors, Source(valid_unicode(name), n_bytes, None, count_params(tensors)), flat.notices)
+    source = Source(valid_unicode(name), n_bytes, None, count_params(tensors))
+    return Checkpoint(tensors, source, flat.notices, layout=flat.layout)
 
 
 def _only_checkpoint(folder: Path) -> Path:
@@ -126,7 +132,7 @@ def _only_checkpoint(folder: Path) -> Path:
 def _read_file(path: Path, kind: Kind, container: str | None, *, strict: bool) -> tuple[Flattened, Sequence[Stretch]]:
     """The tensors of one file, and the checksums that it has of its own."""
     if kind == "safetensors":
-        return flatten(read_tensors(path)[0], str(path), container), ()
+        return _from_safetensors(path, container), ()
     found = read_legacy(path) if kind == "legacy torch" else read_archive(path)
     if strict and found.called:
         raise CheckpointError(
@@ -135,7 +141,19 @@ def _read_file(path: Path, kind: Kind, container: str | None, *, strict: bool) -
             "name, and nothing is run all the same."
         )
     flat = flatten(found.value, str(path), container)
-    return Flattened(flat.tensors, (*found.notices, *flat.notices)), found.checksums
+    return replace(flat, notices=(*found.notices, *flat.notices)), found.checksums
+
+
+def _from_safetensors(path: Path, container: str | None) -> Flattened:
+    """The tensors of a file that names them alone, in the layout that it may have been given with them."""
+    tensors, texts = read_tensors(path)
+    if LAYOUT_KEY in texts:
+        tensors, layout = with_layout(texts[LAYOUT_KEY], tensors, path)
+        flat = flatten(tensors, str(path), container)
+        return replace(flat, layout=layout)
+    flat = flatten(tensors, str(path), container)
+    kept, notices = texts_kept({name: text for name, text in texts.items() if (name, text) != USUAL_TEXT})
+    return replace(flat, notices=(*flat.notices, *notices), layout=Layout(metadata=kept) if kept else None)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -19,6 +20,11 @@ Axes = Annotated[list[Size], Meta(min_length=1, max_length=MAX_ORDER + 1)]
 #: JSON has no number that is not finite.
 Error = Annotated[float, Meta(ge=0)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+#: More digits than the largest floating-point number has; other readers of JSON would choke on them.
+ENDLESS_NUMBER = re.compile(r"[0-9]{400}")
+#: Largest whole number of a layout, which every reader of JSON has.
+MOST_INTEGER = 2**63 - 1
 
 
 class Versioned(Struct):
@@ -99,6 +105,20 @@ class RoundedRecord(Struct):
     roundings: list[RoundingRecord] = []
 
 
+class LayoutRecord(Struct):
+    """How the dense checkpoint was arranged; ``layoutrecords.py`` reads the root."""
+
+    root: dict[str, Any] | None = None
+    metadata: dict[str, str] = {}
+    ties: dict[str, str] = {}
+
+
+class DenseRecord(LayoutRecord, kw_only=True):
+    """The same beside the dense tensors of a result, with their keys in order."""
+
+    keys: list[str]
+
+
 class Description(Struct):
     """Everything that a header says of a result.
 
@@ -116,6 +136,7 @@ class Description(Struct):
     precisions: dict[str, dict[str, Any]] = {}
     rounded: dict[str, dict[str, Any]] = {}
     bench: BenchReport | None = None
+    layout: LayoutRecord | None = None
 
 
 class Step(Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from filecmp import cmp
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,8 @@ from torch import Tensor
 from btcompress.checkpoint import metadata
 from btcompress.checkpoint.atomic import check_target, replacing
 from btcompress.checkpoint.compressed import CompressedCheckpoint
+from btcompress.checkpoint.layout import Layout
+from btcompress.checkpoint.layoutrecords import LAYOUT_KEY, layout_text
 from btcompress.checkpoint.precisions import same_stored
 from btcompress.checkpoint.recognise import METADATA_KEY, recognise
 from btcompress.checkpoint.safetensorsfiles import differing, read_tensors, write_tensors
@@ -97,30 +99,41 @@ def record_bench(path: str | PathLike[str], bench: BenchReport, measured: Compre
 
 
 def write_dense(
-    tensors: Mapping[str, Tensor], path: Path, *, force: bool = False, header: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    *,
+    header: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
+    force: bool = False,
+    inputs: Iterable[Path] = (),
 ) -> None:
     """Write a plain state dict as ``.safetensors``, whole or not at all, and read it back.
 
     Args:
         tensors: by name; tied ones are each written.
         path: the file.
-        force: replace an existing file.
         header: texts by name, to be written with them.
+        layout: to be kept in the header, so that :func:`btcompress.checkpoint.read` finds it.
+        force: replace an existing file.
+        inputs: files that are never replaced.
 
     Raises:
         OutputError: the file cannot or may not be written there, or another process is writing it.
     """
-    check_target(path, force=force)
+    check_target(path, force=force, inputs=inputs)
+    about = dict(header or {})
+    if layout is not None and layout != Layout():
+        about[LAYOUT_KEY] = layout_text(layout, list(tensors))
     with replacing(path) as temporary:
-        plain = {name: plain_tensor(name, value) for name, value in tensors.items()}
-        digests = write_tensors(temporary, plain, header or {})
+        digests = write_tensors(temporary, {name: plain_tensor(name, each) for name, each in tensors.items()}, about)
         if changed := differing(temporary, digests):
             raise _changed(path, changed[0])
 
 
 def _misread(found: CompressedCheckpoint, compressed: CompressedCheckpoint) -> list[str]:
     """What was read of the same bytes otherwise than it was written."""
-    if (found.matrices, found.rounded) != (compressed.matrices, compressed.rounded):
+    described = [(each.matrices, each.rounded, each.layout) for each in (found, compressed)]
+    if described[0] != described[1]:
         return ["its description"]
     names = {**found.stored, **compressed.stored}
     return [name for name in names if not same_stored(found.stored.get(name), compressed.stored.get(name))]

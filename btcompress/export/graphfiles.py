@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from btcompress import __version__
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, replacing
@@ -15,6 +15,7 @@ from btcompress.export.graphs import Nodes, require_onnx, value
 from btcompress.export.integers import quantize, require_quantizer
 from btcompress.export.layers import written
 from btcompress.export.modules import layer_module
+from btcompress.export.record import RECORD, record_of
 from btcompress.export.request import ExportedGraph, GraphRequest, Steps
 from btcompress.export.targets import chosen_lstms, targets
 from btcompress.export.weights import Weights
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 #: Told the file of each graph before it is written.
 OnGraph = Callable[[Path], None]
 
-#: What the record of a graph is called among its properties.
-RECORD = "btcompress"
 #: The version of ONNX's format that has an opset.
 _IR_VERSIONS = {18: 8, 21: 10}
 
@@ -149,25 +148,12 @@ def _describe(
     forms: dict[str, Steps],
 ) -> None:
     """What the graph was made of, as one of its properties."""
-    source = result.source
-    record: dict[str, Any] = {
-        "lstm": entry.name,
-        "source": {"name": source.name, "sha256": source.sha256},
-        "steps": [step["step"] for step in result.history],
+    record = {
+        **record_of(result, entry),
         "forms": forms,
         "batch": request.batch,
         "steps_of_a_run": request.steps,
     }
-    matrices = {}
-    for key in entry.matrix_keys:
-        if key in result.matrices:
-            shape = result.matrices[key].shape
-            matrices[key.removeprefix(entry.prefix)] = {
-                "cp_rank": shape.part.n_blocks,
-                "tucker_ranks": list(shape.part.ranks),
-                "weight_error": result.matrices[key].weight_error,
-            }
-    record["matrices"] = matrices
     properties = proto.metadata_props.add()
     properties.key, properties.value = RECORD, json.dumps(record, separators=(",", ":"))
 

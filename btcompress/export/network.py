@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,6 +22,7 @@ from btcompress.export.examples import Dynamic, Example
 from btcompress.export.graphs import require_onnx
 from btcompress.export.inlining import Inlining
 from btcompress.export.integers import has_integers, quantize, require_quantizer
+from btcompress.export.quiet import without_logs
 from btcompress.export.request import ExportedGraph, GraphRequest
 from btcompress.export.standins import block_term_modules, is_supported, traced, watched
 
@@ -95,6 +95,9 @@ def export_onnx(
     check_target(target, force=force)
     request = GraphRequest(batch=_or_one(batch), steps=_or_one(steps), form=form, int8=int8)
     example, modules = Example.of(network, example_inputs, dynamic), block_term_modules(network)
+    if int8 and not modules:
+        # The quantizer would take the lack of names for all of the network.
+        raise BTCompressError("int8 is for block-term layers, but the network has none. Leave it out.")
     with evaluated(network):
         with watched(modules) as sizes:
             outputs = outputs_of(network, example)
@@ -182,14 +185,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch's exporter warns of, logs and prints."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with without_logs(), warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:

@@ -106,8 +106,9 @@ class Run:
         nodes, direction = self.nodes, self.direction
         z = self._matrix(direction.w).product(x, by_factors=form.inputs == "factors")
         if direction.biases is not None:
-            first, second = (Operand.of(each, self.dequantizer).value(nodes) for each in direction.biases)
-            z = nodes.op("Add", z, nodes.op("Add", first, second))
+            first, second = direction.biases
+            bias = nodes.weight(first.name, (first.values.double() + second.values.double()).float().cpu())
+            z = nodes.op("Add", z, bias)
         axis = nodes.integers(0)
         states = [nodes.op("Squeeze", each, axis) for each in (h, c)]
         if self.one_step:

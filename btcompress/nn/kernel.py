@@ -57,9 +57,7 @@ class Kernel:
             return self._in_its_dtype(inputs, h, c)
         if torch.compiler.is_dynamo_compiling():
             _leave_to_exporter()
-        return _of_any_length(
-            inputs, h, c, list(self.weights), self.bias, self.training, self.bidirectional, self.batch_first
-        )
+        return _shown(inputs, h, c, list(self.weights), self.bias, self.training, self.bidirectional, self.batch_first)
 
     def _in_its_dtype(self, inputs: Tensor, h: Tensor, c: Tensor) -> Outputs:
         device = inputs.device.type
@@ -85,7 +83,7 @@ class Kernel:
         return torch.lstm(inputs, (h, c), *common, self.batch_first)
 
 
-def _of_any_length(
+def _shown(
     inputs: Tensor,
     h: Tensor,
     c: Tensor,
@@ -102,7 +100,7 @@ def _of_any_length(
 
 def _leave_to_exporter() -> None:
     """Have the compiler that helps an exporter (``strict=True``) not look into the function above."""
-    torch.compiler.allow_in_graph(_of_any_length)
+    torch.compiler.allow_in_graph(_shown)
 
 
 #: So that the compiler calls it as it traces; see :func:`btcompress.contraction.layout.plan_layout`.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from btcompress.checkpoint import is_narrowed
+from btcompress.checkpoint import Layout, is_narrowed
 from btcompress.checkpoint.compressed import part_names
+from btcompress.checkpoint.layoutrecords import to_text
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.packing import Integers, Precision
 from btcompress.shapes import MatrixShape
@@ -31,16 +33,19 @@ _OF_ROUNDINGS, _OF_ROUNDINGS_ON_INPUTS, _OF_8_BITS = 250, 7 * 215, 100
 _OF_JOB = 3000
 
 
-def bytes_beside(tensors: Mapping[str, Tensor], chosen: Collection[str], others: torch.dtype | None) -> int:
+def bytes_beside(
+    tensors: Mapping[str, Tensor], chosen: Collection[str], others: torch.dtype | None, layout: Layout | None = None
+) -> int:
     """Bytes of a file beside the chosen matrices and what describes these: all other tensors, and the header for them.
 
     Args:
         tensors: of the dense checkpoint.
         chosen: keys of the matrices that are planned for.
         others: what all other tensors are stored as; None for what they are.
+        layout: of the dense checkpoint, which the description says.
     """
     aliases = find_aliases(tensors)
-    total = _OF_JOB
+    total = _OF_JOB + (0 if layout is None else len(json.dumps(to_text(layout, list(tensors)))))
     for name, tensor in tensors.items():
         own = len(name.encode())
         total += own + _OF_KEY

@@ -137,7 +137,8 @@ class _Planner:
         self._precision = precision
         self._bytes_of_model = count_bytes(checkpoint.tensors)
         names = tuple(target.name for target in targets)
-        beside = bytes_beside(checkpoint.tensors, names, others) if in_bytes and wish.of_all else None
+        counted = in_bytes and wish.of_all
+        beside = bytes_beside(checkpoint.tensors, names, others, checkpoint.layout) if counted else None
         of_model = self._bytes_of_model if in_bytes else self._params_of_model
         self._ledger = Ledger(wish, names, of_model, beside, precision if in_bytes else None, objective)
         self._bits: list[BitCurve] = []

@@ -371,6 +371,47 @@ def description(data):
     return about
 
 
+def arranged(about):
+    """The containers of a description, each tensor and each number in them as the JSON object that says it."""
+    layout, placed = about.get("layout") or {}, []
+
+    def read(node):
+        if not isinstance(node, dict):
+            plain = node is None or isinstance(node, str | bool) or abs(node) < math.inf
+            _demand(plain and (not isinstance(node, int) or abs(node) < 2**63), "a plain value")
+            return node
+        ((kind, below),) = [
+            (name, node[name]) for name in ("dict", "list", "tuple", "tensor", "number") if name in node
+        ]
+        if kind == "dict":
+            pairs = [pair for entry in below for pair in (run(entry) if isinstance(entry, dict) else [entry])]
+            found = {key: each if isinstance(each, tuple) else read(each) for key, each in pairs}
+            _demand(len(found) == len(pairs), "keys")
+            return ("dict", found)
+        if kind in ("list", "tuple"):
+            return (kind, [read(each) for each in below])
+        if kind == "tensor":
+            return place(below)
+        return ("number", below, node["dtype"], node.get("axes", 0))
+
+    def place(number):
+        _demand(_whole(number), "the number of a tensor")
+        placed.append(about["keys"][number])
+        return ("tensor", placed[-1])
+
+    def run(entry):
+        for number in range(entry["tensors"][0], sum(entry["tensors"])):
+            key, prefix = about["keys"][number], entry.get("prefix", "")
+            _demand(key.startswith(prefix), "a prefix")
+            yield key[len(prefix) :], place(number)
+
+    if layout.get("root") is None:
+        return None
+    found = read(layout["root"])
+    _demand(sorted(placed) == sorted(about["keys"]), "the places of tensors")
+    return found
+
+
 def _demand(condition, where):
     if not condition:
         raise UnreadableError(f"{where} is not as described")

@@ -15,7 +15,8 @@ import yaml
 from torch import nn
 
 import btcompress
-from btcompress.checkpoint import CompressedCheckpoint, CompressedMatrix, from_state_dict, read
+from btcompress.checkpoint import CompressedCheckpoint, CompressedMatrix, Layout, from_state_dict, read
+from btcompress.checkpoint.layout import Number, Place
 from btcompress.checkpoint.others import others_stored_as
 from btcompress.kinds import KINDS
 from btcompress.modes import ShapeRequest
@@ -229,6 +230,17 @@ def _compressed(shape, dtype, steps):
     return CompressedCheckpoint.of(from_state_dict(state, "model.pt"), {_W: matrix}, {_W: parts}, steps, ["said"])
 
 
+def _layout(keys):
+    """Two state dicts, one nested in the other, with one tensor apart, and plain values of all kinds."""
+    places = {key: Place(key) for key in keys}
+    apart = places.pop("count")
+    head = {key.removeprefix("head."): places.pop(key) for key in ("head.weight", "head.bias")}
+    values = {"epoch": 3, "lr": 0.5, "name": "x", "done": True, "none": None, 7: (1, [2.5], {})}
+    numbers = {"best": Number(0.25, torch.float16), "seen": Number(9, torch.int64, 1)}
+    root = {"nets": [{**places, "head": head}, apart, None], "args": {**values, **numbers}}
+    return Layout(root, {"a": "b"}, {"head.bias": "lstm.weight_hh_l0"})
+
+
 @cache
 def results():
     """Results of all versions of the format, gates, dtypes and precisions."""
@@ -242,6 +254,8 @@ def results():
         made[name] = others_stored_as(fewer, torch.float16)
     for name in ("separate", "integers"):
         made[f"{name}, measured"] = replace(made[name], bench=_BENCH)
+    for name in ("separate", "integers"):
+        made[f"{name}, arranged"] = replace(made[name], layout=_layout(made[name].keys))
     files = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, compressed in made.items():

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 
 import btcompress
 from btcompress.checkpoint import read
+from btcompress.checkpoint.layout import Number, Place
+from btcompress.checkpoint.layoutrecords import layout_text
 from btcompress.finetune.data import open_data
 from btcompress.kinds import KINDS as MATRIX_KINDS
 from btcompress.modes import ShapeRequest
@@ -58,7 +60,24 @@ def dense(name, data, folder):
             expected = {key: tensors[shard][key] for key, shard in weight_map.items()}
         _compare(found, expected)
     else:
-        _compare_torch(found, data, any("Left out" in notice for notice in checkpoint.notices))
+        fewer = any("Left out" in notice or "single numbers" in notice for notice in checkpoint.notices)
+        _compare_torch(found, data, fewer)
+    if checkpoint.layout is not None:
+        keys = list(checkpoint.tensors)
+        again = json.loads(layout_text(checkpoint.layout, keys), parse_constant=readings.refuse_constant)
+        with reading():
+            same(_nodes(checkpoint.layout.root), readings.arranged({"keys": keys, "layout": again}), "the layout")
+
+
+def _nodes(node):
+    """The nodes of a layout as :func:`readings.arranged` has them."""
+    if isinstance(node, Place):
+        return ("tensor", node.key)
+    if isinstance(node, Number):
+        return ("number", node.value, str(node.dtype)[6:], node.n_axes)
+    if isinstance(node, dict):
+        return ("dict", {key: _nodes(each) for key, each in node.items()})
+    return (type(node).__name__, list(map(_nodes, node))) if isinstance(node, list | tuple) else node
 
 
 def _shard_tensors(shard):
@@ -129,6 +148,7 @@ def compressed(data, folder):
     again = folder / "again.safetensors"
     btcompress.save(loaded, again, force=True)
     same(btcompress.load(again).keys, loaded.keys, "the list of keys written again")
+    same(btcompress.load(again).layout, loaded.layout, "the layout written again")
     _compare_precisions(loaded, about)
     if sum(sizes.values()) <= _FEW_ENTRIES:
         _compare_dense(btcompress.to_dense(loaded), loaded, about, path)
@@ -160,6 +180,13 @@ def _compare_description(loaded, report, about):
         )
         ways = [way["seconds"] for case in cases for way in case["ways"]]
         same([way["seconds"] for case in told["cases"] for way in case["ways"]], ways, "the seconds of a bench")
+    with reading():
+        layout, expected = about.get("layout") or {}, readings.arranged(about)
+    same(loaded.layout is None, about.get("layout") is None, "whether there is a layout")
+    if loaded.layout is not None:
+        same(_nodes(loaded.layout.root), expected, "the layout")
+        same(loaded.layout.metadata, layout.get("metadata", {}), "texts of a layout")
+        same(loaded.layout.ties, layout.get("ties", {}), "ties of a layout")
     json.dumps(report, allow_nan=False)
 
 

@@ -1,0 +1,234 @@
+"""The LSTMs of a result as programs that torch alone loads and runs, each checked before it takes its name."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, replacing
+from btcompress.errors import BTCompressError
+from btcompress.export.checking import module_outputs, relative_error
+from btcompress.export.modules import ExportedLayer, layer_module
+from btcompress.export.record import RECORD, record_of
+from btcompress.export.targets import chosen_lstms, shown_name, targets
+from btcompress.models import Compressed, opened
+from btcompress.nn import BTLSTM
+from btcompress.nn.recurrence import Multiplier, Weight, lstm_step
+from btcompress.nn.weight import multiply
+
+#: Told the file of each program before it is written.
+OnProgram = Callable[[Path], None]
+
+#: Steps and sequences that a program is made from: of 1, torch would take them for constants.
+_TRACED = (3, 2)
+#: And of those that it is checked on.
+_CHECKED = ((6, 3), (1, 1))
+#: Errors that are rounding, over the largest output: so many times the precision of the dtype, at most this, or so many
+#: times the error of the module itself.
+_ROUNDINGS, _MOST, _TIMES = 100, 0.05, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedProgram:
+    """A program that was written.
+
+    Attributes:
+        path: its file.
+        lstm: name of the LSTM; empty at the top of a checkpoint.
+        n_bytes: of the file.
+        error: largest difference of its outputs from those in float64 on random inputs, over the largest of these.
+    """
+
+    path: Path
+    lstm: str
+    n_bytes: int
+    error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable JSON form."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_program(
+    compressed: Compressed,
+    path: str | PathLike[str],
+    *,
+    lstm: str | None = None,
+    batch_first: bool = False,
+    one_step: bool = False,
+    force: bool = False,
+    on_program: OnProgram | None = None,
+) -> tuple[ExportedProgram, ...]:
+    """Write each LSTM of a result as a ``torch.export`` program, which torch alone loads and runs.
+
+    Inputs are ``x`` ``(T, B, I)``, ``h0`` and ``c0`` ``(layers * directions, B, H)``; outputs are ``y``
+    ``(T, B, directions * H)``, ``hn`` and ``cn``; ``H`` of ``h0``, ``hn`` and ``y`` is the projected size, if there is
+    one. All are of the LSTM's dtype, and ``T`` and ``B`` may be any from 1 on. A cell is a layer of any number of
+    steps. The file holds cores and factors, in the LSTM's dtype; matrices are formed of them in the program.
+
+    Args:
+        compressed: a result file, or what :func:`btcompress.load` or :func:`btcompress.factorize` gave.
+        path: the file; with several LSTMs, ``OUT.NAME.pt2`` of ``OUT.pt2`` for each.
+        lstm: the name of the only one; None for all that have a matrix that was factorized or rounded.
+        batch_first: whether ``x`` and ``y`` are ``(B, T, ...)``.
+        one_step: whether the programs take one step at each call, ``T = 1``: by factors alone, no matrix is formed.
+        force: replace existing files.
+        on_program: told each file before it is written.
+
+    Returns:
+        What was written, in the result's order.
+
+    Raises:
+        BTCompressError: there is no such LSTM, torch cannot export it, or what was written computes something else;
+            there is no new file then.
+        OutputError: a file cannot or may not be written there.
+        CheckpointError: the result cannot be read.
+    """
+    result = opened(compressed)
+    entries = chosen_lstms(result, lstm)
+    pairs = list(zip(entries, targets(Path(path), entries), strict=True))
+    for _, target in pairs:
+        check_target(target, force=force, inputs=result.files)
+    found = []
+    for entry, target in pairs:
+        if on_program is not None:
+            on_program(target)
+        found.append(_written(result, entry, target, _Request(batch_first, one_step)))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """How programs are written."""
+
+    batch_first: bool = False
+    one_step: bool = False
+
+    def drawn(self, entry: LSTMEntry, steps: int, batch: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Random inputs and states, by name."""
+        generator = torch.Generator().manual_seed(0)
+        n_states, steps = entry.num_layers * (1 + entry.bidirectional), 1 if self.one_step else steps
+        sizes = {
+            "x": (*((batch, steps) if self.batch_first else (steps, batch)), entry.input_size),
+            "h0": (n_states, batch, entry.proj_size or entry.hidden_size),
+            "c0": (n_states, batch, entry.hidden_size),
+        }
+        return {name: torch.randn(*size, generator=generator).to(dtype) for name, size in sizes.items()}
+
+
+class _OneStep(nn.Module):
+    """One step of an LSTM as it is defined, by its factors.
+
+    Args:
+        module: the LSTM.
+    """
+
+    def __init__(self, module: ExportedLayer) -> None:
+        super().__init__()
+        self.lstm = module.lstm
+
+    def forward(self, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(1, B, I)``, or ``(B, 1, I)``, and states ``(layers * directions, B, H)``, to the like."""
+        if not isinstance(self.lstm, BTLSTM):
+            y, (hn, cn) = self.lstm(x, (h0, c0))
+            return y, hn, cn
+        time, finals = int(self.lstm.batch_first), list[tuple[Tensor, Tensor]]()
+        rows = x.squeeze(time)
+        for layer in self.lstm.layers().values():
+            outputs = []
+            for own in layer:
+                state = (h0[len(finals)], c0[len(finals)])
+                finals.append(
+                    lstm_step(multiply(rows, _by_factors(own.w), own.bias), state, *map(_by_factors, own.recurrent))
+                )
+                outputs.append(finals[-1][0])
+            rows = torch.cat(outputs, dim=-1)
+        hn, cn = (torch.stack(each) for each in zip(*finals, strict=True))
+        return rows.unsqueeze(time), hn, cn
+
+
+def _by_factors(weight: Weight) -> Multiplier:
+    return weight if isinstance(weight, Tensor) else weight.prepare()
+
+
+def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: _Request) -> ExportedProgram:
+    module = layer_module(result, entry, batch_first=request.batch_first)
+    program = _program_of(module, entry, request)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # Of endings of names, and of formats to come.
+        warnings.simplefilter("ignore")
+        with temporary.open("wb") as file:
+            torch.export.save(program, file, extra_files={RECORD: json.dumps(record_of(result, entry))})
+        with temporary.open("rb") as file:
+            loaded = torch.export.load(file).module()
+        error = _check(loaded, module, entry, request)
+        size = temporary.stat().st_size
+    return ExportedProgram(path, entry.name, size, error)
+
+
+def _program_of(module: ExportedLayer, entry: LSTMEntry, request: _Request) -> torch.export.ExportedProgram:
+    """The program of an LSTM, for any number of sequences, and of steps unless it takes one.
+
+    Raises:
+        BTCompressError: torch cannot make it.
+    """
+    dtype = next(module.parameters()).dtype
+    example = tuple(torch.zeros_like(each) for each in request.drawn(entry, *_TRACED, dtype).values())
+    steps, batch = torch.export.Dim("steps", min=1), torch.export.Dim("batch", min=1)
+    x = {0: batch, 1: steps} if request.batch_first else {0: steps, 1: batch}
+    if request.one_step:
+        x = {axis: size for axis, size in x.items() if size is batch}
+    sizes = {"x": x, "h0": {1: batch}, "c0": {1: batch}}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                _OneStep(module) if request.one_step else module, example, dynamic_shapes=sizes, strict=False
+            )
+    except (RuntimeError, ValueError) as error:
+        why = shorten(str(error).partition("\n")[0], 200, placeholder=" ...")
+        raise BTCompressError(
+            f"torch cannot export {shown_name(entry)} ({why}), so nothing was written. Export it to ONNX."
+        ) from error
+    for node in program.graph.nodes:
+        # Where this package's code lay on this machine.
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _check(program: nn.Module, module: ExportedLayer, entry: LSTMEntry, request: _Request) -> float:
+    """Compare what was written with the module, which is converted to float64.
+
+    Raises:
+        BTCompressError: the difference is more than rounding explains.
+    """
+    dtype = next(module.parameters()).dtype
+    every = [request.drawn(entry, *size, dtype) for size in _CHECKED]
+    with torch.no_grad():
+        found = [list(program(*inputs.values())) for inputs in every]
+    rounded = [module_outputs(module, inputs, batch_first=request.batch_first) for inputs in every]
+    module.double()
+    exact = [
+        module_outputs(module, {name: each.double() for name, each in inputs.items()}, batch_first=request.batch_first)
+        for inputs in every
+    ]
+    error, own = (
+        max(relative_error(outputs, right) for outputs, right in zip(each, exact, strict=True))
+        for each in (found, rounded)
+    )
+    most = max(min(_ROUNDINGS * torch.finfo(dtype).eps, _MOST), _TIMES * own)
+    if not error <= most:
+        raise BTCompressError(
+            f"the program's outputs are off by {error:.1e} of the largest, where rounding explains {most:.1e}, so "
+            "nothing was written. Report this."
+        )
+    return error
