@@ -220,3 +220,19 @@ def test_what_is_told_of_a_graph_is_plain_json(tmp_path):
     told = json.loads(json.dumps(graph.to_dict()))
     assert told["path"] == str(tmp_path / "out.onnx")
     assert np.isclose(told["error"], graph.error)
+
+
+def test_no_file_is_written_where_one_of_several_fails(tmp_path, monkeypatch):
+    compressed = low_rank_result(named(lstm_of(), "a", "b"))
+    checked = []
+
+    def fails_at_last(path):
+        checked.append(path)
+        if len(checked) == 2:
+            raise BTCompressError("not in order")
+
+    monkeypatch.setattr("btcompress.export.graphfiles.check_operators", fails_at_last)
+    with pytest.raises(BTCompressError, match="not in order"):
+        export_graphs(compressed, tmp_path / "out.onnx")
+    assert len(checked) == 2
+    assert list(tmp_path.iterdir()) == []

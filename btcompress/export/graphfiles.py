@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from btcompress import __version__
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, replacing
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.export.checking import check_operators, check_outputs, drawn_inputs, has_runtime, relative_error, run
 from btcompress.export.graphs import Nodes, require_onnx, value
 from btcompress.export.integers import quantize, require_quantizer
@@ -17,7 +18,7 @@ from btcompress.export.layers import written
 from btcompress.export.modules import layer_module
 from btcompress.export.record import RECORD, record_of
 from btcompress.export.request import ExportedGraph, GraphRequest, Steps
-from btcompress.export.targets import chosen_lstms, targets
+from btcompress.export.targets import planned, replacing_all
 from btcompress.export.weights import Weights
 from btcompress.models import Compressed, opened
 
@@ -67,42 +68,38 @@ def export_graphs(
     if request.int8:
         require_quantizer()
     result = opened(compressed)
-    entries = chosen_lstms(result, lstm)
-    pairs = list(zip(entries, targets(Path(path), entries), strict=True))
-    for _, target in pairs:
-        check_target(target, force=force, inputs=result.files)
+    pairs = planned(result, path, lstm, force=force)
     found = []
-    for entry, target in pairs:
-        if on_graph is not None:
-            on_graph(target)
-        found.append(_written(result, entry, target, request))
+    with replacing_all(target for _, target in pairs) as temporaries:
+        for (entry, target), temporary in zip(pairs, temporaries, strict=True):
+            if on_graph is not None:
+                on_graph(target)
+            found.append(replace(_written(result, entry, temporary, request), path=target))
     return tuple(found)
 
 
 def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: GraphRequest) -> ExportedGraph:
+    """Write one graph, check it, and say what it is."""
     weights = Weights.of_result(result, entry)
     proto, forms, opset = graph_of(weights, request)
     _describe(proto, result, entry, request, forms)
-    with replacing(path) as temporary:
-        plain = temporary.with_name("float") if request.int8 else temporary
-        _save(proto, plain)
-        check_operators(plain)
-        error, int8_error, notices = None, None, []
-        if has_runtime():
-            inputs, module = (
-                drawn_inputs(weights, request),
-                layer_module(result, entry, batch_first=request.batch_first),
-            )
-            error = check_outputs(plain, module, inputs, batch_first=request.batch_first)
-        else:
-            notices.append("onnxruntime is not installed here, so what the graph computes was not compared.")
-        if request.int8:
-            quantize(plain, temporary)
-            _keep_properties(temporary, proto)
-            check_operators(temporary)
-            int8_error = relative_error(run(temporary, inputs), run(plain, inputs))
-            plain.unlink()
-        size = temporary.stat().st_size
+    plain = path.with_name("float") if request.int8 else path
+    _save(proto, plain)
+    check_operators(plain)
+    error, int8_error, notices = None, None, []
+    if has_runtime():
+        inputs = drawn_inputs(weights, request)
+        module = layer_module(result, entry, batch_first=request.batch_first)
+        error = check_outputs(plain, module, inputs, batch_first=request.batch_first)
+    else:
+        notices.append("onnxruntime is not installed here, so what the graph computes was not compared.")
+    if request.int8:
+        quantize(plain, path)
+        _keep_properties(path, proto)
+        check_operators(path)
+        int8_error = relative_error(run(path, inputs), run(plain, inputs))
+        plain.unlink()
+    size = path.stat().st_size
     return ExportedGraph(path, entry.name, forms, size, opset, error, int8_error, tuple(notices))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from textwrap import shorten
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, replacing
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import module_outputs, relative_error
 from btcompress.export.modules import ExportedLayer, layer_module
 from btcompress.export.record import RECORD, record_of
-from btcompress.export.targets import chosen_lstms, shown_name, targets
+from btcompress.export.targets import planned, replacing_all, shown_name
 from btcompress.models import Compressed, opened
 from btcompress.nn import BTLSTM
 from btcompress.nn.recurrence import Multiplier, Weight, lstm_step
@@ -94,15 +94,13 @@ def export_program(
         CheckpointError: the result cannot be read.
     """
     result = opened(compressed)
-    entries = chosen_lstms(result, lstm)
-    pairs = list(zip(entries, targets(Path(path), entries), strict=True))
-    for _, target in pairs:
-        check_target(target, force=force, inputs=result.files)
-    found = []
-    for entry, target in pairs:
-        if on_program is not None:
-            on_program(target)
-        found.append(_written(result, entry, target, _Request(batch_first, one_step)))
+    pairs, found = planned(result, path, lstm, force=force), []
+    with replacing_all(target for _, target in pairs) as temporaries:
+        for (entry, target), temporary in zip(pairs, temporaries, strict=True):
+            if on_program is not None:
+                on_program(target)
+            written = _written(result, entry, temporary, _Request(batch_first, one_step))
+            found.append(replace(written, path=target))
     return tuple(found)
 
 
@@ -163,16 +161,15 @@ def _by_factors(weight: Weight) -> Multiplier:
 def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: _Request) -> ExportedProgram:
     module = layer_module(result, entry, batch_first=request.batch_first)
     program = _program_of(module, entry, request)
-    with replacing(path) as temporary, warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Of endings of names, and of formats to come.
         warnings.simplefilter("ignore")
-        with temporary.open("wb") as file:
+        with path.open("wb") as file:
             torch.export.save(program, file, extra_files={RECORD: json.dumps(record_of(result, entry))})
-        with temporary.open("rb") as file:
+        with path.open("rb") as file:
             loaded = torch.export.load(file).module()
-        error = _check(loaded, module, entry, request)
-        size = temporary.stat().st_size
-    return ExportedProgram(path, entry.name, size, error)
+    error = _check(loaded, module, entry, request)
+    return ExportedProgram(path, entry.name, path.stat().st_size, error)
 
 
 def _program_of(module: ExportedLayer, entry: LSTMEntry, request: _Request) -> torch.export.ExportedProgram:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from os import PathLike
 from pathlib import Path
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, find_recurrent, replacing
 from btcompress.errors import BTCompressError
 from btcompress.text import listed
 
@@ -58,6 +60,33 @@ def targets(path: Path, entries: Sequence[LSTMEntry]) -> list[Path]:
     if same:
         raise BTCompressError(f"several LSTMs would be written to {same[0]}. Export them one by one (--lstm).")
     return found
+
+
+def planned(
+    compressed: CompressedCheckpoint, path: str | PathLike[str], lstm: str | None, *, force: bool
+) -> list[tuple[LSTMEntry, Path]]:
+    """Each LSTM that is to be exported, and its file, once all of these may be written.
+
+    Raises:
+        BTCompressError: as :func:`chosen_lstms` and :func:`targets`.
+        OutputError: a file cannot or may not be written there.
+    """
+    entries = chosen_lstms(compressed, lstm)
+    pairs = list(zip(entries, targets(Path(path), entries), strict=True))
+    for _, target in pairs:
+        check_target(target, force=force, inputs=compressed.files)
+    return pairs
+
+
+@contextmanager
+def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """As :func:`btcompress.checkpoint.replacing`: no file takes its place before all are written.
+
+    Raises:
+        OutputError: likewise.
+    """
+    with ExitStack() as stack:
+        yield [stack.enter_context(replacing(path)) for path in paths]
 
 
 def shown_name(entry: LSTMEntry) -> str:
