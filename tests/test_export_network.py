@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils import _pytree as pytree
 
 from btcompress import BTLSTM, BTCompressError, BTLinear, BTLSTMCell, export_onnx
 from btcompress.export import network as room
@@ -64,6 +65,7 @@ class Everything(nn.Module):
         self.encoder = BTLSTM(12, 8, 2, True, True, 0.5, True, matrices=BOTH, cp_rank=2, tucker_rank=(2, 1))
         self.decoder = BTLSTM(16, 8, proj_size=6, matrices=BOTH, cp_rank=1, tucker_rank=2)
         self.cell = BTLSTMCell(6, 7, matrices=BOTH, shape=ShapeRequest(cp_rank=2, tucker_rank=2))
+        self.dense = nn.LSTM(16, 3, 2, batch_first=True)
         self.head = nn.Linear(7, 4)
         self.again = self.first
 
@@ -73,7 +75,8 @@ class Everything(nn.Module):
         step = self.cell(decoded[-1])
         h, _ = self.cell(decoded[0], step)
         # One sequence without a batch.
-        return self.again(x), state, self.head(h) + self.encoder.bias_ih_l0[:4], self.decoder(encoded[0])[0]
+        head = self.head(h) + self.encoder.bias_ih_l0[:4]
+        return self.again(x), state, head, self.decoder(encoded[0])[0], *self.dense(encoded)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +110,11 @@ def test_a_graph_computes_what_the_network_does_at_all_sizes(everything, batch, 
     x, h, c = torch.randn(batch, steps, 5), torch.randn(1, batch, 6), torch.randn(1, batch, 8)
     training = [module.training for module in net.modules()]
     with torch.no_grad():
-        first, (hn, cn), head, alone = net.eval()(x, (h, c))
+        expected = pytree.tree_leaves(net.eval()(x, (h, c)))
     for module, flag in zip(net.modules(), training, strict=True):
         module.training = flag
     found = run(exported.path, x, h, c)
-    assert relative_error(found, [first, hn, cn, head, alone]) < 1e-5
+    assert relative_error(found, expected) < 1e-5
     assert 0 < exported.error < 1e-5
 
 
@@ -119,14 +122,16 @@ def test_a_graph_is_neither_unrolled_nor_densified(everything):
     net, _, _, exported = everything
     model = onnx.load(exported.path)
     found = operators(model.graph)
-    # Four of the encoder, and the decoder twice; each of the cell's two steps is an operator or none.
-    assert found["LSTM"] + found["Scan"] == (8 if exported.forms["cell.l0"] == "lstm" else 6)
+    # Four of the encoder, the decoder twice and two of the dense one; each of the cell's two steps is one or none.
+    assert found["LSTM"] + found["Scan"] == (10 if exported.forms["cell.l0"] == "lstm" else 8)
     assert {each.domain for each in model.opset_import} == {""}
     assert {each.domain for each in model.graph.node} == {""}
     assert initializer_bytes(model.graph) < 4 * sum(each.numel() for each in net.parameters()) + 1500
     assert set(exported.forms) == {"encoder.l0", "encoder.l0_reverse", "encoder.l1", "encoder.l1_reverse"} | {
         "decoder.l0",
         "cell.l0",
+        "dense.l0",
+        "dense.l1",
     }
     # Torch's exporter notes from which lines of whose files each node comes.
     assert not any(node.metadata_props for node in model.graph.node)
@@ -299,7 +304,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     net, x = BTLinear(6, 8, shape=ShapeRequest(tucker_rank=2)), torch.ones(6)
     with pytest.raises(BTCompressError, match="but a function was given"):
         export_onnx(run, x, tmp_path / "net.onnx")
-    with pytest.raises(BTCompressError, match="block-term layers, but the network has none"):
+    with pytest.raises(BTCompressError, match="products of block-term layers, but the network has none"):
         export_onnx(nn.Linear(6, 8), x, tmp_path / "net.onnx", int8=True)
     monkeypatch.setattr(room, "is_supported", lambda: False)
     with pytest.raises(BTCompressError, match="or later, but"):

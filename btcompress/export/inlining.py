@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from btcompress.export.forms import operands_of
 from btcompress.export.graphs import Nodes
 from btcompress.export.layers import written
 from btcompress.export.matrices import Matrix
 from btcompress.export.operands import Operand
 from btcompress.export.request import GraphRequest, Steps
-from btcompress.export.standins import DOMAIN, BlockTermModule, Sizes
+from btcompress.export.standins import DOMAIN, Module, Sizes
 from btcompress.export.weights import StoredTensor, Weights, weight_of
 from btcompress.nn import BTLinear
 
@@ -36,7 +38,7 @@ class Inlining:
     """
 
     model: ir.Model
-    modules: Mapping[str, BlockTermModule]
+    modules: Mapping[str, Module]
     sizes: Sizes
     request: GraphRequest
     batch: int | None
@@ -103,7 +105,9 @@ class Inlining:
             steps=self.steps or steps,
             batch_first=batch_first,
         )
-        weights = Weights.of_module(name, module).layer(list(module.layers()).index(layer))
+        weights = Weights.of_module(name, module)
+        if not isinstance(module, nn.LSTM):
+            weights = weights.layer(list(module.layers()).index(layer))
         shape = inputs[0].shape
         one_step = shape is not None and shape[1 if batch_first else 0] == 1
         outputs, forms = written(self.nodes, weights, request, *inputs, one_step=one_step)

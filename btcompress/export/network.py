@@ -24,7 +24,7 @@ from btcompress.export.inlining import Inlining
 from btcompress.export.integers import has_integers, quantize, require_quantizer
 from btcompress.export.quiet import without_logs
 from btcompress.export.request import ExportedGraph, GraphRequest
-from btcompress.export.standins import block_term_modules, is_supported, traced, watched
+from btcompress.export.standins import is_supported, modules_of, traced, watched
 
 if TYPE_CHECKING:
     import onnx
@@ -56,9 +56,9 @@ def export_onnx(
     """Write a network with :class:`BTLSTM`, :class:`BTLSTMCell` and :class:`BTLinear` inside as one ONNX graph.
 
     Torch's exporter writes all of it but these layers, which become the graphs that ``btcompress export`` writes:
-    not unrolled over time, and with their factors. The network is exported in eval mode, and left as it was. Layers
-    compute in float32, whatever the network does. The graph is compared with the network on the example, and on one
-    with one more of everything that is dynamic, in ONNX Runtime where that is installed.
+    not unrolled over time, and with their factors; so do dense LSTMs. The network is exported in eval mode, and left as
+    it was. Layers compute in float32, whatever the network does. The graph is compared with the network on the example,
+    and on one with one more of everything that is dynamic, in ONNX Runtime where that is installed.
 
     Args:
         network: the network, such as :func:`btcompress.apply` gives.
@@ -94,10 +94,7 @@ def export_onnx(
     target = Path(path)
     check_target(target, force=force)
     request = GraphRequest(batch=_or_one(batch), steps=_or_one(steps), form=form, int8=int8)
-    example, modules = Example.of(network, example_inputs, dynamic), block_term_modules(network)
-    if int8 and not modules:
-        # The quantizer would take the lack of names for all of the network.
-        raise BTCompressError("int8 is for block-term layers, but the network has none. Leave it out.")
+    example, modules = Example.of(network, example_inputs, dynamic), modules_of(network)
     with evaluated(network):
         with watched(modules) as sizes:
             outputs = outputs_of(network, example)
@@ -106,6 +103,9 @@ def export_onnx(
             model = _traced(network, example, input_names, output_names)
         inlining = Inlining(model, modules, sizes, request, batch, steps)
         inlining.run()
+        if int8 and not inlining.products:
+            # The quantizer would take the lack of names for all of the network.
+            raise BTCompressError("int8 is for products of block-term layers, but the network has none. Leave it out.")
         proto, opset = _proto(model), model.graph.opset_imports[""]
         with replacing(target) as temporary:
             plain = temporary.with_name("float") if int8 else temporary
