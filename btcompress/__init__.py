@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import write as save
     from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
-    from btcompress.export import export_dense, export_program
+    from btcompress.export import export_dense, export_onnx, export_program
     from btcompress.fit import FitOptions
     from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
@@ -45,6 +45,7 @@ __all__ = [
     "bench",
     "compress",
     "export_dense",
+    "export_onnx",
     "export_program",
     "factorize",
     "load",
@@ -79,6 +80,7 @@ _HOMES = {
     "compress": "compression",
     "run": "running",
     "export_dense": "export",
+    "export_onnx": "export",
     "export_program": "export",
     "factorize": "compression",
     "load": "models",

@@ -7,6 +7,7 @@ from btcompress.lazy import on_first_use
 if TYPE_CHECKING:
     from btcompress.export.dense import DenseExport, export_dense
     from btcompress.export.graphfiles import export_graphs
+    from btcompress.export.network import export_onnx
     from btcompress.export.program import ExportedProgram, export_program
     from btcompress.export.request import ExportedGraph, GraphRequest
 
@@ -17,6 +18,7 @@ __all__ = [
     "GraphRequest",
     "export_dense",
     "export_graphs",
+    "export_onnx",
     "export_program",
 ]
 
@@ -29,6 +31,7 @@ __getattr__ = on_first_use(
         "GraphRequest": "request",
         "export_dense": "dense",
         "export_graphs": "graphfiles",
+        "export_onnx": "network",
         "export_program": "program",
     },
 )

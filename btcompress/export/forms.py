@@ -36,18 +36,18 @@ def possible_forms(direction: Direction, request: GraphRequest) -> Iterator[Form
     large to be formed, and integers of what is formed would take more bytes than factors.
     """
     recurrent = [weight for weight in (direction.u, direction.p) if weight is not None]
-    operands = _operands(recurrent, request)
+    operands = operands_of(recurrent, request)
     if request.form != "scan" and direction.p is None and "dense" in operands:
         low_rank = direction.w.shape is not None and is_low_rank(direction.w.shape)
-        if low_rank or "dense" in _operands([direction.w], request):
+        if low_rank or "dense" in operands_of([direction.w], request):
             yield Form("lstm", "factors" if low_rank else "dense", "dense")
     if request.form != "lstm":
-        for inputs in _operands([direction.w], request):
+        for inputs in operands_of([direction.w], request):
             for states in operands:
                 yield Form("scan", inputs, states)
 
 
-def _operands(weights: list[Weight], request: GraphRequest) -> tuple[Operand, ...]:
+def operands_of(weights: list[Weight], request: GraphRequest) -> tuple[Operand, ...]:
     """What may multiply by all of some matrices."""
     shapes = [weight.shape for weight in weights if weight.shape is not None]
     if not shapes:

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 _EXTRA = "pip install 'btcompress[onnx]'"
 
 
-def require_onnx() -> None:
+def require_onnx(*libraries: str) -> None:
     """Refuse to go on without ONNX's libraries.
+
+    Args:
+        libraries: which ones; those that every graph needs where left out.
 
     Raises:
         BTCompressError: one is not installed.
     """
-    missing = [name for name in ("onnx", "onnx_ir") if find_spec(name) is None]
+    missing = [name for name in libraries or ("onnx", "onnx_ir") if find_spec(name) is None]
     if missing:
         raise BTCompressError(f"exporting to ONNX needs {missing[0]}, which is not installed here. Run {_EXTRA}.")
 

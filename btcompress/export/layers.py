@@ -27,6 +27,8 @@ def written(
     h0: ir.Value,
     c0: ir.Value,
     lengths: ir.Value | None = None,
+    *,
+    one_step: bool = False,
 ) -> tuple[Outputs, Mapping[str, Steps]]:
     """An LSTM as nodes.
 
@@ -38,6 +40,7 @@ def written(
         h0: initial hidden states, ``(layers * directions, B, H)``, or of the projected size.
         c0: initial cell states, ``(layers * directions, B, H)``.
         lengths: steps of each sequence, int32 or int64, shape ``(B,)``; None where all have as many.
+        one_step: whether there is never more than one step; without lengths.
 
     Returns:
         ``y``, ``(T, B, directions * H)``, or the batch first; ``hn`` and ``cn``, as the initial ones; and how the steps
@@ -58,7 +61,7 @@ def written(
         for direction in directions:
             form = choose_form(direction, weights.hidden_size, request)
             forms[direction.suffix] = form.steps
-            run = Run(nodes, direction, weights.hidden_size, weights.output_size, dequantizer, lengths)
+            run = Run(nodes, direction, weights.hidden_size, weights.output_size, dequantizer, lengths, one_step)
             h, c = (_state(nodes, states, weights, len(finals)) for states in (h0, c0))
             y, *final = run.written(form, given, h, c)
             found.append(y)

@@ -1,4 +1,7 @@
-"""The steps of one direction of a layer as nodes: ONNX's ``LSTM`` operator, or a ``Scan`` over the step as defined."""
+"""The steps of one direction of a layer as nodes: ONNX's ``LSTM`` operator, or a ``Scan`` over the step as defined.
+
+A single step needs no ``Scan`` around it.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ class Run:
         output_size: of hidden states.
         dequantizer: makes floats of packed numbers; None where there are none in the graph.
         lengths: steps of each sequence, int32, shape ``(B,)``; None where all have as many.
+        one_step: whether there is never more than one step; without lengths.
     """
 
     nodes: Nodes
@@ -42,6 +46,7 @@ class Run:
     output_size: int
     dequantizer: Dequantizer | None
     lengths: ir.Value | None = None
+    one_step: bool = False
 
     @property
     def is_reverse(self) -> bool:
@@ -61,7 +66,9 @@ class Run:
             Outputs ``(T, B, H)``, and the final states as the initial ones. Outputs after the end of a sequence are 0,
             and the states are those at its end.
         """
-        return self._by_operator(x, h, c) if form.steps == "lstm" else self._by_scan(form, x, h, c)
+        if form.steps == "lstm":
+            return self._by_operator(x, h, c)
+        return self._by_definition(form, x, h, c)
 
     def _matrix(self, weight: Weight, rows: Tensor | None = None) -> Matrix:
         return Matrix(self.nodes, weight, self.dequantizer, rows)
@@ -95,7 +102,7 @@ class Run:
         )
         return nodes.op("Squeeze", y, nodes.integers(1)), hn, cn
 
-    def _by_scan(self, form: Form, x: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _by_definition(self, form: Form, x: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         nodes, direction = self.nodes, self.direction
         z = self._matrix(direction.w).product(x, by_factors=form.inputs == "factors")
         if direction.biases is not None:
@@ -104,6 +111,12 @@ class Run:
             z = nodes.op("Add", z, bias)
         axis = nodes.integers(0)
         states = [nodes.op("Squeeze", each, axis) for each in (h, c)]
+        if self.one_step:
+            hn, cn = (
+                nodes.op("Unsqueeze", each, axis)
+                for each in self._step(nodes, form, nodes.op("Squeeze", z, axis), *states)
+            )
+            return nodes.op("Identity", hn), hn, cn
         scanned = [z] if self.lengths is None else [z, _is_running(nodes, z, self.lengths)]
         backward = int(self.is_reverse)
         hn, cn, y = nodes.ops(
@@ -119,19 +132,12 @@ class Run:
         return y, nodes.op("Unsqueeze", hn, axis), nodes.op("Unsqueeze", cn, axis)
 
     def _body(self, form: Form, *, masked: bool) -> ir.Graph:
-        """``i, f, g, o = split(z + U h)``, ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``, then ``h'``."""
+        """A step as the body of a ``Scan``."""
         nodes, size = self.nodes.subgraph(), self.hidden_size
         h, c = value(nodes.name("h"), "B", self.output_size), value(nodes.name("c"), "B", size)
         z = value(nodes.name("z"), "B", 4 * size)
         inputs: list[ir.Value] = [h, c, z]
-        by_factors = form.recurrent == "factors"
-        added = nodes.op("Add", self._step_product(nodes, self.direction.u, h, by_factors=by_factors), z)
-        i, f, g, o = nodes.ops("Split", added, n_outputs=4, axis=1, num_outputs=4)
-        i, f, o = (nodes.op("Sigmoid", gate) for gate in (i, f, o))
-        new_c = nodes.op("Add", nodes.op("Mul", f, c), nodes.op("Mul", i, nodes.op("Tanh", g)))
-        new_h = nodes.op("Mul", o, nodes.op("Tanh", new_c))
-        if self.direction.p is not None:
-            new_h = self._step_product(nodes, self.direction.p, new_h, by_factors=by_factors)
+        new_h, new_c = self._step(nodes, form, z, h, c)
         y = nodes.op("Identity", new_h)
         if masked:
             running = value(nodes.name("running"), "B", 1, dtype="BOOL")
@@ -140,6 +146,18 @@ class Run:
             new_h, new_c = nodes.op("Where", running, new_h, h), nodes.op("Where", running, new_c, c)
         outputs: Sequence[ir.Value] = (new_h, new_c, y)
         return nodes.graph(nodes.name("step"), inputs, _typed(outputs, (self.output_size, size, self.output_size)))
+
+    def _step(self, nodes: Nodes, form: Form, z: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """``i, f, g, o = split(z + U h)``, ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``, then ``h'``."""
+        by_factors = form.recurrent == "factors"
+        added = nodes.op("Add", self._step_product(nodes, self.direction.u, h, by_factors=by_factors), z)
+        i, f, g, o = nodes.ops("Split", added, n_outputs=4, axis=1, num_outputs=4)
+        i, f, o = (nodes.op("Sigmoid", gate) for gate in (i, f, o))
+        new_c = nodes.op("Add", nodes.op("Mul", f, c), nodes.op("Mul", i, nodes.op("Tanh", g)))
+        new_h = nodes.op("Mul", o, nodes.op("Tanh", new_c))
+        if self.direction.p is not None:
+            new_h = self._step_product(nodes, self.direction.p, new_h, by_factors=by_factors)
+        return new_h, new_c
 
     def _step_product(self, nodes: Nodes, weight: Weight, h: ir.Value, *, by_factors: bool) -> ir.Value:
         """The product of states with a matrix; what is formed of constants alone stays out of the steps."""

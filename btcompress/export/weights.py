@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -96,6 +96,11 @@ class Weights:
     def n_directions(self) -> int:
         """Directions of each layer."""
         return len(self.layers[0])
+
+    def layer(self, number: int) -> Weights:
+        """Those of one layer alone."""
+        input_size = self.layers[number][0].w.size[1]
+        return replace(self, input_size=input_size, layers=(self.layers[number],))
 
     def tensors(self) -> Iterator[StoredTensor]:
         """All of them."""

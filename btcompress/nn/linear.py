@@ -44,6 +44,8 @@ class BTLinear(Pretrained, Keeping):
         BTCompressError: unknown method.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,

@@ -1,0 +1,212 @@
+"""Stand-ins for what block-term modules compute while a network is traced: one node for each call of a layer.
+
+A module stays where it is, with its hooks and its checks of what it is given; of what it does, only the running of a
+layer is another for as long as the network is traced. Dense LSTMs have stand-ins as well: torch's exporter would fix
+their number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from btcompress.errors import BTCompressError
+from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+from btcompress.nn.recurrence import Direction, State
+
+#: Of the operators that stand for calls in a traced graph.
+DOMAIN = "btcompress"
+#: The operators: layers of an LSTM, a cell among them; a product with a matrix.
+LAYERS, LINEAR = "Layers", "Linear"
+
+#: What has a stand-in.
+Module = BTLSTM | BTLSTMCell | BTLinear | nn.LSTM
+
+#: Steps and sequences, or rows, that each layer met; by the names of module and layer, which a dense LSTM has none of.
+Sizes = dict[tuple[str, str], tuple[int, int]]
+
+#: What makes a function of a module, by its name, that is run in place of the module's own.
+Maker = Callable[[str, Any], Callable[..., Any]]
+
+
+def modules_of(network: nn.Module) -> dict[str, Module]:
+    """Those of a network that have stand-ins, by name; under the first of its names, where a module has several.
+
+    Dense LSTMs and linear layers whose ``forward`` is one of their own have none.
+    """
+    return {
+        name: cast(Module, module)
+        for name, module in network.named_modules()
+        if isinstance(module, BTLSTM | BTLSTMCell) or _is_plain(module, BTLinear) or _is_plain(module, nn.LSTM)
+    }
+
+
+@contextmanager
+def watched(modules: Mapping[str, Module]) -> Iterator[Sizes]:
+    """Modules that compute as ever, but note what they meet.
+
+    Yields:
+        What each layer met in its last call.
+    """
+    sizes: Sizes = {}
+
+    def of_layers(name: str, module: BTLSTM | BTLSTMCell) -> Callable[..., Any]:
+        run = module.run
+
+        def watching(
+            layer: str,
+            directions: Sequence[Direction],
+            inputs: Tensor,
+            state: State,
+            batch_sizes: Tensor | None = None,
+            *,
+            batch_first: bool = False,
+        ) -> Any:  # noqa: ANN401 - as the module's own
+            if batch_sizes is not None:
+                raise _packed(name)
+            sizes[name, layer] = _steps_and_batch(inputs, batch_first=batch_first)
+            return run(layer, directions, inputs, state, batch_first=batch_first)
+
+        return watching
+
+    def of_lstm(name: str, module: nn.LSTM) -> Callable[..., Any]:
+        forward = module.forward
+
+        def watching(input: Tensor, hx: State | None = None) -> Any:  # noqa: A002, ANN401 - torch's name
+            if isinstance(input, PackedSequence):
+                raise _packed(name)
+            batched = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
+            sizes[name, ""] = _steps_and_batch(batched, batch_first=module.batch_first)
+            return forward(input, hx)
+
+        return watching
+
+    def of_linear(name: str, module: BTLinear) -> Callable[..., Any]:
+        forward = module.forward
+
+        def watching(inputs: Tensor) -> Tensor:
+            sizes[name, ""] = (inputs.shape[:-1].numel(), 1)
+            return forward(inputs)
+
+        return watching
+
+    for module in modules.values():
+        if not isinstance(module, nn.LSTM):
+            # What was kept for inputs of the same shape would go past what watches.
+            module.drop_formed()
+    with _instead(modules, of_layers, of_lstm, of_linear):
+        yield sizes
+
+
+@contextmanager
+def traced(modules: Mapping[str, Module]) -> Iterator[None]:
+    """Modules that leave one node for each layer in a traced graph, with their name."""
+    from torch.onnx.ops import symbolic, symbolic_multi_out
+
+    def node(
+        name: str, layer: str, inputs: Tensor, state: State, outputs: int, batch_first: bool
+    ) -> tuple[Tensor, State]:
+        h, c = state
+        y, hn, cn = symbolic_multi_out(
+            f"{DOMAIN}::{LAYERS}",
+            (inputs, h, c),
+            attrs={"module": name, "layer": layer, "batch_first": int(batch_first)},
+            dtypes=[inputs.dtype] * 3,
+            shapes=[(*inputs.shape[:2], outputs), tuple(h.shape), tuple(c.shape)],
+            version=1,
+        )
+        return y, (hn, cn)
+
+    def of_layers(name: str, _: BTLSTM | BTLSTMCell) -> Callable[..., Any]:
+        def standing_in(
+            layer: str,
+            directions: Sequence[Direction],
+            inputs: Tensor,
+            state: State,
+            batch_sizes: Tensor | None = None,
+            *,
+            batch_first: bool = False,
+        ) -> tuple[Tensor, State, None]:
+            if batch_sizes is not None:
+                raise _packed(name)
+            return *node(name, layer, inputs, state, len(directions) * state[0].shape[-1], batch_first), None
+
+        return standing_in
+
+    def of_lstm(name: str, module: nn.LSTM) -> Callable[..., Any]:
+        def standing_in(input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # noqa: A002 - torch's name
+            if input.dim() == 2:
+                axis = 0 if module.batch_first else 1
+                y, (hn, cn) = standing_in(input.unsqueeze(axis), hx and (hx[0].unsqueeze(1), hx[1].unsqueeze(1)))
+                return y.squeeze(axis), (hn.squeeze(1), cn.squeeze(1))
+            directions, size = 1 + module.bidirectional, module.proj_size or module.hidden_size
+            if hx is None:
+                lead = (directions * module.num_layers, input.shape[0 if module.batch_first else 1])
+                hx = input.new_zeros(*lead, size), input.new_zeros(*lead, module.hidden_size)
+            return node(name, "", input, hx, directions * size, module.batch_first)
+
+        return standing_in
+
+    def of_linear(name: str, module: BTLinear) -> Callable[..., Any]:
+        def standing_in(inputs: Tensor) -> Tensor:
+            return symbolic(
+                f"{DOMAIN}::{LINEAR}",
+                (inputs,),
+                attrs={"module": name},
+                dtype=inputs.dtype,
+                shape=(*inputs.shape[:-1], module.out_features),
+                version=1,
+            )
+
+        return standing_in
+
+    with _instead(modules, of_layers, of_lstm, of_linear):
+        yield
+
+
+@contextmanager
+def _instead(modules: Mapping[str, Module], of_layers: Maker, of_lstm: Maker, of_linear: Maker) -> Iterator[None]:
+    """Run other functions in place of modules' own, until the block ends, however it does."""
+    put: list[tuple[nn.Module, str]] = []
+    try:
+        for name, module in modules.items():
+            if isinstance(module, BTLSTM | BTLSTMCell):
+                own, make = "run", of_layers
+            else:
+                own, make = "forward", of_lstm if isinstance(module, nn.LSTM) else of_linear
+            setattr(module, own, make(name, module))
+            put.append((module, own))
+        yield
+    finally:
+        for changed, own in put:
+            delattr(changed, own)
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of a kind, and is called as all of it are."""
+    return isinstance(module, kind) and type(module).forward is kind.forward and "forward" not in vars(module)
+
+
+def _steps_and_batch(inputs: Tensor, *, batch_first: bool) -> tuple[int, int]:
+    first, second = inputs.shape[:2]
+    return (second, first) if batch_first else (first, second)
+
+
+def _packed(name: str) -> BTCompressError:
+    return BTCompressError(
+        f"{name or 'the network'} gets packed sequences, which cannot be traced. Give the network padded ones to "
+        "export it, all of the same number of steps, or export its LSTMs alone with lengths (export --lengths)."
+    )
+
+
+def is_supported() -> bool:
+    """Whether this torch can leave such nodes."""
+    if find_spec("torch.onnx.ops") is None:
+        return False
+    return hasattr(import_module("torch.onnx.ops"), "symbolic_multi_out")
