@@ -12,13 +12,14 @@ from torch import nn
 import btcompress
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError, OutputError
-from btcompress.export import GraphRequest, export_graphs, graphs, integers, steps
-from btcompress.export.graphfiles import RECORD
+from btcompress.export import GraphRequest, checking, export_graphs, graphs, integers, steps
+from btcompress.export.graphfiles import RECORD, graph_of
 from btcompress.export.modules import layer_module
 from btcompress.export.targets import chosen_lstms
+from btcompress.export.weights import Weights
 from btcompress.packing import Integers
 from lowrankresults import low_rank_result
-from test_export_graphs import operators
+from test_export_graphs import inputs_of, module_of, operators
 
 BOTH = ("input", "recurrent")
 
@@ -236,3 +237,18 @@ def test_no_file_is_written_where_one_of_several_fails(tmp_path, monkeypatch):
         export_graphs(compressed, tmp_path / "out.onnx")
     assert len(checked) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["Kronecker", "block terms", "order 3", "separate"])
+def test_integers_compute_by_factors_of_every_form(kind, tmp_path):
+    module = module_of(kind)
+    request = GraphRequest(int8=True)
+    proto, _, _ = graph_of(Weights.of_module("", module), request)
+    (tmp_path / "float.onnx").write_bytes(proto.SerializeToString())
+    integers.quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    before, after = (operators(onnx.load(tmp_path / name).graph) for name in ("float.onnx", "int8.onnx"))
+    assert before["MatMul"] == after["MatMulInteger"] > 0
+    assert after["MatMul"] == 0
+    inputs = dict(zip(("x", "h0", "c0"), inputs_of(module), strict=True))
+    floats, whole = (checking.run(tmp_path / name, inputs) for name in ("float.onnx", "int8.onnx"))
+    assert 0 < checking.relative_error(whole, floats) < 0.3

@@ -122,7 +122,7 @@ class Inlining:
         dense = "dense" in operands_of([weight], self.request) and module.weight.prefers_dense(
             rows, module.method, formed=True
         )
-        y = Matrix(self.nodes, weight, None).product(x, by_factors=not dense)
+        y = Matrix(self.nodes, weight, None, int8=self.request.int8).product(x, by_factors=not dense)
         if module.bias is None:
             return y
         bias = Operand.of(StoredTensor(f"{prefix}bias", module.bias.detach()), None)

@@ -61,7 +61,8 @@ def written(
         for direction in directions:
             form = choose_form(direction, weights.hidden_size, request)
             forms[direction.suffix] = form.steps
-            run = Run(nodes, direction, weights.hidden_size, weights.output_size, dequantizer, lengths, one_step)
+            sizes = weights.hidden_size, weights.output_size
+            run = Run(nodes, direction, *sizes, dequantizer, lengths, one_step, request.int8)
             h, c = (_state(nodes, states, weights, len(finals)) for states in (h0, c0))
             y, *final = run.written(form, given, h, c)
             found.append(y)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
@@ -30,12 +32,15 @@ class Matrix:
         weight: the matrix.
         dequantizer: makes floats of packed numbers; None where there are none in the graph.
         rows: its rows in another order, int64; None for as they are.
+        int8: whether a quantizer is to make integers of the constants: it knows them as second factors of products,
+            once they are formed.
     """
 
     nodes: Nodes
     weight: Weight
     dequantizer: Dequantizer | None
     rows: Tensor | None = None
+    int8: bool = False
 
     @property
     def is_low_rank(self) -> bool:
@@ -112,6 +117,8 @@ class Matrix:
         if shape.core == "full":
             return found
         fixed, sizes = self.nodes.root, (1, shape.ranks[0], shape.ranks[0])
+        if self.int8:
+            return [Operand(f"{self.weight.name}.cores", torch.eye(sizes[1]).reshape(sizes), sizes), *found]
         zeros = fixed.op("ConstantOfShape", fixed.integers(*sizes[1:]))
         eye = fixed.op("Unsqueeze", fixed.op("EyeLike", zeros), fixed.integers(0))
         return [Operand(f"{self.weight.name}.cores", eye, sizes), *found]
@@ -137,7 +144,10 @@ class Matrix:
         layout = plan_layout(shape.n_blocks, shape.in_modes, shape.out_modes, shape.ranks)
         running = rows
         for step in layout.steps:
-            met = einsum(nodes.root, step.equation, [operands[n] for n in step.operands], step.right)
+            own = [operands[n] for n in step.operands]
+            # As integers, what comes of several takes a quarter of the bytes: it may have so many more numbers.
+            most = 4 * sum(math.prod(operand.shape) for operand in own) if self.int8 else 0
+            met = einsum(nodes.root, step.equation, own, step.right, most=most)
             running = self._step(step, running, met)
         if layout.last is not None:
             running = self._permuted(running, layout.last)
@@ -155,8 +165,14 @@ class Matrix:
         left = self._permuted(running, Permutation(step.sizes, order))
         if step.by_block and len(order) > len(met.shape):
             met = met.reshaped(nodes.root, met.shape[0], 1, *met.shape[1:])
-        right = met.value(nodes.root)
-        return nodes.op("MatMul", right, left) if step.new_first else nodes.op("MatMul", left, right)
+        if not step.new_first:
+            return nodes.op("MatMul", left, met.value(nodes.root))
+        if not self.int8:
+            return nodes.op("MatMul", met.value(nodes.root), left)
+        axes = [*range(len(order) - 2), len(order) - 1, len(order) - 2]
+        left = nodes.op("Transpose", left, perm=axes)
+        met = met.permuted(nodes.root, *range(len(met.shape) - 2), len(met.shape) - 1, len(met.shape) - 2)
+        return nodes.op("Transpose", nodes.op("MatMul", left, met.value(nodes.root)), perm=axes)
 
     def _permuted(self, given: ir.Value, permutation: Permutation) -> ir.Value:
         nodes = self.nodes

@@ -127,7 +127,9 @@ def export_onnx(
                     notices.append(_NO_INTEGERS)
                 plain.unlink()
             size = temporary.stat().st_size
-    return ExportedGraph(target, "", inlining.forms, size, opset, error, int8_error, tuple(notices))
+    return ExportedGraph(
+        target, "", inlining.forms, size, opset, error=error, int8_error=int8_error, notices=tuple(notices)
+    )
 
 
 def _require(*, int8: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -86,13 +87,22 @@ def _numbers(tensor: StoredTensor) -> Tensor:
     return tensor.values.cpu().to(tensor.stored if isinstance(tensor.stored, torch.dtype) else tensor.values.dtype)
 
 
-def einsum(nodes: Nodes, equation: str, operands: Sequence[Operand], shape: Sequence[int]) -> Operand:
+def einsum(nodes: Nodes, equation: str, operands: Sequence[Operand], shape: Sequence[int], *, most: int = 0) -> Operand:
     """What an equation says of operands, in a shape; formed in the graph where there is more than one.
 
     An operand alone takes no more numbers than before; several may make many more, which no file should hold.
+
+    Args:
+        nodes: of the graph.
+        equation: as :func:`torch.einsum` takes it.
+        operands: in its order.
+        shape: of what comes of it.
+        most: numbers that several may make here already.
     """
-    name, sizes = operands[0].name, tuple(shape)
-    if len(operands) == 1 and isinstance(operands[0].content, Tensor):
-        return Operand(name, torch.einsum(equation, operands[0].content).reshape(sizes), sizes)
+    name, sizes = operands[-1].name, tuple(shape)
+    here = [operand.content for operand in operands if isinstance(operand.content, Tensor)]
+    if len(here) == len(operands) and (len(operands) == 1 or math.prod(sizes) <= most):
+        contents = here if len(here) == 1 else [content.float() for content in here]
+        return Operand(name, torch.einsum(equation, *contents).reshape(sizes), sizes)
     formed = nodes.op("Einsum", *(operand.value(nodes) for operand in operands), equation=equation)
     return Operand(name, nodes.op("Reshape", formed, nodes.integers(*sizes)), sizes)

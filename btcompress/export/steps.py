@@ -38,6 +38,7 @@ class Run:
         dequantizer: makes floats of packed numbers; None where there are none in the graph.
         lengths: steps of each sequence, int32, shape ``(B,)``; None where all have as many.
         one_step: whether there is never more than one step; without lengths.
+        int8: whether a quantizer is to make integers of the constants.
     """
 
     nodes: Nodes
@@ -47,6 +48,7 @@ class Run:
     dequantizer: Dequantizer | None
     lengths: ir.Value | None = None
     one_step: bool = False
+    int8: bool = False
 
     @property
     def is_reverse(self) -> bool:
@@ -71,7 +73,7 @@ class Run:
         return self._by_definition(form, x, h, c)
 
     def _matrix(self, weight: Weight, rows: Tensor | None = None) -> Matrix:
-        return Matrix(self.nodes, weight, self.dequantizer, rows)
+        return Matrix(self.nodes, weight, self.dequantizer, rows, self.int8)
 
     def _by_operator(self, x: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         nodes, direction = self.nodes, self.direction
@@ -161,7 +163,7 @@ class Run:
 
     def _step_product(self, nodes: Nodes, weight: Weight, h: ir.Value, *, by_factors: bool) -> ir.Value:
         """The product of states with a matrix; what is formed of constants alone stays out of the steps."""
-        matrix = Matrix(nodes, weight, self.dequantizer)
+        matrix = Matrix(nodes, weight, self.dequantizer, int8=self.int8)
         return matrix.product(h, by_factors=by_factors)
 
 
