@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,35 +25,55 @@ def require_quantizer() -> None:
 
 #: Operators that the quantizer writes for products.
 _PRODUCTS = ("MatMulInteger", "DynamicQuantizeMatMul")
-#: Most of the bytes of the file with floats that the one with integers is to take.
-_SHARE = 0.3
+#: Rows of a matrix from which on its columns have scales of their own, which then take little beside it.
+_LEAST_ROWS = 64
 
 
 def quantize(source: Path, target: Path, nodes: Sequence[str] | None = None) -> None:
     """Weights of matrix products become 8-bit integers, inputs do at each run; within a ``Scan`` as well.
 
-    Each column of a matrix has a scale of its own where the file stays below 30 % of the one with floats, which is more
-    exact, or where only some nodes are chosen; else they share one.
+    Each column of a matrix of many rows has a scale of its own, which is more exact; those of others share one, as so
+    many scales would take more bytes than they are worth.
 
     Args:
         source: the graph.
         target: the file to write.
         nodes: names of the only ones whose products are computed so; None for all.
     """
+    import onnx_ir as ir
+
+    rows = {}
+    for node in ir.load(source).graph.all_nodes():
+        if node.op_type in _ROWS and node.name and (nodes is None or node.name in nodes):
+            weight = node.inputs[1]
+            if weight is not None and weight.const_value is not None:
+                rows[node.name] = weight.const_value.shape.numpy()[_ROWS[node.op_type]]
+    tall = [name for name, n_rows in rows.items() if n_rows >= _LEAST_ROWS]
+    others = [name for name in rows if name not in tall]
+    for chosen, per_channel in ((tall, True), (others, False)):
+        if chosen:
+            _quantize(source, target, chosen, per_channel=per_channel)
+            source = target
+    if source != target:
+        shutil.copyfile(source, target)
+
+
+#: Where an operator's matrix has its rows, as inputs meet them.
+_ROWS = {"MatMul": -2, "LSTM": -1}
+
+
+def _quantize(source: Path, target: Path, nodes: list[str], *, per_channel: bool) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    for per_channel in (True, False):
-        with without_logs():
-            quantize_dynamic(
-                source,
-                target,
-                nodes_to_quantize=None if nodes is None else list(nodes),
-                weight_type=QuantType.QInt8,
-                per_channel=per_channel,
-                extra_options={"EnableSubgraph": True},
-            )
-        if nodes is not None or target.stat().st_size <= _SHARE * source.stat().st_size:
-            return
+    with without_logs():
+        quantize_dynamic(
+            source,
+            target,
+            nodes_to_quantize=nodes,
+            weight_type=QuantType.QInt8,
+            per_channel=per_channel,
+            extra_options={"EnableSubgraph": True},
+        )
 
 
 def has_integers(path: Path) -> bool:
