@@ -20,6 +20,7 @@ WayName = Literal[
     "onnx_dense_int8",
     "onnx_block_terms",
     "onnx_block_terms_int8",
+    "onnx_block_terms_int8_lstm",
 ]
 
 #: What runs LSTMs.

@@ -22,7 +22,13 @@ from btcompress.reporting.speed import noise_warning, speed_advice
 from btcompress.timings import BenchCase, WayTiming
 
 TORCH = ["dense_onednn", "dense_native", "int8", "block_terms"]
-ONNX = ["onnx_dense", "onnx_dense_int8", "onnx_block_terms", "onnx_block_terms_int8"]
+ONNX = [
+    "onnx_dense",
+    "onnx_dense_int8",
+    "onnx_block_terms",
+    "onnx_block_terms_int8",
+    "onnx_block_terms_int8_lstm",
+]
 LSTMS = {
     "two layers, both ways": nn.LSTM(6, 5, num_layers=2, bidirectional=True),
     "projected, without bias": nn.LSTM(6, 5, bias=False, proj_size=3),
@@ -46,15 +52,18 @@ def test_all_graphs_compute_the_lstm_that_torch_does(name):
     module = dense_module(entry, compressed.dense_state_dict(), torch.float32, "cpu")
     dense, left_out = dense_graphs(module, entry)
     own, left_out_too = block_term_graphs(compressed, entry, 2, 3)
-    assert [each.way for each in (*dense, *own)] == ONNX
-    assert left_out == left_out_too == []
+    # ONNX's operator has no projections.
+    written = ONNX if entry.proj_size == 0 else ONNX[:-1]
+    assert [each.way for each in (*dense, *own)] == written
+    assert left_out == []
+    assert [each.way for each in left_out_too] == ONNX[len(written) :]
     whole = state if entry.kind == "lstm" else tuple(each.unsqueeze(0) for each in state)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         outputs = layer_module(compressed, entry)(x, *whole)
     expected = [each.detach().numpy() for each in outputs]
     for graph in (*dense, *own):
-        allowed = 0.1 if graph.way.endswith("int8") else 1e-5
+        allowed = 0.1 if "int8" in graph.way else 1e-5
         for found, right in zip(graph.call(x, state)(), expected, strict=True):
             np.testing.assert_allclose(found, right, atol=allowed, err_msg=graph.way)
     assert {each.n_params for each in dense} == {sum(p.numel() for p in LSTMS[name].parameters())}
@@ -83,13 +92,14 @@ def test_dense_graphs_have_the_operator_and_integers_are_integers(monkeypatch):
         for entry in find_recurrent(compressed.outline()):
             dense_graphs(dense_module(entry, model.state_dict(), torch.float32, "cpu"), entry)
             block_term_graphs(compressed, entry, 1, 1)
-    dense, dense_int8, _, own_int8, projected, *_ = (kinds for kinds, _ in seen)
+    dense, dense_int8, _, own_int8, operator_int8, projected, *_ = (kinds for kinds, _ in seen)
     assert "LSTM" in dense
     assert "DynamicQuantizeLSTM" in dense_int8
     assert own_int8 >= {"Scan", "MatMulInteger"}
+    assert "DynamicQuantizeLSTM" in operator_int8
     assert "Scan" in projected
     assert "LSTM" not in projected
-    assert [options for _, options in seen] == [{"threads": 2, "takes_turns": True}] * 8
+    assert [options for _, options in seen] == [{"threads": 2, "takes_turns": True}] * 9
 
 
 def test_both_runtimes_take_turns_in_one_run(monkeypatch):
@@ -131,23 +141,24 @@ def test_threads_of_one_runtime_sleep_before_the_other_has_its_turn(monkeypatch)
         assert rests == []
         with pytest.raises(KeyboardInterrupt):
             bench(compressed, **options)
-    assert len(rests) == 8
-    assert taken[-8:] == list(range(8))
+    assert len(rests) == 9
+    assert taken[-9:] == list(range(9))
 
 
 def test_dense_graphs_are_made_once_and_those_of_block_terms_for_each_case(monkeypatch):
     requests, making = [], graphs.graph_of
 
     def graph_of(weights, request):
-        requests.append((weights.layers[0][0].w.shape is None, request.batch, request.steps, request.int8))
+        is_dense = weights.layers[0][0].w.shape is None
+        requests.append((is_dense, request.batch, request.steps, request.int8, request.form))
         return making(weights, request)
 
     monkeypatch.setattr(graphs, "graph_of", graph_of)
     bench(factorized(nn.LSTM(6, 5)), runtime="onnx", batch=(1, 2))
     assert requests == [
-        (True, 1, 1, False),
-        (True, 1, 1, True),
-        *[(False, batch, 3, int8) for batch in (1, 2) for int8 in (False, True)],
+        (True, 1, 1, False, "lstm"),
+        (True, 1, 1, True, "lstm"),
+        *[(False, batch, 3, *own) for batch in (1, 2) for own in ((False, "auto"), (True, "auto"), (True, "lstm"))],
     ]
 
 

@@ -239,6 +239,21 @@ def test_no_file_is_written_where_one_of_several_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["low rank", "order 3"])
+def test_integers_of_the_operator_are_of_dense_matrices(kind, tmp_path):
+    module = module_of(kind, layers=2, bidirectional=True)
+    request = GraphRequest(int8=True, form="lstm")
+    proto, forms, _ = graph_of(Weights.of_module("", module), request)
+    (tmp_path / "float.onnx").write_bytes(proto.SerializeToString())
+    integers.quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    after = operators(onnx.load(tmp_path / "int8.onnx").graph)
+    assert set(forms.values()) == {"lstm"}
+    assert (after["DynamicQuantizeLSTM"], after["LSTM"], after["MatMul"]) == (4, 0, 0)
+    inputs = dict(zip(("x", "h0", "c0"), inputs_of(module), strict=True))
+    floats, whole = (checking.run(tmp_path / name, inputs) for name in ("float.onnx", "int8.onnx"))
+    assert 0 < checking.relative_error(whole, floats) < 0.3
+
+
 @pytest.mark.parametrize("kind", ["Kronecker", "block terms", "order 3", "separate"])
 def test_integers_compute_by_factors_of_every_form(kind, tmp_path):
     module = module_of(kind)

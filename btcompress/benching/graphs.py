@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +24,8 @@ from btcompress.timings import LeftOut, WayName
 if TYPE_CHECKING:
     import onnxruntime
 
-_DENSE: tuple[WayName, WayName] = ("onnx_dense", "onnx_dense_int8")
-_OWN: tuple[WayName, WayName] = ("onnx_block_terms", "onnx_block_terms_int8")
+_DENSE: tuple[WayName, ...] = ("onnx_dense", "onnx_dense_int8")
+_OWN: tuple[WayName, ...] = ("onnx_block_terms", "onnx_block_terms_int8", "onnx_block_terms_int8_lstm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,17 @@ def require_graphs() -> None:
 def dense_graphs(module: nn.Module, entry: LSTMEntry) -> tuple[list[Graph], list[LeftOut]]:
     """The dense LSTM by ONNX's operator, in floats and in integers; by steps where that has no projections."""
     request = GraphRequest(form="scan" if entry.proj_size else "lstm")
-    return _graphs(_DENSE, Weights.of_module(entry.name, module), request)
+    ways = zip(_DENSE, (request, replace(request, int8=True)), strict=True)
+    return _graphs(dict(ways), Weights.of_module(entry.name, module))
 
 
 def block_term_graphs(
     compressed: CompressedCheckpoint, entry: LSTMEntry, batch: int, steps: int
 ) -> tuple[list[Graph], list[LeftOut]]:
     """The LSTM as :func:`btcompress.export.export_graphs` writes it for these sizes, in floats and in integers."""
-    return _graphs(_OWN, Weights.of_result(compressed, entry), GraphRequest(batch, steps))
+    request = GraphRequest(batch, steps)
+    requests = (request, replace(request, int8=True), replace(request, int8=True, form="lstm"))
+    return _graphs(dict(zip(_OWN, requests, strict=True)), Weights.of_result(compressed, entry))
 
 
 def without_graphs(reason: str) -> list[LeftOut]:
@@ -78,15 +81,13 @@ def without_graphs(reason: str) -> list[LeftOut]:
     return [LeftOut(way, reason) for way in (*_DENSE, *_OWN)]
 
 
-def _graphs(
-    ways: tuple[WayName, WayName], weights: Weights, request: GraphRequest
-) -> tuple[list[Graph], list[LeftOut]]:
+def _graphs(ways: Mapping[WayName, GraphRequest], weights: Weights) -> tuple[list[Graph], list[LeftOut]]:
     found, left_out = [], []
     parameters = [each.values for each in weights.tensors() if each.values.is_floating_point()]
     n_params = sum(values.numel() for values in parameters)
-    for way, int8 in zip(ways, (False, True), strict=True):
+    for way, request in ways.items():
         try:
-            found.append(Graph(way, _session(weights, replace(request, int8=int8)), n_params))
+            found.append(Graph(way, _session(weights, request), n_params))
         except BTCompressError as error:
             left_out.append(LeftOut(way, f"it cannot be written ({error})"))
     return found, left_out

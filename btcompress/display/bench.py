@@ -25,6 +25,7 @@ _WAYS = {
     "onnx_dense_int8": "ONNX, dense, int8",
     "onnx_block_terms": "ONNX, block terms",
     "onnx_block_terms_int8": "ONNX, block terms, int8",
+    "onnx_block_terms_int8_lstm": "ONNX, int8, LSTM operator",
 }
 _MILLISECONDS = 1e3
 

@@ -122,7 +122,7 @@ def choose_form(direction: Direction, hidden_size: int, request: GraphRequest) -
     if found is None:
         raise BTCompressError(
             f"the layer of {direction.w.name} cannot be written with ONNX's LSTM operator: it has no projections, and "
-            "takes dense matrices, which are not formed where they are very large, or where integers are asked for. "
-            "Leave the form to be chosen, or take scan."
+            "takes dense matrices, which are not formed where they are very large. Leave the form to be chosen, or "
+            "take scan."
         )
     return found

@@ -33,7 +33,8 @@ def possible_forms(direction: Direction, request: GraphRequest) -> Iterator[Form
     """All forms of a direction that are asked for, in the order of preference.
 
     The operator has no projections, and takes dense matrices for the states. What it would have to be given may be too
-    large to be formed, and integers of what is formed would take more bytes than factors.
+    large to be formed, and integers of what is formed take more bytes than those of factors: they are for whom asks for
+    the operator.
     """
     recurrent = [weight for weight in (direction.u, direction.p) if weight is not None]
     operands = operands_of(recurrent, request)
@@ -53,4 +54,5 @@ def operands_of(weights: list[Weight], request: GraphRequest) -> tuple[Operand, 
     if not shapes:
         return ("dense",)
     small = all(shape.dense_params <= _MOST_FORMED for shape in shapes)
-    return ("factors", "dense") if small and not request.int8 else ("factors",)
+    formed = small and (not request.int8 or request.form == "lstm")
+    return ("factors", "dense") if formed else ("factors",)

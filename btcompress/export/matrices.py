@@ -60,8 +60,11 @@ class Matrix:
         return left.taken(fixed, rows, 1), right.taken(fixed, part.kept_columns(), 1)
 
     def dense(self) -> Operand:
-        """``(out, in)``, formed in the graph where it has factors."""
+        """``(out, in)``, formed in the graph where it has factors, or here for a quantizer."""
         fixed = self.nodes.root
+        if self.int8 and self.weight.shape is not None:
+            here = torch.cat([part.to(torch.float64).to_dense() for part in self._parts()]).float()
+            return Operand(self.weight.name, here, self.weight.size).taken(fixed, self.rows, 0)
         if self.is_low_rank:
             left, right = self.low_rank()
             return self._formed(fixed.op("MatMul", left.permuted(fixed, 1, 0).value(fixed), right.value(fixed)))
