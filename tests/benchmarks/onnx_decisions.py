@@ -4,8 +4,8 @@
 
 MODEL is one of ``decisions.py``, which has their heads. The dense ``LSTM`` operator runs as it is, and in integers as
 ONNX Runtime's quantizer makes them, with a scale for each matrix or for each row of it; ours as ``btcompress export``
-writes it, without and with ``--int8``. Inputs are rounded by the range that they have in a run, so all of this is
-measured for several numbers of sequences in a run. Nothing may have been fitted to ``test.npz``.
+writes it, without ``--int8``, with it, and with it in the operator. Inputs are rounded by the range that they have in a
+run, so all of this is measured for several numbers of sequences in a run. Nothing may have been fitted to ``test.npz``.
 """
 
 import argparse
@@ -70,8 +70,9 @@ def dense_graphs(dense: Checkpoint, request: GraphRequest, folder: Path) -> dict
 
 
 def own_graphs(compressed: CompressedCheckpoint, request: GraphRequest, folder: Path) -> dict[str, Path]:
-    """Ours in floats and in integers."""
+    """Ours in floats, in integers, and in integers in the operator."""
     requests = {"ours": request, "ours, int8": replace(request, int8=True)}
+    requests["ours, int8, lstm"] = replace(request, int8=True, form="lstm")
     return {way: export_graphs(compressed, folder / f"{way}.onnx", own)[0].path for way, own in requests.items()}
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("name", choices=DECISIONS)
     for file in ("weights", "result", "test", "json"):
         parser.add_argument(file, type=Path)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="sequences in a run")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="sequences in a run, 32 at most")
     args = parser.parse_args()
     torch.set_num_threads(1)
     dense, compressed, test, rows = read(args.weights), load(args.result), open_data(str(args.test)), []
