@@ -225,7 +225,7 @@ def test_single_sequences_without_a_batch_are_recorded_too():
 
 @quietly
 def test_compiled_training_sends_the_same_gradients():
-    net = NETS["cores, factors alone"]().train()
+    net = NETS["low rank, factors alone"]().train()
     inputs = inputs_of(net, 5, 2)
     net(*inputs)[0].square().sum().backward()
     expected = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
