@@ -1,6 +1,8 @@
 """Results as ONNX files: as small as they are, checked, whole or not at all."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -267,3 +269,15 @@ def test_integers_compute_by_factors_of_every_form(kind, tmp_path):
     inputs = dict(zip(("x", "h0", "c0"), inputs_of(module), strict=True))
     floats, whole = (checking.run(tmp_path / name, inputs) for name in ("float.onnx", "int8.onnx"))
     assert 0 < checking.relative_error(whole, floats) < 0.3
+
+
+def test_the_stream_on_the_page_about_deploying_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "deploying.md").read_text()
+    (code,) = (each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if '"lstm.onnx"' in each)
+    compressed = low_rank_of(lstm_of(layers=2, bidirectional=True))
+    export_graphs(compressed, tmp_path / "lstm.onnx")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, np.ndarray] = {}
+    exec(code, found)
+    assert found["y"].shape == (1, 1, 96)
+    assert found["h"].shape == found["c"].shape == (4, 1, 48)
