@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint import write as save
     from btcompress.compression import compress, factorize, plan_for
     from btcompress.errors import BTCompressError
-    from btcompress.export import export_dense, export_onnx, export_program
+    from btcompress.export import GraphRequest, export_dense, export_graphs, export_onnx, export_program
     from btcompress.fit import FitOptions
     from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
@@ -38,6 +38,7 @@ __all__ = [
     "FactorizeStep",
     "FineTuneStep",
     "FitOptions",
+    "GraphRequest",
     "HubMixin",
     "Recipe",
     "SampleInputs",
@@ -45,6 +46,7 @@ __all__ = [
     "bench",
     "compress",
     "export_dense",
+    "export_graphs",
     "export_onnx",
     "export_program",
     "factorize",
@@ -69,6 +71,7 @@ _HOMES = {
     "BlockTermShape": "shapes",
     "CompressedCheckpoint": "checkpoint",
     "FitOptions": "fit",
+    "GraphRequest": "export",
     "HubMixin": "hub",
     "FactorizeStep": "recipe",
     "FineTuneStep": "recipe",
@@ -80,6 +83,7 @@ _HOMES = {
     "compress": "compression",
     "run": "running",
     "export_dense": "export",
+    "export_graphs": "export",
     "export_onnx": "export",
     "export_program": "export",
     "factorize": "compression",

@@ -7,7 +7,7 @@ what ``tests/benchmarks/onnx_speed.py`` measured with one thread of a CPU, and a
 from __future__ import annotations
 
 import operator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import lru_cache
 
 from btcompress.contraction.layout import plan_layout
@@ -15,40 +15,12 @@ from btcompress.errors import BTCompressError
 from btcompress.export.forms import Form, possible_forms
 from btcompress.export.request import GraphRequest
 from btcompress.export.weights import Direction, Weight
+from btcompress.nn.costs import Quantities
 from btcompress.nn.ways import Operand, is_low_rank
 from btcompress.shapes import MatrixShape
 
 #: Entries of matrices that the caches near a core hold.
 _NEAR = 2**19
-
-
-@dataclass(frozen=True, slots=True)
-class Quantities:
-    """What a run of one direction has to do.
-
-    Attributes:
-        call: 1, for what happens once.
-        step: steps.
-        gate: hidden units, times steps and sequences.
-        product: entries that each hidden state meets, times steps and sequences, in millions.
-        read: entries read at each step, times steps, in millions.
-        far: those of them that no cache near a core holds.
-        inputs: entries that each input meets, times steps and sequences, in millions.
-        taken: entries that inputs meet, read once, in millions.
-        chain: operations of chains of factors, for all steps and sequences, in millions.
-        links: products of such a chain.
-    """
-
-    call: float = 0.0
-    step: float = 0.0
-    gate: float = 0.0
-    product: float = 0.0
-    read: float = 0.0
-    far: float = 0.0
-    inputs: float = 0.0
-    taken: float = 0.0
-    chain: float = 0.0
-    links: float = 0.0
 
 
 #: Microseconds of each quantity, for each operator that takes the steps.

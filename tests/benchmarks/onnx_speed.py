@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from timing import seconds_in_turns
 from torch import nn
-from ways_costs import fitted
 from ways_costs import forms as shapes_of
+from ways_costs import tell_constants
 
 from btcompress import BTLSTM
 from btcompress.benching.turns import Timed, take_turns
 from btcompress.export import layers
 from btcompress.export.checking import session
-from btcompress.export.costs import Quantities, quantities, seconds
+from btcompress.export.costs import quantities, seconds
 from btcompress.export.forms import Form, possible_forms
 from btcompress.export.graphfiles import graph_of
 from btcompress.export.integers import quantize
@@ -182,12 +182,7 @@ def fit(rows: list[dict[str, Any]]) -> None:
         by_steps.setdefault(form.steps, []).append((astuple(quantities(form, direction, hidden, request)), row["us"]))
         cases.setdefault((row["inputs"], hidden, steps, batch, row["kind"]), {})[form] = row["us"]
     for steps, own in by_steps.items():
-        features, times = (np.array(each) for each in zip(*own, strict=True))
-        constants = fitted(features, times)
-        off = np.exp(np.abs(np.log(features @ constants / times)))
-        named = {field.name: float(f"{c:.3g}") for field, c in zip(fields(Quantities), constants, strict=True) if c}
-        print(f'    "{steps}": Quantities({", ".join(f"{name}={c:g}" for name, c in named.items())}),')
-        print(f"{steps}: {len(own)} runs, off by {np.median(off):.2f}, {off.max():.2f} at most", file=sys.stderr)
+        tell_constants(steps, own)
     ratios = []
     for (inputs, hidden, steps, batch, kind), own in cases.items():
         direction, request = direction_of(inputs, hidden, kind), GraphRequest(batch=batch, steps=steps)

@@ -17,7 +17,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -163,12 +163,22 @@ def fit(rows: list[dict[str, Any]]) -> None:
         task, way = task_and_way(row)
         by_kind.setdefault(kind_of(way, task), []).append((astuple(quantities(way, task)), row["seconds"] * 1e6))
     for kind, own in sorted(by_kind.items()):
-        features, times = (np.array(each) for each in zip(*own, strict=True))
-        constants = fitted(features, times)
-        off = np.exp(np.abs(np.log(features @ constants / times)))
-        named = {field.name: float(f"{c:.3g}") for field, c in zip(fields(Quantities), constants, strict=True) if c}
-        print(f'    "{kind}": Quantities({", ".join(f"{name}={c:g}" for name, c in named.items())}),')
-        print(f"{kind}: {len(own)} runs, off by {np.median(off):.2f}, {off.max():.2f} at most", file=sys.stderr)
+        tell_constants(kind, own)
+
+
+def tell_constants(kind: str, runs: Sequence[tuple[tuple[float, ...], float]]) -> None:
+    """Print the constants of a kind, as code has them, and how far off they are.
+
+    Args:
+        kind: of the runs.
+        runs: quantities, and microseconds.
+    """
+    features, times = (np.array(each) for each in zip(*runs, strict=True))
+    constants = fitted(features, times)
+    off = np.exp(np.abs(np.log(features @ constants / times)))
+    named = {field.name: float(f"{c:.3g}") for field, c in zip(fields(Quantities), constants, strict=True) if c}
+    print(f'    "{kind}": Quantities({", ".join(f"{name}={c:g}" for name, c in named.items())}),')
+    print(f"{kind}: {len(runs)} runs, off by {np.median(off):.2f}, {off.max():.2f} at most", file=sys.stderr)
 
 
 def check(rows: list[dict[str, Any]]) -> None:
