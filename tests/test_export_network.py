@@ -312,3 +312,12 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("btcompress.export.graphs.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(BTCompressError, match="needs onnxscript, which is not installed"):
         export_onnx(net, x, tmp_path / "net.onnx")
+
+
+def test_integers_in_the_operator_of_layers_within_a_network(tmp_path):
+    network = BTLSTM(12, 16, cp_rank=2, tucker_rank=2)
+    exported = export_onnx(network, torch.randn(5, 3, 12), tmp_path / "net.onnx", form="lstm", int8=True)
+    found = [node.op_type for node in onnx.load(exported.path).graph.node]
+    assert found.count("DynamicQuantizeLSTM") == 1
+    assert found.count("LSTM") == 0
+    assert 0 < exported.int8_error < 0.1

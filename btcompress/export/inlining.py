@@ -66,12 +66,12 @@ class Inlining:
 
     @property
     def products(self) -> list[str]:
-        """Names of the products with matrices among the nodes made, within ``Scan`` too."""
+        """Names of what multiplies by matrices among the nodes made, within ``Scan`` too."""
         return [
             own.name
             for node in self.nodes.nodes
             for own in (node, *(each for graph in _subgraphs(node) for each in graph))
-            if own.op_type == "MatMul" and own.name
+            if own.op_type in ("MatMul", "LSTM") and own.name
         ]
 
     def _inline(self, node: ir.Node) -> None:

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 #: Said where the quantizer found nothing to do.
 _NO_INTEGERS = (
     "nothing is computed in integers: the quantizer takes products with matrices that lie in the file as they are, and "
-    "of block-term forms only those of low rank do."
+    "none of these does."
 )
 #: Bytes of the largest file of the format.
 _MOST_BYTES = 2**31 - 1
 
 
 def export_onnx(
-    network: nn.Module,
+    model: nn.Module,
     example_inputs: Any,  # noqa: ANN401 - whatever the network takes
     path: str | PathLike[str],
     *,
@@ -61,7 +61,7 @@ def export_onnx(
     and on one with one more of everything that is dynamic, in ONNX Runtime where that is installed.
 
     Args:
-        network: the network, such as :func:`btcompress.apply` gives.
+        model: the network, such as :func:`btcompress.apply` gives.
         example_inputs: what it is called with: a tensor, a tuple of arguments, or a dict of them by name. Give them the
             sizes that runs are going to have, as far as the speed of layers is to be chosen by them.
         path: the file.
@@ -88,9 +88,12 @@ def export_onnx(
         OutputError: the file cannot or may not be written there.
     """
     _require(int8=int8)
-    if not isinstance(network, nn.Module):
-        raise BTCompressError(f"a network is an nn.Module, but a {type(network).__name__} was given.")
-    network = getattr(network, "_orig_mod", network)  # of torch.compile
+    if not isinstance(model, nn.Module):
+        raise BTCompressError(
+            f"a network is an nn.Module, but a {type(model).__name__} was given. The LSTMs of a result are exported by "
+            "btcompress.export_graphs."
+        )
+    network = getattr(model, "_orig_mod", model)  # of torch.compile
     target = Path(path)
     check_target(target, force=force)
     request = GraphRequest(batch=_or_one(batch), steps=_or_one(steps), form=form, int8=int8)
@@ -100,13 +103,13 @@ def export_onnx(
             outputs = outputs_of(network, example)
         check_repeats(network, example, outputs)
         with traced(modules):
-            model = _traced(network, example, input_names, output_names)
-        inlining = Inlining(model, modules, sizes, request, batch, steps)
+            graph = _traced(network, example, input_names, output_names)
+        inlining = Inlining(graph, modules, sizes, request, batch, steps)
         inlining.run()
         if int8 and not inlining.products:
             # The quantizer would take the lack of names for all of the network.
             raise BTCompressError("int8 is for products of block-term layers, but the network has none. Leave it out.")
-        proto, opset = _proto(model), model.graph.opset_imports[""]
+        proto, opset = _proto(graph), graph.graph.opset_imports[""]
         with replacing(target) as temporary:
             plain = temporary.with_name("float") if int8 else temporary
             plain.write_bytes(proto.SerializeToString(deterministic=True))
