@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from btcompress.applied import remember
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, read_compressed
+from btcompress.checkpoint.compressed import part_names
+from btcompress.checkpoint.wrappers import matched
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
 from btcompress.nn.replacing import Replaceable, is_replaceable, with_shapes
@@ -21,9 +23,6 @@ from btcompress.text import listed
 
 Compressed = str | PathLike[str] | CompressedCheckpoint
 Module = TypeVar("Module", bound=nn.Module)
-
-#: Path parts that wrappers (DataParallel, torch.compile) put into names.
-_WRAPPERS = frozenset({"module", "_orig_mod"})
 
 
 def load(path: str | PathLike[str]) -> CompressedCheckpoint:
@@ -51,8 +50,9 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     """Swap the layers of a model whose matrices were factorized for block-term layers and load the weights.
 
     Each such ``nn.LSTM``, ``nn.LSTMCell`` or ``nn.Linear`` is replaced in place by a :class:`BTLSTM`,
-    :class:`BTLSTMCell` or :class:`BTLinear` of the same arguments, dtype and device. Names match across
-    the wrappers ``module.`` and ``_orig_mod.``.
+    :class:`BTLSTMCell` or :class:`BTLinear` of the same arguments, dtype and device. A layer is
+    found by its name, else by the only one that is the same without what wrappers put into names (``module.``,
+    ``_orig_mod.``, ``_forward_module.``, ``_fsdp_wrapped_module.``, ``_module.``, and ``model.``) on either side.
 
     Args:
         module: the model as it was when its dense checkpoint was saved; changed in place.
@@ -71,18 +71,20 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     result = opened(compressed)
     tensors = _without_prefix(result.tensors, prefix)
     matrices = _without_prefix({key: matrix.shape for key, matrix in result.matrices.items()}, prefix)
-    modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
+    outline = _without_prefix(result.outline(), prefix)
+    names = _names_in(module, (*outline, *tensors), matrices)
+    tensors, matrices, outline = _renamed(tensors, names), _renamed(matrices, names), _renamed(outline, names)
+    modules = dict(module.named_modules(remove_duplicate=False))
     swaps: dict[str, nn.Module] = {}
     rest = dict(matrices)
-    for entry in find_recurrent(_without_prefix(result.outline(), prefix)):
+    for entry in find_recurrent(outline):
         if not isinstance(entry, LSTMEntry):
             continue
         shapes = {key.removeprefix(entry.prefix): rest.pop(key) for key in entry.matrix_keys if key in rest}
         if shapes:
-            name = plain_name(entry.name)
-            swaps[name] = _recurrent_replacement(entry, modules.get(name), shapes, list(modules))
+            swaps[entry.name] = _recurrent_replacement(entry, modules.get(entry.name), shapes, list(modules))
     for key, shape in rest.items():
-        name = plain_name(key.removesuffix("weight").removesuffix("."))
+        name = key.removesuffix("weight").removesuffix(".")
         swaps[name] = _linear_replacement(name, modules.get(name), shape, module, list(modules))
     module = cast(Module, _filled(module, modules, swaps, tensors, strict=strict))
     remember(module, result, prefix)
@@ -109,10 +111,12 @@ def restore(
         CheckpointError: names, types or sizes do not fit, or a linear layer's weight is tied in the model; the
             module is then unchanged.
     """
-    modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
+    names = _names_in(module, tensors, shapes)
+    tensors, shapes = _renamed(tensors, names), _renamed(shapes, names)
+    modules = dict(module.named_modules(remove_duplicate=False))
     layers: dict[str, dict[str, MatrixShape]] = {}
     for key, shape in shapes.items():
-        name, _, part = plain_name(key).rpartition(".")
+        name, _, part = key.rpartition(".")
         layers.setdefault(name, {})[part] = shape
     swaps = {}
     for name, own in layers.items():
@@ -179,19 +183,35 @@ def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Val
     return kept
 
 
-def plain_name(name: str) -> str:
-    """A name without the parts that wrappers (DataParallel, torch.compile) put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
 def uncompiled() -> Any:  # noqa: ANN401 - torch's own context
     """Run what was compiled as it was written; nothing is compiled where dynamo was never loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Values by name without wrappers; of a wrapper and what it wraps, the wrapped one."""
-    return {plain_name(name): value for name, value in values.items()}
+def _names_in(module: nn.Module, names: Iterable[str], matrices: Mapping[str, MatrixShape]) -> dict[str, str]:
+    """What the model calls the tensors and matrices of a file; those of layers that it has not keep their names.
+
+    Args:
+        module: the model.
+        names: of tensors of the file.
+        matrices: the shapes of its block-term matrices, by key.
+    """
+    keys = {name: key for key, shape in matrices.items() for names in part_names(key, shape) for name in names}
+    layers = {name: keys.get(name, name).rpartition(".")[0] for name in (*matrices, *names)}
+    held = [name.rpartition(".")[0] for name in module.state_dict()]
+    held += [name for name, each in module.named_modules(remove_duplicate=False) if is_replaceable(each)]
+    found = matched(layers.values(), held)
+    return {name: _in_layer(found.get(layer, layer), name, layer) for name, layer in layers.items()}
+
+
+def _in_layer(layer: str, name: str, before: str) -> str:
+    """The name of what lies in a layer that was called otherwise before."""
+    part = name.removeprefix(f"{before}.") if before else name
+    return f"{layer}.{part}" if layer else part
+
+
+def _renamed(values: Mapping[str, _Value], names: Mapping[str, str]) -> dict[str, _Value]:
+    return {names[name]: value for name, value in values.items()}
 
 
 def _recurrent_replacement(
@@ -262,12 +282,12 @@ def _check_names(
     module: nn.Module, swaps: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], strict: bool
 ) -> None:
     """Compare names and shapes as they will be after the swaps, before anything is changed."""
-    state = {plain_name(name): tensor.shape for name, tensor in module.state_dict().items()}
+    state = {name: tensor.shape for name, tensor in module.state_dict().items()}
     for name, new in swaps.items():
         below = f"{name}." if name else ""
         state = {key: shape for key, shape in state.items() if not key.startswith(below)}
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
-    given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
+    given = {name: tensor.shape for name, tensor in tensors.items()}
     missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())
     if strict and (missing or unexpected):
         raise CheckpointError(
@@ -299,8 +319,7 @@ def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 
 def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    plain = _by_plain_name(tensors)
     with torch.no_grad():
         for name, target in module.state_dict(keep_vars=True).items():
-            if plain_name(name) in plain:
-                target.copy_(plain[plain_name(name)])
+            if name in tensors:
+                target.copy_(tensors[name])

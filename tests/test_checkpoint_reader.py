@@ -236,7 +236,7 @@ CONTAINERS = {
         {**prefixed("encoder", SD), **prefixed("decoder", OTHER)},
         ("2 state dicts are kept", "encoder, decoder"),
     ),
-    "two of one object": ({"model": SD, "ema": SD}, {**prefixed("model", SD), **prefixed("ema", SD)}, ("model, ema",)),
+    "two of one object": ({"one": SD, "two": SD}, {**prefixed("one", SD), **prefixed("two", SD)}, ("one, two",)),
     "a list of two": ([SD, OTHER], {**prefixed("0", SD), **prefixed("1", OTHER)}, ("0, 1",)),
     "values among tensors": (
         {**SD, "head._extra_state": {"a": 1}, "step": 7, "note": "x", "none": None},

@@ -2,7 +2,8 @@
 
 A *state dict* is a mapping with string keys that holds tensors itself. Mappings, lists and tuples around
 state dicts are containers; how they lie, and the plain values in them, is kept as a layout, and what else they hold is
-left out and named. A module that was pickled whole counts as its state dict.
+left out and named. A module that was pickled whole counts as its state dict. Which of several state dicts are taken,
+:mod:`btcompress.checkpoint.choosing` says.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
+from btcompress.checkpoint.choosing import averages, copies_told, with_weights
 from btcompress.checkpoint.layout import Layout, Node, Place
 from btcompress.checkpoint.modules import is_module, module_tensors
 from btcompress.checkpoint.pickles import Foreign, OddKey
@@ -46,9 +47,10 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
     """Gather the tensors of every state dict in ``value`` under one flat set of names.
 
     One state dict keeps its own keys; several have the path to each put before its keys, joined by
-    dots, with positions in lists as path parts. The layout says where each lies; it keeps plain values and single
-    numbers beside state dicts as well. Optimizer states, other tensors beside whole state dicts, objects that were not
-    loaded and values that are too large are left out, each named in a notice.
+    dots, with positions in lists as path parts. Only those with weights are taken, where there are such, and of a model
+    and averages of it the model. The layout says where each lies; it keeps plain values and single
+    numbers beside state dicts as well. Optimizer states, averages, other tensors beside whole state dicts, objects that
+    were not loaded and values that are too large are left out, each named in a notice.
 
     Args:
         value: what ``torch.load`` gave, or a state dict in memory.
@@ -68,7 +70,7 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
     if not found.state_dicts:
         left = [*found.optimizers, *found.loose, *found.foreign]
         raise CheckpointError(f"{label} holds no state dict, only {listed(left)}. {_ADVICE}")
-    chosen = found.chosen(container)
+    chosen, copies = found.chosen(container)
     tensors: dict[str, Tensor] = {}
     for path, state_dict in chosen.items():
         for key, tensor in state_dict.tensors:
@@ -77,9 +79,10 @@ def flatten(value: object, label: str, container: str | None = None) -> Flattene
                 raise CheckpointError(f"{label} holds two tensors named {name}. Rename one in your own code.")
             tensors[name] = plain_tensor(name, tensor)
     whole = [f"Read from a module that was pickled whole: {listed(tree.modules)}."] if tree.modules else []
-    sketch = _Sketch(found.state_dicts.values(), chosen)
+    sketch = _Sketch(found.weights.values(), chosen)
     layout = sketch.layout(root, tensors)
-    return Flattened(tensors, (*whole, *found.notices(list(chosen)), *sketch.notices()), layout)
+    notices = (*whole, *found.notices(list(chosen)), *copies_told(copies), *sketch.notices())
+    return Flattened(tensors, notices, layout)
 
 
 _ADVICE = "Save one with torch.save(model.state_dict(), 'weights.pt')."
@@ -125,8 +128,8 @@ class _Node:
         """Whether the tensors held directly are weights, rather than bookkeeping beside state dicts.
 
         Beside state dicts, single numbers and integers (a best loss, a random generator's state) are
-        bookkeeping; and so is any tensor without a dot in its key where the state dicts below have
-        dots in theirs, as those of whole modules do.
+        bookkeeping; beside only one, vectors but a ``bias`` (means of the inputs); and so is any tensor without a dot
+        in its key where the state dicts below have dots in theirs, as those of whole modules do.
         """
         if not self.tensors or not self.named:
             return False
@@ -134,10 +137,17 @@ class _Node:
         if not below:
             return True
         whole = any("." in key for key in below)
+        single = len(self.children) == 1
         return not all(
-            "." not in key and (whole or tensor.numel() <= 1 or not tensor.is_floating_point())
+            "." not in key
+            and (whole or tensor.numel() <= 1 or not tensor.is_floating_point() or (single and _is_vector(key, tensor)))
             for key, tensor in self.tensors.items()
         )
+
+
+def _is_vector(key: str, tensor: Tensor | Unheld) -> bool:
+    """Whether a tensor is a vector that is no bias."""
+    return isinstance(tensor, Tensor) and tensor.dim() < 2 and key != "bias"
 
 
 class _Tree:
@@ -164,7 +174,7 @@ class _Tree:
             raise CheckpointError(
                 f"{self._label} nests containers more than {_MAX_DEPTH} deep or in a circle. {_ADVICE}"
             )
-        if isinstance(value, Mapping) and "state" in value and isinstance(value.get("param_groups"), list):
+        if isinstance(value, Mapping) and _is_optimizer(value):
             return _Node(optimizer=True)
         node = _Node(value=value)
         for key, item in node.entries():
@@ -211,28 +221,30 @@ class _StateDict:
     node: _Node
     tensors: list[tuple[str, Tensor | Unheld]]
 
-    def is_bookkeeping(self) -> bool:
-        """Whether it holds nothing but single numbers, such as the best scores of a callback."""
-        return all(isinstance(each, Tensor) and not is_lazy(each) and each.numel() <= 1 for _, each in self.tensors)
-
 
 class _Found:
-    """What lies where among the state dicts of a tree."""
+    """What lies where among the state dicts of a tree.
+
+    Attributes:
+        state_dicts: all of them, by path.
+        weights: those that hold weights, as far as that can be told.
+        optimizers: paths of their states.
+        loose: paths of tensors in no state dict.
+        foreign: paths of objects that were not loaded.
+    """
 
     def __init__(self, label: str) -> None:
         self._label = label
         self.state_dicts: dict[str, _StateDict] = {}
+        self.weights: dict[str, _StateDict] = {}
         self.optimizers: list[str] = []
         self.loose: list[str] = []
         self.foreign: list[str] = []
 
     def gather(self, root: _Node) -> None:
-        """Find all state dicts; beside others, those of single numbers alone are none."""
+        """Find all state dicts, and which of them hold weights."""
         self._collect(root, "")
-        numbers = [path for path, each in self.state_dicts.items() if each.is_bookkeeping()]
-        if len(numbers) < len(self.state_dicts):
-            for path in numbers:
-                del self.state_dicts[path]
+        self.weights = {path: self.state_dicts[path] for path in with_weights(_by_path(self.state_dicts))}
 
     def _collect(self, node: _Node, path: str) -> None:
         if node.optimizer:
@@ -264,24 +276,26 @@ class _Found:
             raise CheckpointError(f"{self._label} holds two state dicts named {path}. Rename one in your own code.")
         self.state_dicts[path] = state_dict
 
-    def chosen(self, container: str | None) -> dict[str, _StateDict]:
-        """The state dicts asked for, by the path that goes before their keys."""
+    def chosen(self, container: str | None) -> tuple[dict[str, _StateDict], dict[str, str]]:
+        """The state dicts to take, by the path that goes before their keys, and averages of others that are not taken.
+
+        The averages are given by their path in the file, each with the path of what it is an average of.
+        """
         if container is None:
-            if len(self.state_dicts) == 1:
-                return {"": next(iter(self.state_dicts.values()))}
-            return self.state_dicts
+            copies = averages(_by_path(self.weights))
+            return _named({path: each for path, each in self.weights.items() if path not in copies}), copies
         if container in self.state_dicts:
-            return {"": self.state_dicts[container]}
+            return {"": self.state_dicts[container]}, {}
         below = f"{container}."
-        chosen = {path.removeprefix(below): sd for path, sd in self.state_dicts.items() if path.startswith(below)}
+        chosen = {path.removeprefix(below): each for path, each in self.weights.items() if path.startswith(below)}
         if not chosen:
             raise CheckpointError(f"{self._label} has no container {container!r}. {self._available()}")
-        return chosen
+        return _named(chosen), {}
 
     def _available(self) -> str:
-        if list(self.state_dicts) == [""]:
+        if list(self.weights) == [""]:
             return "It is one plain state dict: leave the container out."
-        return f"There are: {', '.join(self.state_dicts)}."
+        return f"There are: {', '.join(self.weights)}."
 
     def notices(self, kept: list[str]) -> Iterator[str]:
         """What a user should know about state dicts that were renamed, and about optimizers."""
@@ -299,7 +313,7 @@ class _Sketch:
     """Draws the layout of a tree, once it is known which of its nodes are state dicts.
 
     Args:
-        state_dicts: all that were found.
+        state_dicts: all that were found with weights.
         chosen: those whose tensors are taken, by the path that goes before their keys.
     """
 
@@ -367,6 +381,23 @@ class _Sketch:
         if found is not LEFT_OUT and not is_key(key):
             raise _NoLayoutError(f"the key {name} of tensors")
         return found
+
+
+def _named(state_dicts: dict[str, _StateDict]) -> dict[str, _StateDict]:
+    """State dicts by what goes before their keys: nothing where there is but one."""
+    return {"": next(iter(state_dicts.values()))} if len(state_dicts) == 1 else state_dicts
+
+
+def _by_path(state_dicts: Mapping[str, _StateDict]) -> dict[str, dict[str, Tensor | Unheld]]:
+    """The tensors of each; of those of one name in it the last, as these are refused where they are taken."""
+    return {path: dict(each.tensors) for path, each in state_dicts.items()}
+
+
+def _is_optimizer(value: Mapping[object, object]) -> bool:
+    """Whether a mapping is an optimizer's own state, as torch, look-ahead optimizers and fastai write it."""
+    if isinstance(value.get("param_groups"), list):
+        return "state" in value or "fast_state" in value
+    return isinstance(value.get("state"), list) and isinstance(value.get("hypers"), list)
 
 
 def _join(prefix: str, name: str) -> str:

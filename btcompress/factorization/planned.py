@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
@@ -16,16 +16,17 @@ from btcompress.checkpoint import (
     CompressedCheckpoint,
     CompressedMatrix,
     RoundedMatrix,
+    find_aliases,
     from_state_dict,
     read,
 )
 from btcompress.checkpoint.precisions import Stored
 from btcompress.errors import CheckpointError
-from btcompress.factorization.matrices import AsItWas, Factorized, Outcome, factorized, named, rounded
+from btcompress.factorization.matrices import AsItWas, Factorized, Outcome, also_named, factorized, named, rounded
 from btcompress.factorization.told import nothing_to_do, orders_told
 from btcompress.fit import FitOptions, MatrixFit, OnSweep, described, explained, one_thread_for
 from btcompress.orders import fit_ordered, share_orders
-from btcompress.plan import Plan
+from btcompress.plan import Plan, PlannedMatrix
 from btcompress.results import FitProgress, LeftDense, Sweep
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
@@ -56,6 +57,8 @@ def factorize_as_planned(
     unrounded: Collection[str] = (),
 ) -> CompressedCheckpoint:
     """Fit every matrix of a plan, round it, and put what there is then in place of the dense matrix.
+
+    A matrix that has several names, as that of an LSTM used twice, is fitted once and has its form under all of these.
 
     Args:
         checkpoint: what the plan was made for.
@@ -88,8 +91,14 @@ def factorize_as_planned(
     sizes = [planned.shape.dense_params for planned in plan.matrices] + [math.prod(each.size) for each in plan.rounded]
     with one_thread_for(max(sizes)):
         ready = _in_orders(checkpoint, plan, options, on_sweep_of) if order_units else {}
+        aliases = find_aliases(checkpoint.tensors)
+        done: dict[tuple[PlannedMatrix, bool], str] = {}
         for planned in plan.matrices:
             name, rounds = planned.name, planned.name not in unrounded
+            first = done.setdefault((replace(planned, name=aliases.get(name, name)), rounds), name)
+            if first != name:
+                outcomes[name] = also_named(outcomes[first], first, name)
+                continue
             fit, matrix = ready.get(name), checkpoint.tensors[name]
             outcomes[name] = factorized(planned, matrix, options, on_sweep_of(name), fit, rounds=rounds)
         for each in plan.rounded:

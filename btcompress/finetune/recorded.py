@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
-from btcompress.models import plain_name
 
 #: The array that says whether a layer was seen to start from states other than zero.
 MARK = "has_states"

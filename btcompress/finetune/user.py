@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
+from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import BTCompressError
 from btcompress.finetune.networks import Network, fill
-from btcompress.models import apply, plain_name
+from btcompress.models import apply
 
 
 class UserNetwork(Network):
-    """A user's network, called with ``x``, and with ``lengths`` too where the data have them."""
+    """A user's network, called with ``x``, and with ``lengths`` too where the data have them.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the network.
+        names: of the tensors of its file; matched with its own, but for what wrappers put into them.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
         super().__init__()
         self.model = model
+        self._names = {own: name for name, own in matched(names, model.state_dict()).items()}
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> object:
         """What the network gives; it begins with whatever states are its own.
@@ -36,7 +43,8 @@ class UserNetwork(Network):
 
     def file_tensors(self) -> dict[str, Tensor]:
         """See :class:`btcompress.finetune.networks.Network`."""
-        return {plain_name(name): tensor for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        live = self.model.state_dict(keep_vars=True)
+        return {self._names.get(name, plain_name(name)): tensor for name, tensor in live.items()}
 
 
 def build_student(reference: str, factory: Callable[[], Any], compressed: CompressedCheckpoint) -> UserNetwork:
@@ -48,7 +56,7 @@ def build_student(reference: str, factory: Callable[[], Any], compressed: Compre
     """
     model = apply(_built(reference, factory), compressed)
     floating = {value.dtype for value in model.parameters()}
-    return UserNetwork(model.float() if floating & {torch.float16, torch.bfloat16} else model)
+    return UserNetwork(model.float() if floating & {torch.float16, torch.bfloat16} else model, compressed.tensors)
 
 
 def build_teacher(reference: str, factory: Callable[[], Any], dense: Checkpoint, like: UserNetwork) -> UserNetwork:
@@ -59,9 +67,8 @@ def build_teacher(reference: str, factory: Callable[[], Any], dense: Checkpoint,
         CheckpointError: the checkpoint does not fit the network.
     """
     teacher = UserNetwork(_built(reference, factory).to(next(like.parameters()).dtype))
-    given = {plain_name(name): tensor for name, tensor in dense.tensors.items()}
-    names = (name for name in teacher.model.state_dict() if plain_name(name) in given)
-    fill(teacher.model, {name: given[plain_name(name)] for name in names}, dense.source.name)
+    names = matched(dense.tensors, teacher.model.state_dict())
+    fill(teacher.model, {own: dense.tensors[name] for name, own in names.items()}, dense.source.name)
     return teacher
 
 

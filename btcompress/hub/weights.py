@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from btcompress.checkpoint.compressed import check_parts
 from btcompress.checkpoint.recognise import recognise
 from btcompress.checkpoint.safetensorsfiles import read_tensors
 from btcompress.checkpoint.tensors import find_aliases, plain_tensor
+from btcompress.checkpoint.wrappers import matched
 from btcompress.errors import CheckpointError
 from btcompress.hub import config
-from btcompress.models import plain_name
 from btcompress.nn import BTWeight
 from btcompress.shapes import MatrixShape
 
@@ -73,8 +73,7 @@ class Network:
     def result(self) -> CompressedCheckpoint | None:
         """The result that the whole network is; None where it holds more, or less, or nothing was applied to it."""
         whole = [part.result for part in self.parts if not part.name]
-        names = {plain_name(name) for name in self.tensors}
-        if not whole or {plain_name(name) for name in whole[0].tensors} != names:
+        if not whole or not _are_matched(whole[0].tensors, self.tensors):
             return None
         return whole[0]
 
@@ -135,8 +134,7 @@ def read(folder: Path) -> Saved:
     if kind == "btcompress":
         result = read_compressed(path)
         held = {key: matrix.shape for key, matrix in result.matrices.items()}
-        by_plain_name = ({plain_name(key): shape for key, shape in each.items()} for each in (shapes, held))
-        if config.SECTION in arguments and len({frozenset(each.items()) for each in by_plain_name}) > 1:
+        if config.SECTION in arguments and not _are_same(shapes, held):
             raise CheckpointError(
                 f"{where} and {NAME} beside it say other shapes of block-term matrices. Give a folder of which both "
                 "were written together."
@@ -174,11 +172,22 @@ def _parts(module: nn.Module, tensors: Mapping[str, Tensor], shapes: Mapping[str
         applied, below = applied_to(child), f"{name}." if name else ""
         if applied is None or any(below.startswith(outer) for outer in taken):
             continue
-        own = {plain_name(each.removeprefix(below)): each for each in tensors if each.startswith(below)}
-        names = {each: own[plain_name(each)] for each in applied.names if plain_name(each) in own}
-        keys = {plain_name(key.removeprefix(below)): key for key in shapes if key.startswith(below)}
-        held = {plain_name(key): matrix.shape for key, matrix in applied.matrices.items()}
-        if len(names) == len(applied.names) and held == {key: shapes[full] for key, full in keys.items()}:
-            result = applied.with_tensors({each: tensors[full] for each, full in names.items()})
-            yield Part(name, result, frozenset(keys.values()))
+        own = {each.removeprefix(below): tensor for each, tensor in tensors.items() if each.startswith(below)}
+        names = matched(applied.names, own)
+        now = {key.removeprefix(below): shape for key, shape in shapes.items() if key.startswith(below)}
+        held = {key: matrix.shape for key, matrix in applied.matrices.items()}
+        if len(names) == len(applied.names) and _are_same(held, now):
+            result = applied.with_tensors({each: own[full] for each, full in names.items()})
+            yield Part(name, result, frozenset(below + key for key in now))
             taken.append(below)
+
+
+def _are_matched(ours: Collection[str], theirs: Collection[str]) -> bool:
+    """Whether these are the same names but for what wrappers put into them."""
+    return len(ours) == len(theirs) == len(matched(ours, theirs))
+
+
+def _are_same(ours: Mapping[str, MatrixShape], theirs: Mapping[str, MatrixShape]) -> bool:
+    """Whether these are the shapes of the same matrices, by names that may have parts of wrappers in them."""
+    names = matched(ours, theirs)
+    return _are_matched(ours, theirs) and all(ours[each] == theirs[other] for each, other in names.items())

@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from btcompress.checkpoint.atomic import check_target, claimed
+from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
-from btcompress.models import plain_name, uncompiled
+from btcompress.models import uncompiled
 from btcompress.recorder.calls import CELLS, LINEAR, LSTMS, call_of
 from btcompress.recorder.sample import Sample
 from btcompress.recorder.spool import Spool

@@ -13,9 +13,9 @@ from msgspec import Meta, Struct
 from torch import nn
 
 from btcompress.checkpoint.atomic import replacing
+from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
 from btcompress.files import open_regular
-from btcompress.models import plain_name
 from btcompress.nn.choice import Place
 from btcompress.nn.running import Running
 from btcompress.nn.ways import Way
