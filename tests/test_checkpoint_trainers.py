@@ -240,6 +240,7 @@ def test_a_part_of_a_name_that_is_an_attribute_is_matched_as_it_is(frames):
         ("model.a model.module.model.a", "a", {}),
         ("b", "model.b x.model.b module.model.b", {}),
         ("module", "", {"module": ""}),
+        ("a module.a", "a module.a", {"a": "a", "module.a": "module.a"}),
     ],
 )
 def test_names_are_matched_exactly_first_and_else_only_where_it_is_clear(given, held, expected):
@@ -312,6 +313,7 @@ def test_an_lstm_under_two_names_is_fitted_once_stored_once_and_counted_once(tmp
         assert set(each.matrices) == {"second.weight_ih_l0", "first.weight_ih_l0"}
         assert (each.n_params, each.n_bytes, each.dense_bytes) == (alone.n_params, alone.n_bytes, alone.dense_bytes)
         assert found.model == expected.model
+        assert each.precisions_of_matrix("first.weight_ih_l0") == alone.precisions_of_matrix("weight_ih_l0")
     applied = btcompress.apply(Twice(), loaded)
     assert applied.first is applied.second
     assert sum(each.numel() for each in applied.parameters()) == alone.n_params

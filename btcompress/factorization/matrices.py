@@ -121,19 +121,6 @@ def factorized(
     return found
 
 
-def also_named(outcome: Outcome, name: str, other: str) -> Outcome:
-    """What became of a matrix, for another name of that very matrix; tensors are shared.
-
-    Args:
-        outcome: under the first name.
-        name: that name.
-        other: the other one.
-    """
-    if not isinstance(outcome, Factorized):
-        return outcome
-    return replace(outcome, stored={other + part.removeprefix(name): how for part, how in outcome.stored.items()})
-
-
 def rounded(planned: PlannedRounding, matrix: Tensor, samples: Samples | None = None) -> Rounded | AsItWas:
     """A matrix that stays dense, its numbers in the precision planned.
 

@@ -22,7 +22,7 @@ from btcompress.checkpoint import (
 )
 from btcompress.checkpoint.precisions import Stored
 from btcompress.errors import CheckpointError
-from btcompress.factorization.matrices import AsItWas, Factorized, Outcome, also_named, factorized, named, rounded
+from btcompress.factorization.matrices import AsItWas, Factorized, Outcome, factorized, named, rounded
 from btcompress.factorization.told import nothing_to_do, orders_told
 from btcompress.fit import FitOptions, MatrixFit, OnSweep, described, explained, one_thread_for
 from btcompress.orders import fit_ordered, share_orders
@@ -97,7 +97,7 @@ def factorize_as_planned(
             name, rounds = planned.name, planned.name not in unrounded
             first = done.setdefault((replace(planned, name=aliases.get(name, name)), rounds), name)
             if first != name:
-                outcomes[name] = also_named(outcomes[first], first, name)
+                outcomes[name] = outcomes[first]  # how its tensors are stored follows those that they are one with
                 continue
             fit, matrix = ready.get(name), checkpoint.tensors[name]
             outcomes[name] = factorized(planned, matrix, options, on_sweep_of(name), fit, rounds=rounds)
