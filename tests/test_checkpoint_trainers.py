@@ -128,6 +128,12 @@ def test_statistics_beside_the_weights_of_a_bare_layer_are_none():
     assert any("tensors beside the state dicts: mean" in notice for notice in found.notices)
 
 
+def test_what_is_beside_a_model_under_a_key_that_is_no_text_is_named_as_well():
+    found = from_state_dict({"model": NET, "seen": {0.5: torch.tensor(1.0), "\ud800": torch.tensor(2.0)}})
+    assert same(found.tensors, NET)
+    assert any("seen.0.5, seen.\ud800" in notice for notice in found.notices)
+
+
 def test_an_average_can_be_taken_instead_and_so_can_what_holds_no_weights(tmp_path):
     path, averaged = tmp_path / "model.pt", zeros(NET)
     torch.save({"model": NET, "ema": {"net": averaged, "decay": VECTOR}, "scale": {"mean": VECTOR}}, path)

@@ -375,7 +375,7 @@ class _Sketch:
         if not isinstance(item, Tensor | Unheld):
             found = self._node(node.children[name], below, inner)
         elif inner is None:
-            found = self._values.number(item, below) if is_key(key) else LEFT_OUT
+            found = self._values.number(key, item, below)
         else:
             found = Place(_join(*inner))
         if found is not LEFT_OUT and not is_key(key):

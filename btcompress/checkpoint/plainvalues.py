@@ -70,9 +70,10 @@ class PlainValues:
         self._n_characters -= length if found is LEFT_OUT else 0
         return found
 
-    def number(self, tensor: Tensor | Unheld, path: str) -> Node:
-        """A tensor beside state dicts, kept where it is a single number."""
-        found = Number.of(tensor) if isinstance(tensor, Tensor) and self._n_values < _MOST_VALUES else None
+    def number(self, key: object, tensor: Tensor | Unheld, path: str) -> Node:
+        """A tensor beside state dicts under this key or position, kept where it is a single number."""
+        has_room = is_key(key) and self._n_values < _MOST_VALUES
+        found = Number.of(tensor) if isinstance(tensor, Tensor) and has_room else None
         self._n_values += found is not None
         (self._loose if found is None else self._numbers).append(path)
         return LEFT_OUT if found is None else found
