@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from btcompress.applied import remember
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, read_compressed
+from btcompress.checkpoint.names import PART
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
+from btcompress.nn.alterations import alterations, plain_type
 from btcompress.nn.replacing import Replaceable, is_replaceable, with_shapes
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed
@@ -24,6 +27,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 #: Path parts that wrappers (DataParallel, torch.compile) put into names.
 _WRAPPERS = frozenset({"module", "_orig_mod"})
+#: What a parameter is called that weights are dropped from at each call.
+_DROPPED = re.compile(f"{PART}_raw")
 
 
 def load(path: str | PathLike[str]) -> CompressedCheckpoint:
@@ -52,7 +57,9 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
 
     Each such ``nn.LSTM``, ``nn.LSTMCell`` or ``nn.Linear`` is replaced in place by a :class:`BTLSTM`,
     :class:`BTLSTMCell` or :class:`BTLinear` of the same arguments, dtype and device. Names match across
-    the wrappers ``module.`` and ``_orig_mod.``.
+    the wrappers ``module.`` and ``_orig_mod.``. Where the file has plain weights of what the model makes anew at each
+    call, by torch's weight norm, spectral norm or pruning, the model gets plain weights as well; a wrapper that drops
+    weights of an LSTM goes with that.
 
     Args:
         module: the model as it was when its dense checkpoint was saved; changed in place.
@@ -153,9 +160,26 @@ def _filled(
     """The module once layers are swapped for others and it has these weights."""
     _check_names(module, swaps, tensors, strict)
     for name, new in swaps.items():
-        module = _put(module, modules[name], new)
+        module = _put(module, _with_weight_drop(module, modules[name]), new)
+    make_plain(module, tensors)
     _copy(module, tensors)
     return module
+
+
+def make_plain(module: nn.Module, names: Collection[str]) -> None:
+    """Undo weight norm, spectral norm and pruning of each parameter of these names, apart from wrappers."""
+    given = {plain_name(name) for name in names}
+    for each in [each for each in alterations(module) if plain_name(each.name) in given]:
+        each.undo()
+
+
+def _with_weight_drop(root: nn.Module, old: nn.Module) -> nn.Module:
+    """The wrapper that drops weights of a module, which looks for these by name; without one, the module itself."""
+    for parent in root.modules():
+        names = [name for each in (parent, old) for name, _ in each.named_parameters(recurse=False)]
+        if list(parent.children()) == [old] and any(_DROPPED.fullmatch(name) for name in names):
+            return parent
+    return old
 
 
 def opened(compressed: Compressed) -> CompressedCheckpoint:
@@ -208,7 +232,7 @@ def _linear_replacement(
 ) -> nn.Module:
     """The block-term layer for a linear layer of the model."""
     old = _checked(name, old, nn.Linear, names)
-    weight = old.get_parameter("weight")
+    weight = cast(Tensor, old.weight)
     size, given = (shape.out_size, shape.in_size), tuple(weight.shape)
     if given != size:
         raise CheckpointError(
@@ -220,7 +244,7 @@ def _linear_replacement(
 
 
 def _check_untied(name: str, linear: nn.Module, root: nn.Module) -> None:
-    weight = linear.get_parameter("weight")
+    weight = linear.weight
     for other, module in root.named_modules():
         for part, parameter in module.named_parameters(recurse=False):
             if parameter is weight and module is not linear:
@@ -236,7 +260,7 @@ def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names:
     if isinstance(old, BTLSTM | BTLSTMCell | BTLinear):
         what = "layer" if isinstance(old, BTLinear) else "LSTM"
         raise CheckpointError(f"{where} is a block-term {what} already. Apply the file to the model's dense form.")
-    if old is None or type(old) is not expected:
+    if old is None or plain_type(old) is not expected:
         given = "is not in the model" if old is None else f"is a {type(old).__name__}"
         raise CheckpointError(
             f"the file has an nn.{expected.__name__} at {where}, but that {given}. Give the model whose dense "
@@ -262,13 +286,21 @@ def _check_names(
     module: nn.Module, swaps: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], strict: bool
 ) -> None:
     """Compare names and shapes as they will be after the swaps, before anything is changed."""
+    given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
     state = {plain_name(name): tensor.shape for name, tensor in module.state_dict().items()}
+    for each in alterations(module):
+        if plain_name(each.name) in given:
+            for stored in each.stored:
+                state.pop(plain_name(stored), None)
+            state[plain_name(each.name)] = each.shape
+    gone: set[str] = set()
     for name, new in swaps.items():
         below = f"{name}." if name else ""
+        gone |= {key for key in state if key.startswith(below)}
         state = {key: shape for key, shape in state.items() if not key.startswith(below)}
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
-    given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
-    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())
+    # Buffers of a layer, such as a mask, go with it.
+    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys() - gone)
     if strict and (missing or unexpected):
         raise CheckpointError(
             "the file and the model do not hold the same tensors: "
