@@ -208,6 +208,18 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+def name_in(given: Collection[str], name: str) -> str:
+    """What the file calls a tensor of a model: raw weights, of which some are dropped at each call, are plain there.
+
+    Args:
+        given: names of the file, without the parts of wrappers.
+        name: in the model.
+    """
+    plain = plain_name(name)
+    is_raw = plain not in given and _DROPPED.fullmatch(plain.rpartition(".")[2])
+    return plain.removesuffix("_raw") if is_raw else plain
+
+
 def uncompiled() -> Any:  # noqa: ANN401 - torch's own context
     """Run what was compiled as it was written; nothing is compiled where dynamo was never loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
@@ -287,7 +299,7 @@ def _check_names(
 ) -> None:
     """Compare names and shapes as they will be after the swaps, before anything is changed."""
     given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
-    state = {plain_name(name): tensor.shape for name, tensor in module.state_dict().items()}
+    state = {name_in(given, name): tensor.shape for name, tensor in module.state_dict().items()}
     for each in alterations(module):
         if plain_name(each.name) in given:
             for stored in each.stored:
@@ -334,5 +346,5 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     plain = _by_plain_name(tensors)
     with torch.no_grad():
         for name, target in module.state_dict(keep_vars=True).items():
-            if plain_name(name) in plain:
-                target.copy_(plain[plain_name(name)])
+            if (given := name_in(plain, name)) in plain:
+                target.copy_(plain[given])

@@ -15,6 +15,7 @@ import btcompress
 from btcompress import memory
 from btcompress.checkpoint import LSTMEntry, OtherRecurrent, find_recurrent, from_state_dict, read
 from btcompress.errors import MemoryLimitError
+from btcompress.finetune.user import build_student, build_teacher
 
 N, H = 5, 3
 HH, IH, BIAS = "weight_hh_l0", "weight_ih_l0", "bias_hh_l0"
@@ -205,6 +206,30 @@ def test_a_result_of_weight_drop_is_applied_to_the_model_with_it_and_without(kin
         {key.removeprefix("rnns.0.module."): value for key, value in btcompress.to_dense(result).items()}
     )
     torch.testing.assert_close(model["rnns"][0](inputs)[0], plain(inputs)[0])
+
+
+@pytest.mark.parametrize("kind", [Salesforce, Fastai1, Fastai2])
+def test_a_layer_that_stays_dense_keeps_its_weight_drop(kind):
+    source = nn.ModuleDict({"rnns": nn.ModuleList([kind()]), "head": nn.Linear(H, 2)})
+    result = btcompress.factorize(source.state_dict(), matrices=("linear",), **SMALL)
+    model = nn.ModuleDict({"rnns": nn.ModuleList([kind()]), "head": nn.Linear(H, 2)})
+    layer, inputs = btcompress.apply(model, result).eval()["rnns"][0], torch.randn(4, N)
+    assert type(layer) is kind
+    torch.testing.assert_close(layer(inputs)[0], source.eval()["rnns"][0](inputs)[0])
+
+
+def test_a_network_of_the_user_teaches_with_plain_weights():
+    source = nn.Sequential(Fastai1(), new_norm(nn.Linear(H, 2), "weight", 0))
+    result = btcompress.factorize(source.state_dict(), matrices=("linear",), **SMALL)
+
+    def made():
+        return nn.Sequential(Fastai1(), new_norm(nn.Linear(H, 2), "weight", 0))
+
+    student = build_student("x:made", made, result)
+    teacher = build_teacher("x:made", made, from_state_dict(source.state_dict()), student).model.eval()
+    inputs = torch.randn(4, N)
+    torch.testing.assert_close(teacher[0](inputs)[0], source.eval()[0](inputs)[0])
+    torch.testing.assert_close(teacher[1].weight, source[1].weight)
 
 
 def network(alter=lambda module, name: module):
