@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -14,15 +15,20 @@ from torch import Tensor, nn
 from btcompress.applied import remember
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, read_compressed
 from btcompress.checkpoint.compressed import part_names
-from btcompress.checkpoint.wrappers import matched
+from btcompress.checkpoint.names import PART
+from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
+from btcompress.nn.alterations import alterations, plain_type
 from btcompress.nn.replacing import Replaceable, is_replaceable, with_shapes
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed
 
 Compressed = str | PathLike[str] | CompressedCheckpoint
 Module = TypeVar("Module", bound=nn.Module)
+
+#: What a parameter is called that weights are dropped from at each call.
+_DROPPED = re.compile(f"{PART}_raw")
 
 
 def load(path: str | PathLike[str]) -> CompressedCheckpoint:
@@ -53,6 +59,9 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     :class:`BTLSTMCell` or :class:`BTLinear` of the same arguments, dtype and device. A layer is
     found by its name, else by the only one that is the same without what wrappers put into names (``module.``,
     ``_orig_mod.``, ``_forward_module.``, ``_fsdp_wrapped_module.``, ``_module.``, and ``model.``) on either side.
+    Where the file has plain weights of what the model makes anew at each
+    call, by torch's weight norm, spectral norm or pruning, the model gets plain weights as well; a wrapper that drops
+    weights of an LSTM goes with that.
 
     Args:
         module: the model as it was when its dense checkpoint was saved; changed in place.
@@ -74,7 +83,7 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     outline = _without_prefix(result.outline(), prefix)
     names = _names_in(module, (*outline, *tensors), matrices)
     tensors, matrices, outline = _renamed(tensors, names), _renamed(matrices, names), _renamed(outline, names)
-    modules = dict(module.named_modules(remove_duplicate=False))
+    modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
     swaps: dict[str, nn.Module] = {}
     rest = dict(matrices)
     for entry in find_recurrent(outline):
@@ -82,9 +91,10 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
             continue
         shapes = {key.removeprefix(entry.prefix): rest.pop(key) for key in entry.matrix_keys if key in rest}
         if shapes:
-            swaps[entry.name] = _recurrent_replacement(entry, modules.get(entry.name), shapes, list(modules))
+            name = plain_name(entry.name)
+            swaps[name] = _recurrent_replacement(entry, modules.get(name), shapes, list(modules))
     for key, shape in rest.items():
-        name = key.removesuffix("weight").removesuffix(".")
+        name = plain_name(key.removesuffix("weight").removesuffix("."))
         swaps[name] = _linear_replacement(name, modules.get(name), shape, module, list(modules))
     module = cast(Module, _filled(module, modules, swaps, tensors, strict=strict))
     remember(module, result, prefix)
@@ -113,10 +123,10 @@ def restore(
     """
     names = _names_in(module, tensors, shapes)
     tensors, shapes = _renamed(tensors, names), _renamed(shapes, names)
-    modules = dict(module.named_modules(remove_duplicate=False))
+    modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
     layers: dict[str, dict[str, MatrixShape]] = {}
     for key, shape in shapes.items():
-        name, _, part = key.rpartition(".")
+        name, _, part = plain_name(key).rpartition(".")
         layers.setdefault(name, {})[part] = shape
     swaps = {}
     for name, own in layers.items():
@@ -157,9 +167,26 @@ def _filled(
     """The module once layers are swapped for others and it has these weights."""
     _check_names(module, swaps, tensors, strict)
     for name, new in swaps.items():
-        module = _put(module, modules[name], new)
+        module = _put(module, _with_weight_drop(module, modules[name]), new)
+    make_plain(module, tensors)
     _copy(module, tensors)
     return module
+
+
+def make_plain(module: nn.Module, names: Collection[str]) -> None:
+    """Undo weight norm, spectral norm and pruning of each parameter of these names, apart from wrappers."""
+    given = {plain_name(name) for name in names}
+    for each in [each for each in alterations(module) if plain_name(each.name) in given]:
+        each.undo()
+
+
+def _with_weight_drop(root: nn.Module, old: nn.Module) -> nn.Module:
+    """The wrapper that drops weights of a module, which looks for these by name; without one, the module itself."""
+    for parent in root.modules():
+        names = [name for each in (parent, old) for name, _ in each.named_parameters(recurse=False)]
+        if list(parent.children()) == [old] and any(_DROPPED.fullmatch(name) for name in names):
+            return parent
+    return old
 
 
 def opened(compressed: Compressed) -> CompressedCheckpoint:
@@ -183,9 +210,36 @@ def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Val
     return kept
 
 
+def name_in(given: Collection[str], name: str) -> str:
+    """What the file calls a tensor of a model: raw weights, of which some are dropped at each call, are plain there.
+
+    Args:
+        given: names of the file, without the parts of wrappers.
+        name: in the model.
+    """
+    plain = plain_name(name)
+    is_raw = plain not in given and _DROPPED.fullmatch(plain.rpartition(".")[2])
+    return plain.removesuffix("_raw") if is_raw else plain
+
+
 def uncompiled() -> Any:  # noqa: ANN401 - torch's own context
     """Run what was compiled as it was written; nothing is compiled where dynamo was never loaded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Values by name without wrappers; of a wrapper and what it wraps, the wrapped one."""
+    return {plain_name(name): value for name, value in values.items()}
+
+
+def named_as_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Dense tensors by what the model calls them, as :func:`apply` finds it; others keep their names.
+
+    Args:
+        module: the model.
+        tensors: of a file, by name.
+    """
+    return _renamed(tensors, _names_in(module, tensors, {}))
 
 
 def _names_in(module: nn.Module, names: Iterable[str], matrices: Mapping[str, MatrixShape]) -> dict[str, str]:
@@ -228,7 +282,7 @@ def _linear_replacement(
 ) -> nn.Module:
     """The block-term layer for a linear layer of the model."""
     old = _checked(name, old, nn.Linear, names)
-    weight = old.get_parameter("weight")
+    weight = cast(Tensor, old.weight)
     size, given = (shape.out_size, shape.in_size), tuple(weight.shape)
     if given != size:
         raise CheckpointError(
@@ -240,7 +294,7 @@ def _linear_replacement(
 
 
 def _check_untied(name: str, linear: nn.Module, root: nn.Module) -> None:
-    weight = linear.get_parameter("weight")
+    weight = linear.weight
     for other, module in root.named_modules():
         for part, parameter in module.named_parameters(recurse=False):
             if parameter is weight and module is not linear:
@@ -256,7 +310,7 @@ def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names:
     if isinstance(old, BTLSTM | BTLSTMCell | BTLinear):
         what = "layer" if isinstance(old, BTLinear) else "LSTM"
         raise CheckpointError(f"{where} is a block-term {what} already. Apply the file to the model's dense form.")
-    if old is None or type(old) is not expected:
+    if old is None or plain_type(old) is not expected:
         given = "is not in the model" if old is None else f"is a {type(old).__name__}"
         raise CheckpointError(
             f"the file has an nn.{expected.__name__} at {where}, but that {given}. Give the model whose dense "
@@ -282,13 +336,21 @@ def _check_names(
     module: nn.Module, swaps: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], strict: bool
 ) -> None:
     """Compare names and shapes as they will be after the swaps, before anything is changed."""
-    state = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
+    state = {name_in(given, name): tensor.shape for name, tensor in module.state_dict().items()}
+    for each in alterations(module):
+        if plain_name(each.name) in given:
+            for stored in each.stored:
+                state.pop(plain_name(stored), None)
+            state[plain_name(each.name)] = each.shape
+    gone: set[str] = set()
     for name, new in swaps.items():
         below = f"{name}." if name else ""
+        gone |= {key for key in state if key.startswith(below)}
         state = {key: shape for key, shape in state.items() if not key.startswith(below)}
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in tensors.items()}
-    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())
+    # Buffers of a layer, such as a mask, go with it.
+    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys() - gone)
     if strict and (missing or unexpected):
         raise CheckpointError(
             "the file and the model do not hold the same tensors: "
@@ -319,7 +381,8 @@ def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 
 def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    plain = _by_plain_name(tensors)
     with torch.no_grad():
         for name, target in module.state_dict(keep_vars=True).items():
-            if name in tensors:
-                target.copy_(tensors[name])
+            if (given := name_in(plain, name)) in plain:
+                target.copy_(plain[given])

@@ -272,14 +272,14 @@ def test_networks_that_are_trained_on_have_the_names_of_the_file(prefix, frames)
 # Layers that something was done to
 
 
-def test_buffers_that_a_profiler_gave_a_layer_stay(frames):
+def test_buffers_that_a_profiler_gave_a_layer_are_not_in_the_way(frames):
     model = net()
     for layer in model.children():
         layer.register_buffer("total_ops", torch.tensor([7.0], dtype=torch.float64))
     compressed = btcompress.factorize(model, **FULL)
     applied = btcompress.apply(copy.deepcopy(model), compressed)
     assert type(applied.lstm) is BTLSTM
-    assert applied.state_dict().keys() == compressed.tensors.keys()
+    assert compressed.tensors.keys() - applied.state_dict().keys() == {"lstm.total_ops", "head.total_ops"}
     torch.testing.assert_close(applied(frames), model(frames))
 
 

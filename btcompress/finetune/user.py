@@ -12,7 +12,7 @@ from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
 from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import BTCompressError
 from btcompress.finetune.networks import Network, fill
-from btcompress.models import apply
+from btcompress.models import apply, make_plain, name_in, named_as_in
 
 
 class UserNetwork(Network):
@@ -67,8 +67,10 @@ def build_teacher(reference: str, factory: Callable[[], Any], dense: Checkpoint,
         CheckpointError: the checkpoint does not fit the network.
     """
     teacher = UserNetwork(_built(reference, factory).to(next(like.parameters()).dtype))
-    names = matched(dense.tensors, teacher.model.state_dict())
-    fill(teacher.model, {own: dense.tensors[name] for name, own in names.items()}, dense.source.name)
+    given = {plain_name(name): tensor for name, tensor in named_as_in(teacher.model, dense.tensors).items()}
+    make_plain(teacher.model, given)
+    names = {name: name_in(given, name) for name in teacher.model.state_dict()}
+    fill(teacher.model, {name: given[key] for name, key in names.items() if key in given}, dense.source.name)
     return teacher
 
 

@@ -34,8 +34,6 @@ def is_replaceable(module: nn.Module | None) -> bool:
 def with_shapes(old: Replaceable, shapes: Mapping[str, MatrixShape]) -> BTLSTM | BTLSTMCell | BTLinear:
     """A new block-term module of the same arguments, dtype, device and training flag, its parameters drawn.
 
-    Buffers that something else gave the old one, such as a profiler's counts, are the new one's as well.
-
     Args:
         old: never changed.
         shapes: by the names of its matrices; all others are dense.
@@ -62,7 +60,4 @@ def with_shapes(old: Replaceable, shapes: Mapping[str, MatrixShape]) -> BTLSTM |
             raise ShapeError(f"a linear layer has a weight, but shapes are given for {', '.join(shapes)}.")
         has_bias = getattr(old, "bias", None) is not None
         new = BTLinear(old.in_features, old.out_features, has_bias, **rest, shape=shapes["weight"])
-    for name, buffer in old.named_buffers(recurse=False):
-        if not hasattr(new, name):
-            new.register_buffer(name, buffer, persistent=name not in old._non_persistent_buffers_set)
     return new.train(old.training)
