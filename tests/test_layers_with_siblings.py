@@ -274,3 +274,21 @@ def test_a_matrix_with_nan_is_left_dense_where_that_is_allowed(wish):
     assert "not finite" in left.reason
     assert same_bits(result.tensors["weight_ih_l1"], model.weight_ih_l1.detach())
     assert result.history[0]["recipe"]["allow_nonfinite"] is True
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(12, 8)
+        self.head = nn.Linear(8, 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kinds", [{nn.LSTM}, {nn.Linear}, {nn.LSTM, nn.Linear}], ids=["LSTM", "Linear", "both"])
+@pytest.mark.parametrize("saved", [True, False], ids=["file", "state dict"])
+def test_a_quantized_model_is_refused_with_what_to_use_instead(saved, kinds, tmp_path):
+    state = torch.ao.quantization.quantize_dynamic(Tagger(), kinds, dtype=torch.qint8).state_dict()
+    if saved:
+        torch.save(state, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"quantized.*Use the float checkpoint from before quantization\.$"):
+        btcompress.factorize(tmp_path / "m.pt" if saved else state, **FIT)
