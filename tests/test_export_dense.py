@@ -124,8 +124,8 @@ def lightning():
             "ModelCheckpoint{'monitor': 'loss', 'mode': 'min'}": {
                 "monitor": "loss",
                 "best_model_score": torch.tensor(0.25),
-                "best_k_models": {"/tmp/a.ckpt": torch.tensor(0.25)},
-                "best_model_path": "/tmp/a.ckpt",
+                "best_k_models": {"checkpoints/a.ckpt": torch.tensor(0.25)},
+                "best_model_path": "checkpoints/a.ckpt",
                 "kth_value": torch.tensor(0.25),
             },
             "EarlyStopping": {"wait_count": 0, "best_score": torch.tensor(float("inf")), "patience": 3},

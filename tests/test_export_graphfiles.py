@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import btcompress
+from btcompress import BTLSTM
 from btcompress.checkpoint import from_state_dict
+from btcompress.contraction.layout import plan_layout
 from btcompress.errors import BTCompressError, OutputError
 from btcompress.export import GraphRequest, checking, export_graphs, graphs, integers, steps
 from btcompress.export.graphfiles import RECORD, graph_of
@@ -20,6 +22,7 @@ from btcompress.export.modules import layer_module
 from btcompress.export.targets import chosen_lstms
 from btcompress.export.weights import Weights
 from btcompress.packing import Integers
+from btcompress.shapes import BlockTermShape, MatrixShape
 from lowrankresults import low_rank_result
 from test_export_graphs import inputs_of, module_of, operators
 
@@ -281,3 +284,17 @@ def test_the_stream_on_the_page_about_deploying_runs(tmp_path, monkeypatch):
     exec(code, found)
     assert found["y"].shape == (1, 1, 96)
     assert found["h"].shape == found["c"].shape == (4, 1, 48)
+
+
+def test_integers_of_stacks_of_tall_matrices_have_one_scale(tmp_path):
+    part = BlockTermShape((3, 6, 5, 6), (8, 2, 2, 2), (4, 4, 4, 4), 2, 540, 64, 4)
+    layout = plan_layout(part.n_blocks, part.in_modes, part.out_modes, part.ranks)
+    assert any(len(step.right) == 3 and max(step.right) >= 64 for step in layout.steps)
+    module = BTLSTM(540, 16, shapes={"weight_ih_l0": MatrixShape(part)})
+    proto, _, _ = graph_of(Weights.of_module("", module), GraphRequest(int8=True))
+    (tmp_path / "float.onnx").write_bytes(proto.SerializeToString())
+    integers.quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    assert operators(onnx.load(tmp_path / "int8.onnx").graph)["MatMul"] == 0
+    inputs = dict(zip(("x", "h0", "c0"), inputs_of(module), strict=True))
+    floats, whole = (checking.run(tmp_path / name, inputs) for name in ("float.onnx", "int8.onnx"))
+    assert 0 < checking.relative_error(whole, floats) < 0.3

@@ -42,14 +42,15 @@ def quantize(source: Path, target: Path, nodes: Sequence[str] | None = None) -> 
     """
     import onnx_ir as ir
 
-    rows = {}
+    tall, others = list[str](), list[str]()
     for node in ir.load(source).graph.all_nodes():
         if node.op_type in _ROWS and node.name and (nodes is None or node.name in nodes):
             weight = node.inputs[1]
             if weight is not None and weight.const_value is not None:
-                rows[node.name] = weight.const_value.shape.numpy()[_ROWS[node.op_type]]
-    tall = [name for name, n_rows in rows.items() if n_rows >= _LEAST_ROWS]
-    others = [name for name in rows if name not in tall]
+                sizes = weight.const_value.shape.numpy()
+                is_tall = sizes[_ROWS[node.op_type]] >= _LEAST_ROWS
+                # ONNX Runtime multiplies by a stack of matrices with one scale alone.
+                (tall if is_tall and (len(sizes) == 2 or node.op_type == "LSTM") else others).append(node.name)
     for chosen, per_channel in ((tall, True), (others, False)):
         if chosen:
             _quantize(source, target, chosen, per_channel=per_channel)
