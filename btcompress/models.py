@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from btcompress.applied import remember
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, oddity, read_compressed
+from btcompress.checkpoint.names import PART
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
+from btcompress.nn.alterations import alterations
 from btcompress.nn.replacing import Replaceable, is_replaceable, obstacle_to, with_shapes
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed
@@ -24,6 +27,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 #: Path parts that wrappers (DataParallel, torch.compile) put into names.
 _WRAPPERS = frozenset({"module", "_orig_mod"})
+#: What a parameter is called that weights are dropped from at each call.
+_DROPPED = re.compile(f"{PART}_raw")
 
 
 def load(path: str | PathLike[str]) -> CompressedCheckpoint:
@@ -52,7 +57,9 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
 
     Each such ``nn.LSTM``, ``nn.LSTMCell`` or ``nn.Linear`` is replaced in place by a :class:`BTLSTM`,
     :class:`BTLSTMCell` or :class:`BTLinear` of the same arguments, dtype and device. Names match across
-    the wrappers ``module.`` and ``_orig_mod.``.
+    the wrappers ``module.`` and ``_orig_mod.``. Where the file has plain weights of what the model makes anew at each
+    call, by torch's weight norm, spectral norm or pruning, the model gets plain weights as well; a wrapper that drops
+    weights of an LSTM goes with that.
 
     Args:
         module: the model as it was when its dense checkpoint was saved; changed in place.
@@ -153,9 +160,26 @@ def _filled(
     """The module once layers are swapped for others and it has these weights."""
     _check_names(module, swaps, tensors, strict)
     for name, new in swaps.items():
-        module = _put(module, modules[name], new)
+        module = _put(module, _with_weight_drop(module, modules[name]), new)
+    make_plain(module, tensors)
     _copy(module, tensors)
     return module
+
+
+def make_plain(module: nn.Module, names: Collection[str]) -> None:
+    """Undo weight norm, spectral norm and pruning of each parameter of these names, apart from wrappers."""
+    given = {plain_name(name) for name in names}
+    for each in [each for each in alterations(module) if plain_name(each.name) in given]:
+        each.undo()
+
+
+def _with_weight_drop(root: nn.Module, old: nn.Module) -> nn.Module:
+    """The wrapper that drops weights of a module, which looks for these by name; without one, the module itself."""
+    for parent in root.modules():
+        names = [name for each in (parent, old) for name, _ in each.named_parameters(recurse=False)]
+        if list(parent.children()) == [old] and any(_DROPPED.fullmatch(name) for name in names):
+            return parent
+    return old
 
 
 def opened(compressed: Compressed) -> CompressedCheckpoint:
@@ -182,6 +206,18 @@ def _without_prefix(values: Mapping[str, _Value], prefix: str) -> dict[str, _Val
 def plain_name(name: str) -> str:
     """A name without the parts that wrappers (DataParallel, torch.compile) put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def name_in(given: Collection[str], name: str) -> str:
+    """What the file calls a tensor of a model: raw weights, of which some are dropped at each call, are plain there.
+
+    Args:
+        given: names of the file, without the parts of wrappers.
+        name: in the model.
+    """
+    plain = plain_name(name)
+    is_raw = plain not in given and _DROPPED.fullmatch(plain.rpartition(".")[2])
+    return plain.removesuffix("_raw") if is_raw else plain
 
 
 def uncompiled() -> Any:  # noqa: ANN401 - torch's own context
@@ -214,7 +250,7 @@ def _linear_replacement(
 ) -> nn.Module:
     """The block-term layer for a linear layer of the model."""
     old = _checked(name, old, nn.Linear, names)
-    weight = old.get_parameter("weight")
+    weight = cast(Tensor, old.weight)
     size, given = (shape.out_size, shape.in_size), tuple(weight.shape)
     if given != size:
         raise CheckpointError(
@@ -226,7 +262,7 @@ def _linear_replacement(
 
 
 def _check_untied(name: str, linear: nn.Module, root: nn.Module) -> None:
-    weight = linear.get_parameter("weight")
+    weight = linear.weight
     for other, module in root.named_modules():
         for part, parameter in module.named_parameters(recurse=False):
             if parameter is weight and module is not linear:
@@ -268,13 +304,21 @@ def _check_names(
     module: nn.Module, swaps: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], strict: bool
 ) -> None:
     """Compare names and shapes as they will be after the swaps, before anything is changed."""
-    state = {plain_name(name): tensor.shape for name, tensor in module.state_dict().items()}
+    given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
+    state = {name_in(given, name): tensor.shape for name, tensor in module.state_dict().items()}
+    for each in alterations(module):
+        if plain_name(each.name) in given:
+            for stored in each.stored:
+                state.pop(plain_name(stored), None)
+            state[plain_name(each.name)] = each.shape
+    gone: set[str] = set()
     for name, new in swaps.items():
         below = f"{name}." if name else ""
+        gone |= {key for key in state if key.startswith(below)}
         state = {key: shape for key, shape in state.items() if not key.startswith(below)}
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
-    given = {plain_name(name): tensor.shape for name, tensor in tensors.items()}
-    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys())
+    # Buffers of a layer, such as a mask, go with it.
+    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys() - gone)
     if strict and (missing or unexpected):
         raise CheckpointError(
             "the file and the model do not hold the same tensors: "
@@ -308,5 +352,5 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     plain = _by_plain_name(tensors)
     with torch.no_grad():
         for name, target in module.state_dict(keep_vars=True).items():
-            if plain_name(name) in plain:
-                target.copy_(plain[plain_name(name)])
+            if (given := name_in(plain, name)) in plain:
+                target.copy_(plain[given])

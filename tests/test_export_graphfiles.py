@@ -298,3 +298,14 @@ def test_integers_of_stacks_of_tall_matrices_have_one_scale(tmp_path):
     inputs = dict(zip(("x", "h0", "c0"), inputs_of(module), strict=True))
     floats, whole = (checking.run(tmp_path / name, inputs) for name in ("float.onnx", "int8.onnx"))
     assert 0 < checking.relative_error(whole, floats) < 0.3
+
+
+def test_final_states_that_are_next_to_nothing_are_held_against_all_outputs():
+    """Where gates are shut at the last step, rounding is large beside ``hn``, and small beside what the LSTM gives."""
+    y, cn = torch.rand(4, 1, 2), torch.rand(1, 1, 2)
+    y[-1] = 1e-8
+    right, found = (y, y[-1:], cn), (y + 1e-7, y[-1:] + 1e-7, cn)
+    assert checking.layer_error(found, right) < 1e-6 < checking.relative_error(found, right)
+    assert checking.layer_error((y, y[-1:] + 0.5, cn), right) > 0.4
+    assert checking.layer_error((y, y[-1:], cn + 0.5), right) > 0.4
+    assert checking.layer_error((y[:2], y[-1:], cn), right) == torch.inf

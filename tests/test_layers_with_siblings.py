@@ -41,6 +41,7 @@ SIBLINGS = {
     "none": (under("rnn.", LSTM, head__weight=(2, 3)), ()),
     "a name that goes on": (under("rnn.", LSTM, rnn2__ln__weight=(3,), rnnx=(3,)), ()),
     "counters of a profiler": (under("rnn.", LSTM, rnn__total_ops=(1,), rnn__total_params=(1,)), ()),
+    "a mask of its own": (under("rnn.", LSTM, rnn__weight_hh_l0_mask=(12, 3)), ()),
     "a tensor of no entries": (under("rnn.", LSTM, rnn__dummy=(0,)), ()),
     "a model that is an LSTM and has a head": (under("", LSTM, head__weight=(2, 3), head__bias=(2,)), ()),
 }

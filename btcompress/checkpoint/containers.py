@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from btcompress.checkpoint.layout import Layout, Node, Place
+from btcompress.checkpoint.layout import Layout, Node, Place, left_out_text
 from btcompress.checkpoint.modules import is_module, module_tensors
 from btcompress.checkpoint.pickles import Foreign, OddKey
 from btcompress.checkpoint.plainvalues import LEFT_OUT, PlainValues, is_key, shown
@@ -324,7 +324,7 @@ class _Sketch:
         """What a user should know about what lay beside the state dicts."""
         yield from self._values.notices()
         if self._obstacle:
-            yield f"Left out, the layout of the file ({self._obstacle}): its dense form will be one plain state dict."
+            yield left_out_text(self._obstacle)
 
     def _node(self, node: _Node, path: str, within: tuple[str, str] | None) -> Node:
         """What is kept of a node.

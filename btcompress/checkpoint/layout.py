@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -74,6 +74,15 @@ class Number:
 Node: TypeAlias = Any
 
 
+class UnplacedError(Exception):
+    """A layout that there is none of for other keys; the text says why in few words."""
+
+
+def left_out_text(obstacle: str) -> str:
+    """What a user should know of a layout that could not be kept."""
+    return f"Left out, the layout of the file ({obstacle}): its dense form will be one plain state dict."
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How a dense checkpoint is arranged, where that is not one plain state dict.
@@ -118,6 +127,21 @@ class Layout:
         root = {key: Place(key) for key in tensors} if self.root is None else self.root
         return _filled(root, tensors)
 
+    def renamed(self, names: Mapping[str, str], left_out: Collection[str]) -> Layout:
+        """The layout of the same tensors, of which some have other keys and others are left out.
+
+        Args:
+            names: new keys, by the old ones.
+            left_out: keys that have no place any more.
+
+        Raises:
+            UnplacedError: a container cannot have the new key, or cannot do without what is left out.
+        """
+        gone = {*names, *left_out}
+        ties = {key: first for key, first in self.ties.items() if not gone & {key, first}}
+        root = None if self.root is None else _renamed(self.root, names, left_out)
+        return replace(self, root=root, ties=ties)
+
     @property
     def places(self) -> Iterator[Place]:
         """Where tensors lie, in order."""
@@ -133,6 +157,29 @@ class Layout:
         """The paths of all that holds tensors of state dicts itself."""
         paths = (".".join(path[:-1]) for path, node in _leaves(self.root) if isinstance(node, Place))
         return tuple(dict.fromkeys(paths))
+
+
+def _renamed(node: Node, names: Mapping[str, str], left_out: Collection[str]) -> Node:
+    if isinstance(node, list | tuple):
+        if any(isinstance(each, Place) and (each.key in names or each.key in left_out) for each in node):
+            raise UnplacedError("a list of what weights are made from")
+        return type(node)(_renamed(each, names, left_out) for each in node)
+    if not isinstance(node, dict):
+        return node
+    renamed = {}
+    for key, each in node.items():
+        if not isinstance(each, Place):
+            renamed[key] = _renamed(each, names, left_out)
+        elif each.key in names:
+            # The key in a state dict is the end of the key among all, before which the path to it stays.
+            outer, new = each.key.removesuffix(str(key)), names[each.key]
+            inner = new.removeprefix(outer)
+            if not each.key.endswith(str(key)) or not new.startswith(outer) or inner in node:
+                raise UnplacedError(f"the place of {new}")
+            renamed[inner] = Place(new)
+        elif each.key not in left_out:
+            renamed[key] = each
+    return renamed
 
 
 def _leaves(node: Node) -> Iterator[tuple[tuple[str, ...], Node]]:

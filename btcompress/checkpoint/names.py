@@ -17,13 +17,14 @@ from torch import Tensor
 from btcompress.checkpoint.relatives import relative_of, sru_layers
 from btcompress.checkpoint.siblings import siblings_of
 
-_PART = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9][0-9]{0,5})(?:_reverse)?)?"
-_KEY = re.compile(rf"(?P<prefix>(?:.*\.)?)(?P<part>{_PART})", re.DOTALL)
+#: The name of a parameter of a recurrent layer.
+PART = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9][0-9]{0,5})(?:_reverse)?)?"
+_KEY = re.compile(rf"(?P<prefix>(?:.*\.)?)(?P<part>{PART})", re.DOTALL)
 
-#: Parts that weight norm, spectral norm, pruning, weight dropout or quantization store otherwise.
+#: Parts that are stored otherwise, in ways that ``folding.py`` did not know or that do not fit, and quantized ones.
 _ALTERED = re.compile(
     rf"(?P<prefix>(?:.*\.)?)"
-    rf"(?:parametrizations\.(?P<norm>{_PART})\..+|(?P<old>{_PART})_(?:raw|orig|mask|g|v|u)|(?P<packed>_all_weight_values)\..+)",
+    rf"(?:parametrizations\.(?P<norm>{PART})\..+|(?P<old>{PART})_(?:raw|orig|mask|g|v|u)|(?P<packed>_all_weight_values)\..+)",
     re.DOTALL,
 )
 
@@ -182,7 +183,9 @@ def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecu
         if match := _KEY.fullmatch(key):
             groups[match["prefix"], "_l" in match["part"]].append(key)
         elif match := _ALTERED.fullmatch(key):
-            altered[match["prefix"]][key] = match["norm"] or match["old"] or match["packed"]
+            part = match["norm"] or match["old"] or match["packed"]
+            if not (key.endswith("_mask") and f"{match['prefix']}{part}" in tensors):  # a buffer beside plain weights
+                altered[match["prefix"]][key] = part
     found: list[LSTMEntry | OtherRecurrent] = []
     for prefix, parts in altered.items():
         keys = [*parts, *groups.pop((prefix, True), ()), *groups.pop((prefix, False), ())]
@@ -200,7 +203,7 @@ def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecu
 def _with_siblings(
     found: Sequence[LSTMEntry | OtherRecurrent], tensors: Mapping[str, Tensor]
 ) -> Iterator[LSTMEntry | OtherRecurrent]:
-    own = {key for entry in found for key in entry.keys}
+    own = {key for entry in found for key in entry.keys} | {key for key in tensors if _ALTERED.fullmatch(key)}
     siblings = siblings_of({entry.prefix for entry in found}, tensors, own)
     for entry in found:
         others = siblings.get(entry.prefix, ())
@@ -212,8 +215,8 @@ def _altered_reason(parts: Mapping[str, str]) -> str:
     if part == "_all_weight_values":
         return f"its weights are packed and quantized ({key}); use the checkpoint from before quantization"
     return (
-        f"{part} is not stored as such but made from {key}: remove weight norm, pruning or weight dropout "
-        "in your own code and save the plain state dict"
+        f"{part} is not stored as such but made from {key}, in a way that is not known or does not fit: remove weight "
+        "norm, pruning or weight drop in your own code and save the plain state dict"
     )
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from btcompress.checkpoint.ahead import begun_digest
 from btcompress.checkpoint.containers import Flattened, flatten
-from btcompress.checkpoint.layout import USUAL_TEXT, Layout
+from btcompress.checkpoint.folding import fold
+from btcompress.checkpoint.layout import USUAL_TEXT, Layout, UnplacedError, left_out_text
 from btcompress.checkpoint.layoutrecords import LAYOUT_KEY, with_layout
 from btcompress.checkpoint.plainvalues import texts_kept
 from btcompress.checkpoint.recognise import Kind, load_index, recognise
@@ -56,7 +57,8 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
 
     The kind of file is told by its content. A folder is searched for the one checkpoint in it. Keys are
     those of the state dict in the file; several state dicts in one file are all read, with the path to
-    each before its keys.
+    each before its keys. Weights that are stored by weight norm, spectral norm, pruning or weight drop are formed, and
+    have their plain keys.
 
     Args:
         path: a file, the index of a sharded checkpoint, or a folder.
@@ -84,6 +86,7 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
         files = (path,)
         flat, own = _read_file(path, kind, container, strict=strict)
         checksums = {path: own}
+    flat = _folded(flat, str(path))
     n_bytes = sum(file.stat().st_size for file in files)
     source = Source(valid_unicode(path.name), n_bytes, begun_digest(files, checksums), count_params(flat.tensors))
     return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files), flat.layout)
@@ -105,8 +108,22 @@ def from_state_dict(state_dict: Mapping[str, Any], name: str = "state dict") -> 
     for key, tensor in flat.tensors.items():
         tensors[key] = tensors[aliases[key]] if key in aliases else tensor.cpu()
     n_bytes = sum(tensor.nbytes for key, tensor in tensors.items() if key not in aliases)
-    source = Source(valid_unicode(name), n_bytes, None, count_params(tensors))
-    return Checkpoint(tensors, source, flat.notices, layout=flat.layout)
+    flat = _folded(replace(flat, tensors=tensors), name)
+    source = Source(valid_unicode(name), n_bytes, None, count_params(flat.tensors))
+    return Checkpoint(flat.tensors, source, flat.notices, layout=flat.layout)
+
+
+def _folded(flat: Flattened, label: str) -> Flattened:
+    """The same with plain weights in the place of those that are stored otherwise."""
+    folded = fold(flat.tensors, label)
+    layout, notices = flat.layout, (*flat.notices, *folded.notices)
+    if layout is not None and (folded.renamed or folded.left_out):
+        try:
+            layout = layout.renamed(folded.renamed, folded.left_out)
+        except UnplacedError as why:
+            layout = Layout(None, layout.metadata, layout.ties) if layout.metadata else None
+            notices = (*notices, left_out_text(str(why)))
+    return Flattened(folded.tensors, notices, layout)
 
 
 def _only_checkpoint(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from btcompress import __version__
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
-from btcompress.export.checking import check_operators, check_outputs, drawn_inputs, has_runtime, relative_error, run
+from btcompress.export.checking import check_operators, check_outputs, drawn_inputs, has_runtime, layer_error, run
 from btcompress.export.graphs import Nodes, require_onnx, value
 from btcompress.export.integers import quantize, require_quantizer
 from btcompress.export.layers import written
@@ -110,7 +110,7 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
         quantize(plain, path)
         _keep_properties(path, proto)
         check_operators(path)
-        int8_error = relative_error(run(path, inputs), run(plain, inputs))
+        int8_error = layer_error(run(path, inputs), run(plain, inputs))
         warnings += _warnings(int8_error, path.stat().st_size, plain.stat().st_size)
         plain.unlink()
     size = path.stat().st_size

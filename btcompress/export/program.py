@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
-from btcompress.export.checking import module_outputs, relative_error
+from btcompress.export.checking import layer_error, module_outputs
 from btcompress.export.modules import ExportedLayer, layer_module
 from btcompress.export.record import RECORD, record_of
 from btcompress.export.targets import planned, replacing_all, shown_name
@@ -221,7 +221,7 @@ def _check(program: nn.Module, module: ExportedLayer, entry: LSTMEntry, request:
         for inputs in every
     ]
     error, own = (
-        max(relative_error(outputs, right) for outputs, right in zip(each, exact, strict=True))
+        max(layer_error(outputs, right) for outputs, right in zip(each, exact, strict=True))
         for each in (found, rounded)
     )
     most = max(min(_ROUNDINGS * torch.finfo(dtype).eps, _MOST), _TIMES * own)

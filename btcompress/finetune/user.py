@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
 from btcompress.errors import BTCompressError
 from btcompress.finetune.networks import Network, fill
-from btcompress.models import apply, plain_name
+from btcompress.models import apply, make_plain, name_in, plain_name
 
 
 class UserNetwork(Network):
@@ -60,8 +60,9 @@ def build_teacher(reference: str, factory: Callable[[], Any], dense: Checkpoint,
     """
     teacher = UserNetwork(_built(reference, factory).to(next(like.parameters()).dtype))
     given = {plain_name(name): tensor for name, tensor in dense.tensors.items()}
-    names = (name for name in teacher.model.state_dict() if plain_name(name) in given)
-    fill(teacher.model, {name: given[plain_name(name)] for name in names}, dense.source.name)
+    make_plain(teacher.model, given)
+    names = {name: name_in(given, name) for name in teacher.model.state_dict()}
+    fill(teacher.model, {name: given[key] for name, key in names.items() if key in given}, dense.source.name)
     return teacher
 
 

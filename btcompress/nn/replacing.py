@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from btcompress.errors import ShapeError
+from btcompress.nn.alterations import plain_type
 from btcompress.nn.cell import BTLSTMCell
 from btcompress.nn.linear import BTLinear
 from btcompress.nn.lstm import ARGUMENTS, BTLSTM
@@ -57,18 +58,19 @@ def obstacle_to(module: nn.Module | None, expected: type[nn.Module]) -> str | No
     """
     if module is None:
         return "is not in the model"
-    if type(module) is expected:
+    kind = plain_type(module)
+    if kind is expected:
         return None
     if expected not in (nn.LSTM, nn.LSTMCell) or not isinstance(module, expected):
-        return f"is a {type(module).__name__}"
-    of_classes = {name for each in type(module).__mro__ if each not in expected.__mro__ for name in vars(each)}
+        return f"is a {kind.__name__}"
+    of_classes = {name for each in kind.__mro__ if each not in expected.__mro__ for name in vars(each)}
     own = {name for name in of_classes if not _is_dunder(name) or name in _SPECIAL} - _WITHOUT_EFFECT
     replacement = BTLSTM if expected is nn.LSTM else BTLSTMCell
     own |= {name for name in _attributes(module) if hasattr(replacement, name)}
     if not own:
         return None
     return (
-        f"is a {type(module).__name__}, a subclass with {listed(sorted(own), _MOST_SHOWN)} of its own, which a "
+        f"is a {kind.__name__}, a subclass with {listed(sorted(own), _MOST_SHOWN)} of its own, which a "
         "block-term layer would not have"
     )
 
@@ -80,7 +82,7 @@ def _is_dunder(name: str) -> bool:
 def _attributes(module: nn.Module) -> dict[str, object]:
     """What a subclass of an LSTM or a cell keeps beside the attributes of torch's class."""
     expected = nn.LSTM if isinstance(module, nn.LSTM) else nn.LSTMCell
-    if type(module) is expected:
+    if plain_type(module) is expected:
         return {}
     usual = vars(expected(1, 1, device="meta"))
     return {name: value for name, value in vars(module).items() if name not in usual}
