@@ -209,10 +209,19 @@ def _planned(dense: Checkpoint, step: FactorizeStep) -> Plan:
     if isinstance(step.plan, PricedPlan):
         return step.plan.plan
     if step.plan is not None:
-        every = planning.make_plan(dense, step.shapes, matrices=KINDS, allow_growth=True)
+        every = planning.make_plan(
+            dense, step.shapes, matrices=KINDS, allow_growth=True, allow_nonfinite=step.allow_nonfinite
+        )
         return planning.read_plan(step.plan, dense, every, allow_growth=step.allow_growth)
     growth = step.allow_growth or step.wish is not None or step.rounds_only
-    plan = planning.make_plan(dense, step.shapes, step.layers, matrices=step.matrices, allow_growth=growth)
+    plan = planning.make_plan(
+        dense,
+        step.shapes,
+        step.layers,
+        matrices=step.matrices,
+        allow_growth=growth,
+        allow_nonfinite=step.allow_nonfinite,
+    )
     if step.rounds_only and step.precision is not None:
         return plan.rounded_to(step.precision)
     return plan.stored_as(step.precision)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.applied import remember
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, read_compressed
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, oddity, read_compressed
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.names import PART
 from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import CheckpointError, ShapeError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
-from btcompress.nn.alterations import alterations, plain_type
-from btcompress.nn.replacing import Replaceable, is_replaceable, with_shapes
+from btcompress.nn.alterations import alterations
+from btcompress.nn.replacing import Replaceable, is_replaceable, obstacle_to, with_shapes
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed
 
@@ -74,8 +74,8 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
         The module; a new one if it is such a layer itself.
 
     Raises:
-        CheckpointError: names, types or sizes do not fit, or a linear layer's weight is tied in the model; the
-            module is then unchanged.
+        CheckpointError: names, types or sizes do not fit, a layer computes something else than torch's, or a linear
+            layer's weight is tied in the model; the module is then unchanged.
     """
     result = opened(compressed)
     tensors = _without_prefix(result.tensors, prefix)
@@ -272,6 +272,12 @@ def _recurrent_replacement(
     entry: LSTMEntry, old: nn.Module | None, shapes: dict[str, MatrixShape], names: Sequence[str]
 ) -> nn.Module:
     """The block-term module for an LSTM or cell of the model, which must be the one that the file was made from."""
+    if entry.siblings and old is not None:
+        raise CheckpointError(
+            f"{oddity(entry)}, and {entry.name or 'the model itself'} is a {type(old).__name__}: no block-term layer "
+            "computes what it does. Load to_dense() into the model, or factorize the checkpoint without it (layer "
+            f"pattern !{entry.prefix}weight_*)."
+        )
     old = _checked(entry.name, old, nn.LSTM if entry.kind == "lstm" else nn.LSTMCell, names)
     _check_sizes(entry, old)
     return with_shapes(cast(Replaceable, old), shapes)
@@ -305,15 +311,15 @@ def _check_untied(name: str, linear: nn.Module, root: nn.Module) -> None:
 
 
 def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names: Sequence[str]) -> nn.Module:
-    """The module of this name, if it is of exactly this type: others may use their weights in ways of their own."""
+    """The module of this name, if it is of this type: others may use their weights in ways of their own."""
     where = name or "the model itself"
     if isinstance(old, BTLSTM | BTLSTMCell | BTLinear):
         what = "layer" if isinstance(old, BTLinear) else "LSTM"
         raise CheckpointError(f"{where} is a block-term {what} already. Apply the file to the model's dense form.")
-    if old is None or plain_type(old) is not expected:
-        given = "is not in the model" if old is None else f"is a {type(old).__name__}"
+    obstacle = obstacle_to(old, expected)
+    if old is None or obstacle is not None:
         raise CheckpointError(
-            f"the file has an nn.{expected.__name__} at {where}, but that {given}. Give the model whose dense "
+            f"the file has an nn.{expected.__name__} at {where}, but that {obstacle}. Give the model whose dense "
             f"checkpoint was compressed (it has {', '.join(name for name in names[:8] if name) or 'no submodules'}), "
             "or a prefix; or load to_dense() into a model that is written otherwise."
         )

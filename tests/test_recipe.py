@@ -44,6 +44,7 @@ ALL = Recipe(
             gates="separate",
             objective="speed",
             allow_growth=True,
+            allow_nonfinite=True,
             strict=True,
         ),
         FactorizeStep(plan=Path("plan.yaml"), others="float16"),

@@ -22,8 +22,10 @@ from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
     LSTMEntry,
+    check_plain,
     check_target,
     find_recurrent,
+    oddity,
     read,
     read_compressed,
     record_bench,
@@ -162,14 +164,17 @@ def _chosen(compressed: CompressedCheckpoint, name: str | None) -> tuple[list[LS
         raise BTCompressError(
             f"there is no LSTM named {name!r} with block terms in the file. Those that there are: {listed(names)}."
         )
-    notices = []
+    plain = [entry for entry in chosen if not entry.siblings]
+    if not plain:
+        check_plain(chosen[0], "a bench", "Measure it in your own code.")
+    notices = [f"Not measured: {oddity(entry)}." for entry in chosen if entry.siblings]
     others = [_named(entry) for entry in every if entry not in factorized]
     if others and name is None:
         notices.append(f"Not measured, as no matrix of theirs is in block-term form: {listed(others)}.")
     keys = {key for entry in every for key in entry.matrix_keys}
     if (linear := [key for key in compressed.matrices if key not in keys]) and name is None:
         notices.append(f"Not measured, as they are no LSTMs' matrices: {listed(linear)}.")
-    return chosen, notices
+    return plain, notices
 
 
 def _named(entry: LSTMEntry) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from btcompress.calibration.inputs import Entry, matrices_of, rows_of
 from btcompress.calibration.lengths import by_length
 from btcompress.calibration.request import CalibrationRequest, SampleInputs
-from btcompress.checkpoint import LinearEntry, LSTMEntry, find_linear, find_recurrent
+from btcompress.checkpoint import LinearEntry, LSTMEntry, check_plain, find_linear, find_recurrent
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.data import Data, open_data, recorded_layers, split
 from btcompress.finetune.heads import deciding_head
@@ -20,6 +20,7 @@ from btcompress.finetune.recorded import is_same_layer
 from btcompress.text import listed
 
 _MOST_SHOWN = 8
+_WITHOUT = "Leave its inputs out: its matrices are then fitted to their entries."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +65,7 @@ def sources_of(
             matrices; linear layers of a recorded file without any are left out.
 
     Raises:
+        CheckpointError: tensors lie beside those of an LSTM, so that its hidden states are not known.
         BTCompressError: there is no such layer, it is not clear which is meant, there are two inputs for one layer,
             or a file cannot be read.
         ShapeError: the inputs of a layer have other sizes.
@@ -78,6 +80,8 @@ def sources_of(
                 raise BTCompressError(
                     f"{given[entry].data} and {each.data} are both for {_name(entry)}. Give one for each layer."
                 )
+            if isinstance(entry, LSTMEntry):
+                check_plain(entry, "calibrating and measuring on its inputs", _WITHOUT)
             given[entry] = each
     order: list[Entry] = [*lstms, *linear]
     opened = {entry: _opened(given[entry], entry) for entry in order if entry in given}

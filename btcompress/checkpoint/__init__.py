@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint.others import is_narrowed, others_stored_as
     from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
     from btcompress.checkpoint.recognise import is_compressed
+    from btcompress.checkpoint.siblings import check_plain, oddity
     from btcompress.checkpoint.source import Source, digest
     from btcompress.checkpoint.tensors import find_aliases, same_bits
     from btcompress.checkpoint.writer import check_storable, read_compressed, record_bench, write, write_dense
@@ -28,6 +29,7 @@ __all__ = [
     "OtherRecurrent",
     "RoundedMatrix",
     "Source",
+    "check_plain",
     "check_storable",
     "check_target",
     "claimed",
@@ -39,6 +41,7 @@ __all__ = [
     "is_compressed",
     "is_narrowed",
     "natural_key",
+    "oddity",
     "others_stored_as",
     "read",
     "read_compressed",
@@ -62,6 +65,7 @@ __getattr__ = on_first_use(
         "OtherRecurrent": "names",
         "RoundedMatrix": "compressed",
         "Source": "source",
+        "check_plain": "siblings",
         "check_storable": "writer",
         "check_target": "atomic",
         "claimed": "atomic",
@@ -73,6 +77,7 @@ __getattr__ = on_first_use(
         "is_compressed": "recognise",
         "is_narrowed": "others",
         "natural_key": "names",
+        "oddity": "siblings",
         "others_stored_as": "others",
         "read": "reader",
         "read_compressed": "writer",

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
+
+from btcompress.checkpoint.relatives import relative_of, sru_layers
+from btcompress.checkpoint.siblings import siblings_of
 
 #: The name of a parameter of a recurrent layer.
 PART = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9][0-9]{0,5})(?:_reverse)?)?"
@@ -42,6 +45,7 @@ class LSTMEntry:
         bidirectional: every layer runs in both directions.
         proj_size: size that hidden states are projected to, or 0.
         bias: the layers have biases.
+        siblings: tensors beside its own, without the prefix. A layer that has any computes something else than torch's.
     """
 
     prefix: str
@@ -52,6 +56,7 @@ class LSTMEntry:
     bidirectional: bool = False
     proj_size: int = 0
     bias: bool = True
+    siblings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -168,8 +173,9 @@ def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecu
         tensors: a flat state dict; only keys, shapes and dtypes are looked at, so meta tensors serve.
 
     Returns:
-        Layers in natural order of their prefixes. A layer that is incomplete, altered (weight norm,
-        weight dropout, quantization), inconsistent or no LSTM is an :class:`OtherRecurrent`.
+        Layers in natural order of their prefixes, each with what lies beside its own tensors. A layer that is
+        incomplete, altered (weight norm, weight dropout, quantization), inconsistent or no LSTM is an
+        :class:`OtherRecurrent`.
     """
     groups: dict[tuple[str, bool], list[str]] = defaultdict(list)
     altered: dict[str, dict[str, str]] = defaultdict(dict)
@@ -186,8 +192,22 @@ def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecu
         found.append(OtherRecurrent(prefix, "unknown", _altered_reason(parts), tuple(sorted(keys, key=natural_key))))
     for (prefix, layered), keys in groups.items():
         group = {key: tensors[key] for key in sorted(keys, key=natural_key)}
-        found.append(_classify(prefix, layered, group))
-    return tuple(sorted(found, key=lambda entry: natural_key(entry.prefix)))
+        reason = relative_of(prefix, group, tensors)
+        found.append(
+            OtherRecurrent(prefix, "unknown", reason, tuple(group)) if reason else _classify(prefix, layered, group)
+        )
+    found += (OtherRecurrent(prefix, "unknown", reason, keys) for prefix, keys, reason in sru_layers(tensors))
+    return tuple(sorted(_with_siblings(found, tensors), key=lambda entry: natural_key(entry.prefix)))
+
+
+def _with_siblings(
+    found: Sequence[LSTMEntry | OtherRecurrent], tensors: Mapping[str, Tensor]
+) -> Iterator[LSTMEntry | OtherRecurrent]:
+    own = {key for entry in found for key in entry.keys} | {key for key in tensors if _ALTERED.fullmatch(key)}
+    siblings = siblings_of({entry.prefix for entry in found}, tensors, own)
+    for entry in found:
+        others = siblings.get(entry.prefix, ())
+        yield replace(entry, siblings=others) if isinstance(entry, LSTMEntry) and others else entry
 
 
 def _altered_reason(parts: Mapping[str, str]) -> str:
@@ -214,7 +234,7 @@ def _classify(prefix: str, layered: bool, group: Mapping[str, Tensor]) -> LSTMEn
     weights = {part: group[f"{prefix}{part}{first}"] for part in ("weight_ih", "weight_hh")}
     projection = group.get(f"{prefix}weight_hr{first}")
     for tensor in (*weights.values(), *(() if projection is None else (projection,))):
-        if tensor.dim() != 2 or not tensor.numel():
+        if tensor.dim() != 2:
             return other(f"weights must be matrices with entries, but one has shape {tuple(tensor.shape)}")
     rows = weights["weight_hh"].shape[0]
     hidden = weights["weight_hh"].shape[1] if projection is None else projection.shape[1]

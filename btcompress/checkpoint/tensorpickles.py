@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from btcompress.checkpoint.pickles import Foreign, Global
-from btcompress.checkpoint.tensors import HELD_DTYPES, Unheld, is_countable
+from btcompress.checkpoint.tensors import HELD_DTYPES, QUANTIZED, Unheld, is_countable
 from btcompress.errors import CheckpointError
 
 #: A tensor that repeats its entries, as an expanded one does, may be as large as its file, or this large.
@@ -263,7 +263,7 @@ def _encoded(text: object, encoding: object = "", *_: object) -> bytes:
 
 def _quantized(storage: object, *_: object) -> Unheld:
     name = str(storage.dtype).removeprefix("torch.") if isinstance(storage, _Storage) else "unknown"
-    return Unheld(f"is quantized ({name})")
+    return Unheld(f"{QUANTIZED} ({name})")
 
 
 def _without_values(*_: object) -> Unheld:

@@ -44,6 +44,9 @@ _MOST_ENTRIES = 2**60
 #: The one name that a ``.safetensors`` header keeps for itself.
 _RESERVED = "__metadata__"
 
+#: How an obstacle begins that only the float checkpoint is a way around.
+QUANTIZED = "is quantized"
+
 
 @dataclass(frozen=True, slots=True)
 class Unheld:
@@ -73,6 +76,11 @@ def plain_tensor(name: str, tensor: Tensor | Unheld) -> Tensor:
     if name == _RESERVED or not _is_unicode(name):
         raise CheckpointError(f"a tensor is named {name!r}, which a .safetensors file cannot hold. Rename it.")
     obstacle = tensor.obstacle if isinstance(tensor, Unheld) else _obstacle(tensor)
+    if obstacle is not None and obstacle.startswith(QUANTIZED):
+        raise CheckpointError(
+            f"the tensor {name} {obstacle}, so the model was quantized. Use the float checkpoint from before "
+            "quantization."
+        )
     if obstacle or isinstance(tensor, Unheld):
         raise CheckpointError(
             f"the tensor {name} {obstacle}, which a .safetensors file cannot hold. Save the checkpoint with plain, "
@@ -87,7 +95,7 @@ def _obstacle(tensor: Tensor) -> str | None:
     if tensor.is_nested:
         return "is a nested tensor"
     if tensor.is_quantized:
-        return f"is quantized ({_dtype_name(tensor)})"
+        return f"{QUANTIZED} ({_dtype_name(tensor)})"
     if tensor.layout != torch.strided:
         return f"is sparse ({str(tensor.layout).removeprefix('torch.')})"
     if tensor.dtype not in HELD_DTYPES:

@@ -141,6 +141,14 @@ class JobOptions:
             rich_help_panel=TAKE,
         ),
     ] = None
+    allow_nonfinite: Annotated[
+        bool,
+        typer.Option(
+            "--allow-nonfinite",
+            help="Leave matrices dense that hold NaN or infinity; else they are refused.",
+            rich_help_panel=TAKE,
+        ),
+    ] = False
     container: Container = None
     strict: Strict = False
     target_ratio: Annotated[
@@ -285,7 +293,8 @@ class JobOptions:
 
         wishes = ("target_ratio", "max_params", "max_bytes", "max_error", "max_activation_error", "of")
         stored = ("bits", "group", "others")
-        same = (*wishes, *stored, "container", "strict", "order", "gates", "objective", "order_units", "seed", "device")
+        taken = ("allow_nonfinite", "container", "strict")
+        same = (*wishes, *stored, *taken, "order", "gates", "objective", "order_units", "seed", "device")
         sizes = {name: getattr(self, name) for name in ("in_modes", "out_modes", "input_shape")}
         fields: dict[str, object] = {
             **{name: getattr(self, name) for name in same},

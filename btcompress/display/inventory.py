@@ -61,7 +61,7 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     if rows:
         show_table(console, table)
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
-    show_list(console, "Note", (*checkpoint.notices, *plan.notices))
+    show_list(console, "Note", (*checkpoint.notices, *plan.told))
 
 
 def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -81,13 +81,14 @@ def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
                 "bidirectional": lstm.bidirectional,
                 "proj_size": lstm.proj_size,
                 "bias": lstm.bias,
+                "siblings": list(lstm.siblings),
             }
             for lstm in plan.lstms
         ],
         "others": [{"name": other.name, "kind": other.kind, "reason": other.reason} for other in plan.others],
         "matrices": _matrices_json(checkpoint, plan),
         "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
-        "notices": [*checkpoint.notices, *plan.notices],
+        "notices": [*checkpoint.notices, *plan.told],
     }
     show_json(value)
 

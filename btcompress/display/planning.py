@@ -38,7 +38,7 @@ def show_priced_plan(checkpoint: Checkpoint, priced: PricedPlan) -> None:
         show_line("~ is foretold: only what may be chosen was really rounded.")
     plan = priced.plan
     show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
-    show_list(console, "Note", (*checkpoint.notices, *plan.notices))
+    show_list(console, "Note", (*checkpoint.notices, *plan.told))
 
 
 def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
@@ -68,7 +68,7 @@ def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
                 },
             },
             "left_dense": [{"name": left.name, "reason": left.reason} for left in plan.left_dense],
-            "notices": [*checkpoint.notices, *plan.notices],
+            "notices": [*checkpoint.notices, *plan.told],
         }
     )
 

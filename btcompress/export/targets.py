@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_target, find_recurrent, replacing
+from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_plain, check_target, find_recurrent, replacing
 from btcompress.errors import BTCompressError
 from btcompress.text import listed
 
@@ -25,6 +25,7 @@ def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[LST
 
     Raises:
         BTCompressError: there is none, or none of this name.
+        CheckpointError: tensors lie beside those of one, which computes something else.
     """
     every = [entry for entry in find_recurrent(compressed.outline()) if isinstance(entry, LSTMEntry)]
     where, names = f"{compressed.source.name}, compressed", listed([shown_name(entry) for entry in every])
@@ -34,13 +35,19 @@ def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[LST
         found = [entry for entry in every if entry.name == name]
         if not found:
             raise BTCompressError(f"there is no LSTM named {name!r:.80} in {where}. Those that there are: {names}.")
-        return found
+        return _plain(found)
     found = [entry for entry in every if any(key in compressed.chosen for key in entry.matrix_keys)]
     if not found:
         raise BTCompressError(
             f"no matrix of the LSTMs in {where} was factorized or rounded ({names}). Name the one to export (--lstm)."
         )
-    return found
+    return _plain(found)
+
+
+def _plain(entries: list[LSTMEntry]) -> list[LSTMEntry]:
+    for entry in entries:
+        check_plain(entry, "its export", "Export others (--lstm), or the dense weights (--to dense).")
+    return entries
 
 
 def targets(path: Path, entries: Sequence[LSTMEntry]) -> list[Path]:

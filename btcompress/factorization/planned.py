@@ -147,7 +147,7 @@ def _put_together(
     told += orders_told(parts, also_without=told_of_orders)
     step = {"step": "factorize", "recipe": dict(record), "left_dense": [asdict(left) for left in left_dense]}
     others = tuple(f"{other.name or 'the checkpoint'}: {other.reason}; left as it is." for other in plan.others)
-    notices = (*plan.notices, *told, *others)
+    notices = (*plan.told, *told, *others)
     return CompressedCheckpoint.of(checkpoint, matrices, parts, [step], notices, dense, stored)
 
 

@@ -8,6 +8,8 @@ from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import Checkpoint
 from btcompress.plan import Plan
 
+#: Names of the objects in which torch's quantized layers keep their weights.
+_PACKED = ("_all_weight_values", "_packed_params", "_packed_weight_ih", "_packed_weight_hh")
 _SIDE_WORDS = {"row_order": "rows", "column_order": "columns"}
 
 
@@ -46,6 +48,11 @@ def nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:
         return (
             f"{name}: the kinds of matrices ({', '.join(plan.kinds)}) and the layer patterns leave no matrix to "
             "factorize. Ask for more kinds, or loosen the patterns."
+        )
+    if any(name in notice for notice in checkpoint.notices for name in _PACKED):
+        return (
+            f"{name} is of a quantized model: the weights of its LSTMs are packed in objects that are no tensors. Use "
+            "the float checkpoint from before quantization."
         )
     others = "; ".join(f"{other.name or 'the checkpoint'}: {other.reason}" for other in plan.others)
     found = f" What looks alike: {others}." if others else ""

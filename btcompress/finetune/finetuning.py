@@ -19,6 +19,7 @@ from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
     LSTMEntry,
+    check_plain,
     check_storable,
     read,
     read_compressed,
@@ -53,6 +54,11 @@ from btcompress.finetune.request import FineTuneRequest, contents_digest, identi
 from btcompress.finetune.state import StateFile
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, TeacherOutputs, label_kind
 from btcompress.finetune.user import build_student, build_teacher
+
+_OWN_NETWORK = (
+    "Factorize the checkpoint without it (--layer '!NAME') and train your own network with --model, or train the dense "
+    "form (btcompress export --to dense) in your own code."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -255,6 +261,7 @@ def _network_and_task(
         some = train.batch(torch.arange(min(len(train), config.batch_size)))
         return "own model", *_own_model(request, request.model, config, compressed, dense, some)
     entry = choose_lstm(compressed, request.layer)
+    check_plain(entry, "training without a network of your own", _OWN_NETWORK)
     check_inputs(train, first, entry)
     if request.layer is None and first.y is not None:
         return "labels", *_labelled(config, compressed, dense, entry, first.y)

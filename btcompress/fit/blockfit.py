@@ -209,7 +209,8 @@ def check_finite(matrix: Tensor) -> float:
     if not math.isfinite(scale):
         raise BTCompressError(
             "the matrix holds values that are not finite (NaN or infinity). "
-            "Repair the checkpoint or leave this matrix out."
+            "Repair the checkpoint, leave this matrix out (--layer '!NAME'), or leave all such matrices dense "
+            "(--allow-nonfinite)."
         )
     if scale and not _RANGE[0] <= scale <= _RANGE[1]:
         raise BTCompressError(

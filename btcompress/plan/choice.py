@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from btcompress.checkpoint import Checkpoint, LinearEntry, LSTMEntry, OtherRecurrent, find_linear, find_recurrent
+from btcompress.checkpoint import (
+    Checkpoint,
+    LinearEntry,
+    LSTMEntry,
+    OtherRecurrent,
+    find_linear,
+    find_recurrent,
+    oddity,
+)
 from btcompress.errors import CheckpointError
 from btcompress.fit import obstacle_of_dtype
+from btcompress.fit.measures import largest
 from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest, choose_shapes
 from btcompress.packing import Precision
@@ -88,6 +98,17 @@ class Plan:
     rounded: tuple[PlannedRounding, ...] = ()
 
     @property
+    def told(self) -> tuple[str, ...]:
+        """All that is to be said of it: of layers that compute something else than torch's, then the notices."""
+        odd = (
+            f"{oddity(lstm)}. Its matrices can be factorized, but nothing here computes what it does: it is neither "
+            "calibrated nor measured, nor does a block-term layer take its place."
+            for lstm in self.lstms
+            if lstm.siblings
+        )
+        return (*odd, *self.notices)
+
+    @property
     def precisions(self) -> dict[str, Precision]:
         """The precision of each matrix that gets one, by its key."""
         named = {each.name: each.precision for each in self.matrices if each.precision is not None}
@@ -136,6 +157,7 @@ def make_plan(
     *,
     matrices: Sequence[MatrixKind] = ("input",),
     allow_growth: bool = False,
+    allow_nonfinite: bool = False,
 ) -> Plan:
     """Choose a block-term shape for each matrix of a checkpoint that is to get one.
 
@@ -147,6 +169,7 @@ def make_plan(
             may be an embedding, is taken as a linear layer only where a pattern is its very key.
         matrices: the kinds to take.
         allow_growth: also factorize matrices whose block-term form has more parameters than they have.
+        allow_nonfinite: leave matrices dense that hold NaN or infinity, which else fail where they are fitted.
 
     Raises:
         BTCompressError: there is no such kind of matrix.
@@ -159,6 +182,8 @@ def make_plan(
     others = tuple(entry for entry in found if isinstance(entry, OtherRecurrent))
     candidates = tuple(_candidates(lstms, find_linear(checkpoint.tensors, found)))
     chosen = [_with_dtype(each, checkpoint.tensors[each.key]) for each in _choose(candidates, kinds, layers)]
+    if allow_nonfinite:
+        chosen = [_with_values(each, checkpoint.tensors[each.key]) for each in chosen]
     left_dense = [LeftDense(each.key, each.obstacle) for each in chosen if each.obstacle is not None]
     sizes: dict[str, tuple[int, int, int]] = {}
     for each in chosen:
@@ -182,6 +207,13 @@ def make_plan(
 def _with_dtype(candidate: _Candidate, matrix: Tensor) -> _Candidate:
     """The same, with what is in the way of its dtype where nothing else is."""
     return replace(candidate, obstacle=candidate.obstacle or obstacle_of_dtype(matrix.dtype) or None)
+
+
+def _with_values(candidate: _Candidate, matrix: Tensor) -> _Candidate:
+    """The same, with what is in the way of its values where nothing else is."""
+    if candidate.obstacle is None and not math.isfinite(largest(matrix)):
+        return replace(candidate, obstacle="it holds values that are not finite (NaN or infinity)")
+    return candidate
 
 
 def growth(shape: MatrixShape) -> str:

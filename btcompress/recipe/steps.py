@@ -37,6 +37,7 @@ class FactorizeStep:
             without a bias is taken only where a pattern is its very key: it may be an embedding. Then it is best
             taken with bits alone, which leave it an embedding.
         allow_growth: also factorize a matrix that this makes larger.
+        allow_nonfinite: leave a matrix dense that holds NaN or infinity; else it is refused.
         container: where a file holds several state dicts, the path of the one to read.
         strict: refuse a file that holds more than weights.
         cp_rank: ``N``, blocks per matrix; 1 when left out.
@@ -90,6 +91,7 @@ class FactorizeStep:
     matrices: Sequence[MatrixKind] = ("input",)
     layers: Sequence[str] = ()
     allow_growth: bool = False
+    allow_nonfinite: bool = False
     container: str | None = None
     strict: bool = False
     cp_rank: int | None = None

@@ -38,7 +38,7 @@ def expected_speed(compressed: CompressedCheckpoint) -> ExpectedSpeed | None:
     every = [
         entry
         for entry in find_recurrent(outline)
-        if isinstance(entry, LSTMEntry) and any(key in shapes for key in entry.matrix_keys)
+        if isinstance(entry, LSTMEntry) and not entry.siblings and any(key in shapes for key in entry.matrix_keys)
     ]
     measured = _measured(compressed.bench)
     entries = [
