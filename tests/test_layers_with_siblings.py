@@ -43,6 +43,8 @@ SIBLINGS = {
     "counters of a profiler": (under("rnn.", LSTM, rnn__total_ops=(1,), rnn__total_params=(1,)), ()),
     "a mask of its own": (under("rnn.", LSTM, rnn__weight_hh_l0_mask=(12, 3)), ()),
     "a tensor of no entries": (under("rnn.", LSTM, rnn__dummy=(0,)), ()),
+    "an LSTM that has a head": (under("rnn.", LSTM, rnn__head__weight=(2, 3), rnn__head__bias=(2,)), ()),
+    "a cell that has a layer": (under("c.", CELL, c__mix__weight=(2, 3)), ("mix.weight",)),
     "a model that is an LSTM and has a head": (under("", LSTM, head__weight=(2, 3), head__bias=(2,)), ()),
 }
 

@@ -26,7 +26,8 @@ def siblings_of(
 
     torch's layers have neither other tensors nor modules below them. One that has is of another class, which may
     compute anything with these: layer norm of the gates, peepholes. A tensor belongs to the nearest layer above it.
-    At the top, where all of a model lies below the prefix, weights of whole layers say nothing, and are none.
+    Weights of whole layers say nothing at the top, where all of a model lies below the prefix, nor below an LSTM, of
+    which a class may be made that has a head as well; they are none there.
 
     Args:
         prefixes: of the layers, with the dot at the end; empty at the top.
@@ -45,8 +46,11 @@ def siblings_of(
             above.pop()
         if is_prefix:
             above.append(key)
-        elif above and key not in own and _may_count(key, tensors[key]) and (above[-1] or _counts_at_top(key, tensors)):
-            found[above[-1]].append(key.removeprefix(above[-1]))
+        elif above and key not in own and _may_count(key, tensors[key]):
+            is_cell = above[-1] and f"{above[-1]}weight_ih_l0" not in own
+            name = key.removeprefix(above[-1])
+            if is_cell or not ("." in name and _is_of_a_layer(key, tensors)):
+                found[above[-1]].append(name)
     return {prefix: tuple(names) for prefix, names in found.items()}
 
 
@@ -86,8 +90,7 @@ def _may_count(key: str, tensor: Tensor) -> bool:
     return tensor.numel() > 0 and key.rpartition(".")[2] not in _COUNTERS
 
 
-def _counts_at_top(key: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor can be told from those of other layers, as a vector that no matrix lies beside."""
-    module, dot, _ = key.rpartition(".")
-    weight = tensors.get(f"{module}.weight")
-    return not dot or (tensors[key].dim() < 2 and (weight is None or weight.dim() < 2))
+def _is_of_a_layer(key: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is a module's that has a matrix, or one itself, as those of other layers are."""
+    weight = tensors.get(f"{key.rpartition('.')[0]}.weight")
+    return tensors[key].dim() >= 2 or (weight is not None and weight.dim() >= 2)
