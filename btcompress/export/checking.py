@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from btcompress.checkpoint import LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.modules import ExportedLayer
-from btcompress.export.request import GraphRequest
-from btcompress.export.weights import Weights
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 #: Steps and sequences of what is compared.
 _STEPS, _BATCH = 6, 3
 #: Largest error that is rounding, over the largest output; and how often that of the module itself in float32.
-_ROUNDING, _TIMES = 1e-5, 10.0
+_ROUNDING, TIMES = 1e-5, 10.0
 
 
 def check_operators(path: Path) -> None:
@@ -65,18 +64,29 @@ def session(path: Path, *, threads: int = 0, takes_turns: bool = False) -> onnxr
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def drawn_inputs(weights: Weights, request: GraphRequest) -> dict[str, Tensor]:
-    """Random inputs of a graph, by name, states among them; where lengths are, no two sequences have as many steps."""
+def drawn_inputs(
+    entry: LSTMEntry, steps: int = _STEPS, batch: int = _BATCH, *, batch_first: bool, lengths: bool = False
+) -> dict[str, Tensor]:
+    """Random inputs of an exported LSTM in float32, by name, states among them.
+
+    Args:
+        entry: which LSTM.
+        steps: ``T``.
+        batch: ``B``.
+        batch_first: whether ``x`` is ``(B, T, I)``.
+        lengths: whether there are steps of each sequence: two less for each than for the one before.
+    """
     generator = torch.Generator().manual_seed(0)
-    n_states = len(weights.layers) * weights.n_directions
-    lead = (_BATCH, _STEPS) if request.batch_first else (_STEPS, _BATCH)
-    inputs = {
-        "x": torch.randn(*lead, weights.input_size, generator=generator),
-        "h0": torch.randn(n_states, _BATCH, weights.output_size, generator=generator),
-        "c0": torch.randn(n_states, _BATCH, weights.hidden_size, generator=generator),
+    n_states = entry.num_layers * (1 + entry.bidirectional)
+    lead = (batch, steps) if batch_first else (steps, batch)
+    sizes = {
+        "x": (*lead, entry.input_size),
+        "h0": (n_states, batch, entry.proj_size or entry.hidden_size),
+        "c0": (n_states, batch, entry.hidden_size),
     }
-    if request.lengths:
-        inputs["lengths"] = torch.tensor([_STEPS - 2 * n for n in range(_BATCH)])
+    inputs = {name: torch.randn(*size, generator=generator) for name, size in sizes.items()}
+    if lengths:
+        inputs["lengths"] = torch.tensor([steps - 2 * n for n in range(batch)])
     return inputs
 
 
@@ -116,12 +126,13 @@ def check_outputs(path: Path, module: ExportedLayer, inputs: Mapping[str, Tensor
         BTCompressError: it is more than rounding explains.
     """
     rounded = module_outputs(module.float(), inputs, batch_first=batch_first)
-    exact = module_outputs(module.double(), _in_float64(inputs), batch_first=batch_first)
-    error, own = layer_error(run(path, inputs), exact), layer_error(rounded, exact)
-    if not error <= max(_ROUNDING, _TIMES * own):
+    doubled = {name: in_float64(each) for name, each in inputs.items()}
+    exact = module_outputs(module.double(), doubled, batch_first=batch_first)
+    error, most = layer_error(run(path, inputs), exact), most_of_rounding(layer_error(rounded, exact))
+    if not error <= most:
         raise BTCompressError(
             f"in ONNX Runtime the graph's outputs are off by {error:.1e} of the largest, where rounding explains "
-            f"{max(_ROUNDING, _TIMES * own):.1e}, so nothing was written. Export with the other form, and report this."
+            f"{most:.1e}, so nothing was written. Export with the other form, and report this."
         )
     return error
 
@@ -144,5 +155,11 @@ def layer_error(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float
     return relative_error([both, cn], [right, right_cn])
 
 
-def _in_float64(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each.double() if each.is_floating_point() else each for name, each in inputs.items()}
+def most_of_rounding(own_error: float) -> float:
+    """The largest error that is rounding, over the largest output, where that of the module itself is known."""
+    return max(_ROUNDING, TIMES * own_error)
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """A tensor in float64, if it holds floating-point numbers."""
+    return tensor.double() if tensor.is_floating_point() else tensor

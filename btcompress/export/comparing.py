@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.errors import BTCompressError
-from btcompress.export.checking import relative_error, session
+from btcompress.export.checking import TIMES, in_float64, most_of_rounding, relative_error, session
 from btcompress.export.examples import Example, tensors_of
 
-#: Largest error that is rounding, over the largest output; and how often that of the network itself.
-_ROUNDING, _TIMES = 1e-5, 10.0
-#: The largest where the network cannot be converted to float64, so that its own rounding is unknown.
+#: The largest error that is rounding, over the largest output, where the network cannot be converted to float64, so
+#: that its own rounding is unknown.
 _UNKNOWN = 1e-4
 #: Share of whole numbers, such as classes, that rounding may change.
 _FLIPPED = 0.01
@@ -129,9 +128,9 @@ def _called(network: nn.Module, example: Example) -> list[Tensor]:
 def _limit(outputs: Sequence[Tensor], own_error: float | None) -> float:
     """The largest error that rounding explains, by that of the network itself where it is known."""
     if own_error is not None:
-        return max(_ROUNDING, _TIMES * own_error)
+        return most_of_rounding(own_error)
     dtypes = [output.dtype for output in outputs if output.is_floating_point()]
-    return max(_UNKNOWN, _TIMES * max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0))
+    return max(_UNKNOWN, TIMES * max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0))
 
 
 def _run(path: Path, example: Example) -> list[Tensor]:
@@ -186,11 +185,7 @@ def _error(found: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
 def _own_error(network: nn.Module, example: Example, outputs: Sequence[Tensor]) -> float | None:
     """How far a network's own outputs are off by rounding; None where it does not run in float64."""
     try:
-        exact = outputs_of(copy.deepcopy(network).double(), example.converted(_in_float64))
+        exact = outputs_of(copy.deepcopy(network).double(), example.converted(in_float64))
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
     return _error(outputs, exact) if len(exact) == len(outputs) else None
-
-
-def _in_float64(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor

@@ -6,22 +6,12 @@ what ``tests/benchmarks/onnx_speed.py`` measured with one thread of a CPU, and a
 
 from __future__ import annotations
 
-import operator
-from dataclasses import astuple
-from functools import lru_cache
-
-from btcompress.contraction.layout import plan_layout
 from btcompress.errors import BTCompressError
 from btcompress.export.forms import Form, possible_forms
 from btcompress.export.request import GraphRequest
 from btcompress.export.weights import Direction, Weight
-from btcompress.nn.costs import Quantities
+from btcompress.nn.costs import NEAR, Quantities, chain_work, estimated
 from btcompress.nn.ways import Operand, is_low_rank
-from btcompress.shapes import MatrixShape
-
-#: Entries of matrices that the caches near a core hold.
-_NEAR = 2**19
-
 
 #: Microseconds of each quantity, for each operator that takes the steps.
 _CONSTANTS: dict[str, Quantities] = {
@@ -44,7 +34,7 @@ _CONSTANTS: dict[str, Quantities] = {
 def seconds(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> float:
     """Estimated seconds of one run of a direction."""
     found = quantities(form, direction, hidden_size, request)
-    return sum(map(operator.mul, astuple(_CONSTANTS[form.steps]), astuple(found))) / 1e6
+    return estimated(_CONSTANTS[form.steps], found)
 
 
 def quantities(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> Quantities:
@@ -59,7 +49,7 @@ def quantities(form: Form, direction: Direction, hidden_size: int, request: Grap
         gate=rows * hidden_size,
         product=rows * recurrent / 1e6,
         read=steps * recurrent / 1e6,
-        far=steps * max(0.0, recurrent - _NEAR) / 1e6,
+        far=steps * max(0.0, recurrent - NEAR) / 1e6,
         inputs=rows * entries / 1e6,
         taken=entries / 1e6,
         chain=rows * (chain + sum(each for _, each, _ in states)) / 1e6,
@@ -73,14 +63,7 @@ def _work(weight: Weight, operand: Operand) -> tuple[float, float, int]:
     if shape is None or operand == "dense":
         rows, columns = weight.size
         return rows * columns, 0, 0
-    return (shape.n_params, 0, 0) if is_low_rank(shape) else (0, *_chain(shape))
-
-
-@lru_cache(maxsize=256)
-def _chain(shape: MatrixShape) -> tuple[float, int]:
-    part = shape.part
-    layout = plan_layout(part.n_blocks, part.in_modes, part.out_modes, part.ranks)
-    return shape.n_parts * layout.cost, shape.n_parts * len(layout.steps)
+    return (shape.n_params, 0, 0) if is_low_rank(shape) else (0, *chain_work(shape))
 
 
 def choose_form(direction: Direction, hidden_size: int, request: GraphRequest) -> Form:

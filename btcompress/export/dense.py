@@ -25,7 +25,7 @@ from btcompress.checkpoint import (
 )
 from btcompress.errors import OutputError
 from btcompress.memory import require
-from btcompress.models import Compressed, load
+from btcompress.models import Compressed, opened
 from btcompress.text import listed
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def export_dense(compressed: Compressed, path: str | PathLike[str], *, force: bo
             f"{path} has the ending {path.suffix!r}, which no dense checkpoint is written with. Choose a name "
             f"that ends in {' or '.join(_SUFFIXES)}."
         )
-    opened = compressed if isinstance(compressed, CompressedCheckpoint) else load(compressed)
-    check_target(path, force=force, inputs=opened.files)
-    notices = _write_torch(opened, path) if path.suffix == ".pt" else _write_safetensors(opened, path, force=force)
+    result = opened(compressed)
+    check_target(path, force=force, inputs=result.files)
+    notices = _write_torch(result, path) if path.suffix == ".pt" else _write_safetensors(result, path, force=force)
     return DenseExport(path, path.stat().st_size, tuple(notices))
 
 

@@ -9,11 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from btcompress import __version__
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import check_operators, check_outputs, drawn_inputs, has_runtime, layer_error, run
-from btcompress.export.graphs import Nodes, require_onnx, value
+from btcompress.export.graphs import Nodes, proto_of, require_onnx, value
 from btcompress.export.integers import quantize, require_quantizer
 from btcompress.export.layers import written
 from btcompress.export.modules import layer_module
@@ -101,7 +100,7 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
     error, int8_error = None, None
     notices, warnings = list[str](), list[str]()
     if has_runtime():
-        inputs = drawn_inputs(weights, request)
+        inputs = drawn_inputs(entry, batch_first=request.batch_first, lengths=request.lengths)
         module = layer_module(result, entry, batch_first=request.batch_first)
         error = check_outputs(plain, module, inputs, batch_first=request.batch_first)
     else:
@@ -168,13 +167,8 @@ def graph_of(weights: Weights, request: GraphRequest) -> tuple[onnx.ModelProto, 
     model = ir.Model(
         nodes.graph("lstm", inputs, outputs),
         ir_version=_IR_VERSIONS[nodes.opset],
-        producer_name="btcompress",
-        producer_version=__version__,
     )
-    proto = ir.to_proto(model)
-    # What can be worked out again takes bytes.
-    del proto.graph.value_info[:]
-    return proto, dict(forms), nodes.opset
+    return proto_of(model), dict(forms), nodes.opset
 
 
 def _describe(

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from btcompress import __version__
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 #: What is asked to install.
@@ -155,6 +157,17 @@ def value(name: str, *sizes: int | str, dtype: str = "FLOAT") -> ir.Value:
     import onnx_ir as ir
 
     return ir.Value(name=name, type=ir.TensorType(ir.DataType[dtype]), shape=ir.Shape(sizes))
+
+
+def proto_of(model: ir.Model) -> onnx.ModelProto:
+    """The content of a file of this graph, with who made it."""
+    import onnx_ir as ir
+
+    model.producer_name, model.producer_version = "btcompress", __version__
+    proto = ir.to_proto(model)
+    # What can be worked out again takes bytes.
+    del proto.graph.value_info[:]
+    return proto
 
 
 def _same(first: ir.TensorProtocol | None, second: ir.TensorProtocol) -> bool:

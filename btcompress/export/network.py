@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from btcompress import __version__
 from btcompress.checkpoint import check_target, replacing
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import check_operators, has_runtime, relative_error, run
 from btcompress.export.comparing import check_network, check_repeats, evaluated, outputs_of
 from btcompress.export.examples import Dynamic, Example
-from btcompress.export.graphs import require_onnx
+from btcompress.export.graphs import proto_of, require_onnx
 from btcompress.export.inlining import Inlining
 from btcompress.export.integers import has_integers, quantize, require_quantizer
 from btcompress.export.quiet import without_logs
@@ -197,8 +196,6 @@ def _quiet() -> Iterator[None]:
 
 def _proto(model: ir.Model) -> onnx.ModelProto:
     """The file's content, without what torch says of where each node comes from: it names the user's own files."""
-    import onnx_ir as ir
-
     graph = model.graph
     n_bytes = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
     if n_bytes > _MOST_BYTES:
@@ -212,11 +209,7 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
             value.metadata_props.clear()
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
-    model.producer_name, model.producer_version = "btcompress", __version__
-    proto = ir.to_proto(model)
-    # What can be worked out again takes bytes.
-    del proto.graph.value_info[:]
-    return proto
+    return proto_of(model)
 
 
 def _error_elsewhere(path: Path, network: nn.Module, example: Example, notices: list[str]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
 from btcompress.errors import BTCompressError
-from btcompress.export.checking import layer_error, module_outputs
+from btcompress.export.checking import TIMES, drawn_inputs, in_float64, layer_error, module_outputs
 from btcompress.export.modules import ExportedLayer, layer_module
 from btcompress.export.record import RECORD, record_of
 from btcompress.export.targets import planned, replacing_all, shown_name
@@ -34,7 +34,7 @@ _TRACED = (3, 2)
 _CHECKED = ((6, 3), (1, 1))
 #: Errors that are rounding, over the largest output: so many times the precision of the dtype, at most this, or so many
 #: times the error of the module itself.
-_ROUNDINGS, _MOST, _TIMES = 100, 0.05, 10.0
+_ROUNDINGS, _MOST = 100, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +115,8 @@ class _Request:
 
     def drawn(self, entry: LSTMEntry, steps: int, batch: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Random inputs and states, by name."""
-        generator = torch.Generator().manual_seed(0)
-        n_states, steps = entry.num_layers * (1 + entry.bidirectional), 1 if self.one_step else steps
-        sizes = {
-            "x": (*((batch, steps) if self.batch_first else (steps, batch)), entry.input_size),
-            "h0": (n_states, batch, entry.proj_size or entry.hidden_size),
-            "c0": (n_states, batch, entry.hidden_size),
-        }
-        return {name: torch.randn(*size, generator=generator).to(dtype) for name, size in sizes.items()}
+        inputs = drawn_inputs(entry, 1 if self.one_step else steps, batch, batch_first=self.batch_first)
+        return {name: each.to(dtype) for name, each in inputs.items()}
 
 
 class _OneStep(nn.Module):
@@ -217,14 +211,16 @@ def _check(program: nn.Module, module: ExportedLayer, entry: LSTMEntry, request:
     rounded = [module_outputs(module, inputs, batch_first=request.batch_first) for inputs in every]
     module.double()
     exact = [
-        module_outputs(module, {name: each.double() for name, each in inputs.items()}, batch_first=request.batch_first)
+        module_outputs(
+            module, {name: in_float64(each) for name, each in inputs.items()}, batch_first=request.batch_first
+        )
         for inputs in every
     ]
     error, own = (
         max(layer_error(outputs, right) for outputs, right in zip(each, exact, strict=True))
         for each in (found, rounded)
     )
-    most = max(min(_ROUNDINGS * torch.finfo(dtype).eps, _MOST), _TIMES * own)
+    most = max(min(_ROUNDINGS * torch.finfo(dtype).eps, _MOST), TIMES * own)
     if not error <= most:
         raise BTCompressError(
             f"the program's outputs are off by {error:.1e} of the largest, where rounding explains {most:.1e}, so "

@@ -19,7 +19,7 @@ from btcompress.nn.ways import Operand, Task, Way, is_low_rank
 from btcompress.shapes import MatrixShape
 
 #: Numbers that stay in a core's cache from one step to the next; what is more is read from further away.
-_NEAR = 2**19
+NEAR = 2**19
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def quantities(way: Way, task: Task) -> Quantities:
         gate=directions * run * task.hidden,
         product=run * sum(recurrent) / 1e6,
         read=read / 1e6,
-        far=(steps * max(0, sum(recurrent) - _NEAR) + max(0, sum(width for width, _, _ in widths) - _NEAR)) / 1e6,
+        far=(steps * max(0, sum(recurrent) - NEAR) + max(0, sum(width for width, _, _ in widths) - NEAR)) / 1e6,
         inputs=rows * sum(width for width, _, _ in widths) / 1e6,
         taken=sum(width for width, _, _ in widths) / 1e6,
         chain=rows * sum(chain for _, chain, _ in widths) / 1e6,
@@ -121,7 +121,7 @@ def _entries(shape: MatrixShape | None, dense: int, operand: Operand) -> float:
     """Entries that one row meets."""
     if shape is None or operand == "dense":
         return dense
-    return shape.n_params if is_low_rank(shape) else _chain(shape)[0] / 2
+    return shape.n_params if is_low_rank(shape) else chain_work(shape)[0] / 2
 
 
 def _input_work(shape: MatrixShape | None, task: Task, way: Way) -> tuple[float, float, float]:
@@ -132,12 +132,13 @@ def _input_work(shape: MatrixShape | None, task: Task, way: Way) -> tuple[float,
         return gates * (task.inputs or (gates if way.steps == "kernel" else 0)), 0, 0
     if is_low_rank(shape):
         return shape.n_params, 0, 1
-    cost, links = _chain(shape)
+    cost, links = chain_work(shape)
     return (gates * gates if way.steps == "kernel" else 0), cost, links
 
 
 @lru_cache(maxsize=1024)
-def _chain(shape: MatrixShape) -> tuple[float, int]:
+def chain_work(shape: MatrixShape) -> tuple[float, int]:
+    """Operations of a matrix's chains for one row, and their products."""
     part = shape.part
     layout = plan_layout(part.n_blocks, part.in_modes, part.out_modes, part.ranks)
     return shape.n_parts * layout.cost, shape.n_parts * len(layout.steps)
@@ -198,7 +199,7 @@ _CONSTANTS: dict[str, Quantities] = {
 
 def seconds(way: Way, task: Task) -> float:
     """Estimated seconds of one call."""
-    return _sum(_constants(kind_of(way, task)), quantities(way, task))
+    return estimated(_constants(kind_of(way, task)), quantities(way, task))
 
 
 def _constants(kind: str) -> Quantities:
@@ -226,15 +227,16 @@ def dense_seconds(task: Task, *, onednn: bool, cell: bool = False) -> float:
     task = replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False, onednn=onednn and not cell)
     way = Way("kernel", "dense", "dense")
     constants = _constants(kind_of(way, task))
-    return _sum(replace(constants, call=_CELL_CALL) if cell else constants, quantities(way, task))
+    return estimated(replace(constants, call=_CELL_CALL) if cell else constants, quantities(way, task))
 
 
 def reading_seconds(task: Task) -> float:
     """Estimated seconds of reading dense matrices ``W`` once, which nothing that multiplies by them can beat."""
     entries = len(task.w) * 4 * task.hidden * task.inputs
     constants = _CONSTANTS["own kernel"]
-    return (entries * constants.taken + max(0, entries - _NEAR) * constants.far) / 1e12
+    return (entries * constants.taken + max(0, entries - NEAR) * constants.far) / 1e12
 
 
-def _sum(constants: Quantities, found: Quantities) -> float:
+def estimated(constants: Quantities, found: Quantities) -> float:
+    """Seconds of what there is to do, each quantity times its microseconds."""
     return sum(map(operator.mul, astuple(constants), astuple(found))) / 1e6
