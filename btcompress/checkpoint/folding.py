@@ -95,6 +95,11 @@ class _Folding:
         self._label = label
         self._aliases = find_aliases(tensors)
         self._layers = _layers(tensors)
+        self._below: dict[str, list[str]] = defaultdict(list)
+        for layer in self._layers:
+            if layer:
+                before, dot, _ = layer.removesuffix(".").rpartition(".")
+                self._below[before + dot].append(layer)
         self._formed: dict[tuple[str, ...], Tensor] = {}
         self._plain: dict[str, Tensor] = {}
         self._sources: dict[str, tuple[str, ...]] = {}
@@ -128,7 +133,7 @@ class _Folding:
 
     def _home(self, prefix: str) -> str:
         """Where the other weights of a layer are: here, or in the one module below that has any."""
-        below = [each for each in self._layers if each.startswith(prefix) and each[len(prefix) :].count(".") == 1]
+        below = self._below.get(prefix, ())
         return below[0] if prefix not in self._layers and len(below) == 1 else prefix
 
     def _form(self, way: _Way, keys: tuple[str, ...]) -> Tensor:
