@@ -16,6 +16,7 @@ from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.precisions import Stored
 from btcompress.checkpoint.tensors import byte_chunks
 from btcompress.packing import Packed
+from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
 from btcompress.timings import BenchReport
 
@@ -46,6 +47,7 @@ class Applied:
     bench: BenchReport | None
     digests: Mapping[str, bytes]
     dtypes: Mapping[str, torch.dtype]
+    nonlinearities: Mapping[str, Nonlinearity]
 
     @classmethod
     def of(cls, compressed: CompressedCheckpoint, prefix: str = "") -> Applied:
@@ -68,6 +70,10 @@ class Applied:
             None if prefix else compressed.bench,
             {key: _digest(tensors, names) for key, names in _names({**matrices, **rounded}).items()},
             {name: tensor.dtype for name, tensor in tensors.items()},
+            {
+                f"{name}.".removeprefix(prefix).removesuffix("."): value
+                for name, value in compressed.nonlinearities.items()
+            },
         )
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> CompressedCheckpoint:
@@ -95,6 +101,7 @@ class Applied:
             rounded={key: matrix for key, matrix in self.rounded.items() if key in stored},
             stored=stored,
             bench=self.bench,
+            nonlinearities=dict(self.nonlinearities),
         )
         if not changed:
             return kept

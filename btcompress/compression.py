@@ -75,10 +75,13 @@ class Opened:
                 raise CheckpointError(f"{weights} is a result, one plain state dict: leave the container out.")
             result = read_compressed(fspath(weights))
             tensors = result.dense_state_dict()
-            return cls(Checkpoint(tensors, result.source, result.notices, result.files, result.layout), result)
+            known = (result.source, result.notices, result.files, result.layout, result.nonlinearities)
+            return cls(Checkpoint(tensors, *known).with_nonlinearity(step.nonlinearity), result)
         if isinstance(weights, str | PathLike):
-            return cls(read(weights, step.container, strict=step.strict))
-        return cls(open_weights(weights, step.container))
+            dense = read(weights, step.container, strict=step.strict)
+        else:
+            dense = open_weights(weights, step.container)
+        return cls(dense.with_nonlinearity(step.nonlinearity))
 
     @property
     def files(self) -> tuple[Path, ...]:

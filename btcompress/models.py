@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.applied import remember
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent, oddity, read_compressed
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry, find_recurrent, oddity, read_compressed
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.names import PART
 from btcompress.checkpoint.wrappers import matched, plain_name
@@ -87,7 +87,7 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     swaps: dict[str, nn.Module] = {}
     rest = dict(matrices)
     for entry in find_recurrent(outline):
-        if not isinstance(entry, LSTMEntry):
+        if not isinstance(entry, RecurrentEntry):
             continue
         shapes = {key.removeprefix(entry.prefix): rest.pop(key) for key in entry.matrix_keys if key in rest}
         if shapes:
@@ -269,7 +269,7 @@ def _renamed(values: Mapping[str, _Value], names: Mapping[str, str]) -> dict[str
 
 
 def _recurrent_replacement(
-    entry: LSTMEntry, old: nn.Module | None, shapes: dict[str, MatrixShape], names: Sequence[str]
+    entry: RecurrentEntry, old: nn.Module | None, shapes: dict[str, MatrixShape], names: Sequence[str]
 ) -> nn.Module:
     """The block-term module for an LSTM or cell of the model, which must be the one that the file was made from."""
     if entry.siblings and old is not None:
@@ -326,7 +326,7 @@ def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names:
     return old
 
 
-def _check_sizes(entry: LSTMEntry, module: nn.Module) -> None:
+def _check_sizes(entry: RecurrentEntry, module: nn.Module) -> None:
     names = ("input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias")
     pairs = ((name, getattr(entry, name), getattr(module, name, getattr(entry, name))) for name in names)
     differing = [

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from typing import Literal, get_args
 
 from btcompress.errors import ShapeError
-from btcompress.shapes import GATE_NAMES, MAX_SIZE, BlockTermShape, Gates, MatrixShape, check_order
+from btcompress.shapes import MAX_SIZE, BlockTermShape, Gates, MatrixShape, check_order
 
 Modes = tuple[int, ...]
 
@@ -52,7 +52,7 @@ class ShapeRequest:
         order: ``d``.
         input_shape: the shape whose flattening (C order) is the input, for the matrices whose
             number of inputs it multiplies to.
-        gates: fit the four gates as one matrix or each on its own.
+        gates: fit the gates as one matrix or each on its own.
         objective: with ``"speed"``, of the modes to choose from that take up to a tenth more parameters those are
             taken with which a product costs least, as :func:`btcompress.contraction.plan_chain` estimates it.
     """
@@ -127,7 +127,7 @@ def choose_shape(request: ShapeRequest, name: str, out_size: int, in_size: int, 
         name: the matrix, for messages.
         out_size: rows, all gates together.
         in_size: columns.
-        n_gates: row groups, 4 for an LSTM and 1 for a plain linear layer.
+        n_gates: row groups: 4 for an LSTM, 3 for a GRU, 1 for a plain RNN or a linear layer.
 
     Raises:
         ShapeError: given modes or an input shape fit neither the matrix exactly nor as its smallest
@@ -166,7 +166,7 @@ def choose_shape(request: ShapeRequest, name: str, out_size: int, in_size: int, 
     if request.objective == "speed":
         chosen = _fastest(equals)
     limited = chosen.limited()
-    shape = MatrixShape(limited, "separate" if separate else "fused")
+    shape = MatrixShape.of_gates(limited, "separate" if separate else "fused", n_gates)
     return ChosenShape(shape, tuple(_notices(name, chosen, limited)))
 
 
@@ -221,7 +221,7 @@ def choose_shapes(request: ShapeRequest, sizes: Mapping[str, tuple[int, int, int
 
 def _part(request: ShapeRequest, out_size: int, n_gates: int) -> tuple[bool, int, int]:
     """Whether each gate gets a form of its own, and the rows and gates of each form."""
-    if request.gates == "separate" and n_gates == len(GATE_NAMES):
+    if request.gates == "separate" and n_gates > 1:
         return True, out_size // n_gates, 1
     return False, out_size, n_gates
 

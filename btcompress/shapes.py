@@ -20,8 +20,18 @@ MAX_SIZE = 2**40
 #: A full core holds ``prod_k R_k`` parameters; an identity core holds none and is not stored.
 Core = Literal["full", "identity"]
 
-#: Gates of an LSTM in PyTorch's row order: input, forget, cell, output.
-GATE_NAMES = ("i", "f", "g", "o")
+#: What a recurrent layer computes at each step.
+Cell = Literal["lstm", "gru", "rnn"]
+
+#: What a plain RNN applies to its sums.
+Nonlinearity = Literal["tanh", "relu"]
+
+#: The gates of each cell in PyTorch's row order: input, forget, cell, output; reset, update, new. A plain RNN has the
+#: rows of its hidden units alone.
+GATES: dict[Cell, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
+
+#: Names of gates that can be separate, by how many there are.
+_SEPARATE = {len(names): names for names in GATES.values() if len(names) > 1}
 
 
 def check_order(order: int) -> None:
@@ -262,22 +272,43 @@ class MatrixShape:
 
     Attributes:
         part: the shape of each block-term form.
-        gates: ``"fused"``, one form for the whole matrix, or ``"separate"``, four forms of equal
-            shape whose rows are stacked in the order i, f, g, o.
+        gates: ``"fused"``, one form for the whole matrix, or ``"separate"``, forms of equal shape whose rows are
+            stacked in the order of :data:`GATES`.
+        n_separate: how many gates are separate: 4 of an LSTM, 3 of a GRU.
+
+    Raises:
+        ShapeError: no cell has so many gates.
     """
 
     part: BlockTermShape
     gates: Gates = "fused"
+    n_separate: int = 4
+
+    def __post_init__(self) -> None:
+        if self.n_separate not in _SEPARATE:
+            raise ShapeError(f"4 gates of an LSTM can be separate, or 3 of a GRU, but not {self.n_separate!r}.")
+        if self.gates == "fused":
+            object.__setattr__(self, "n_separate", 4)
+
+    @classmethod
+    def of_gates(cls, part: BlockTermShape, gates: Gates, n_gates: int) -> MatrixShape:
+        """The form of a matrix of so many gates, which are separate or fused."""
+        return cls(part, gates, n_gates if gates == "separate" else 4)
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """Name of each form below the matrix's own key: ``""``, or ``"gate_i"`` to ``"gate_o"``."""
-        return ("",) if self.gates == "fused" else tuple(f"gate_{name}" for name in GATE_NAMES)
+        """Name of each form below the matrix's own key: ``""``, or ``"gate_i"`` and so on."""
+        return ("",) if self.gates == "fused" else tuple(f"gate_{name}" for name in _SEPARATE[self.n_separate])
 
     @property
     def n_parts(self) -> int:
-        """How many block-term forms are stacked, 1 or 4."""
-        return 1 if self.gates == "fused" else len(GATE_NAMES)
+        """How many block-term forms are stacked: 1, or that of the gates."""
+        return 1 if self.gates == "fused" else self.n_separate
+
+    @property
+    def n_gates(self) -> int:
+        """Row groups of the matrix, all parts together."""
+        return self.n_parts * self.part.n_gates
 
     @property
     def in_size(self) -> int:
@@ -313,17 +344,18 @@ class MatrixShape:
         return replace(self, part=self.part.limited())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON writes them."""
-        return {"gates": self.gates, **self.part.to_dict()}
+        """Plain values, as JSON writes them; how many gates are separate is named only where an LSTM has others."""
+        separate = {} if self.n_separate == 4 else {"n_separate": self.n_separate}
+        return {"gates": self.gates, **separate, **self.part.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MatrixShape:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ShapeError: as :meth:`BlockTermShape.from_dict`, or unknown ``gates``.
+            ShapeError: as :meth:`BlockTermShape.from_dict`, or unknown ``gates``, or so many that none has.
         """
         gates = data.get("gates")
         if gates not in ("fused", "separate"):
             raise ShapeError(f"gates must be 'fused' or 'separate', but {gates!r} was given.")
-        return cls(BlockTermShape.from_dict(data), gates)
+        return cls(BlockTermShape.from_dict(data), gates, data.get("n_separate", 4))

@@ -3,7 +3,13 @@
 import torch
 
 from btcompress.blockterm import BlockTerm
-from btcompress.checkpoint import CompressedCheckpoint, CompressedMatrix, LSTMEntry, find_recurrent, from_state_dict
+from btcompress.checkpoint import (
+    CompressedCheckpoint,
+    CompressedMatrix,
+    RecurrentEntry,
+    find_recurrent,
+    from_state_dict,
+)
 from btcompress.shapes import BlockTermShape, MatrixShape
 from forms import in_fewer_bits
 
@@ -19,7 +25,7 @@ def low_rank_result(state, ratio=4, precision=None):
     generator = torch.Generator().manual_seed(0)
     matrices, parts = {}, {}
     for entry in find_recurrent(state):
-        for key in entry.matrix_keys if isinstance(entry, LSTMEntry) else ():
+        for key in entry.matrix_keys if isinstance(entry, RecurrentEntry) else ():
             (rows, columns), dtype = state[key].shape, state[key].dtype
             gates = 1 if "weight_hr" in key else 4
             rank = max(1, rows * columns // (ratio * (rows + columns)))

@@ -28,6 +28,7 @@ FLOORS = {
     "timings": 0,
     "results": 1,
     "contraction": 1,
+    "dialects": 2,
     "blockterm": 2,
     "fit": 3,
     "checkpoint": 3,

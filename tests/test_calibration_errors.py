@@ -8,7 +8,7 @@ from torch import nn
 import btcompress
 from btcompress.calibration import SampleInputs, activation_errors, on_inputs
 from btcompress.calibration import errors as room
-from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
+from btcompress.checkpoint import RecurrentEntry, find_recurrent, from_state_dict
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
 from btcompress.finetune.data import Arrays
 from btcompress.fit import samples
@@ -24,7 +24,9 @@ def pair(module, matrices=("input", "recurrent")):
 
 
 def entry_of(dense, name=""):
-    return next(entry for entry in find_recurrent(dense.tensors) if isinstance(entry, LSTMEntry) and entry.name == name)
+    return next(
+        entry for entry in find_recurrent(dense.tensors) if isinstance(entry, RecurrentEntry) and entry.name == name
+    )
 
 
 def sequences(n, steps, inputs, lengths=None, seed=0, state=None):

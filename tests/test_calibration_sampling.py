@@ -7,7 +7,7 @@ from torch import nn
 
 from btcompress.calibration import sampling
 from btcompress.calibration.sampling import samples_of
-from btcompress.checkpoint import LSTMEntry, find_recurrent, from_state_dict
+from btcompress.checkpoint import RecurrentEntry, find_recurrent, from_state_dict
 from btcompress.errors import MemoryLimitError
 from btcompress.finetune.data import Arrays
 from btcompress.memory import limited
@@ -15,7 +15,7 @@ from btcompress.memory import limited
 
 def given(module, n=4, steps=5, inputs=6, lengths=None, **arguments):
     dense = from_state_dict(module.state_dict())
-    entry = next(entry for entry in find_recurrent(dense.tensors) if isinstance(entry, LSTMEntry))
+    entry = next(entry for entry in find_recurrent(dense.tensors) if isinstance(entry, RecurrentEntry))
     x = np.random.default_rng(0).normal(size=(n, steps, inputs))
     data = Arrays("made up", x, None, None if lengths is None else np.array(lengths), 1.0)
     return entry, data, samples_of(dense, entry, data, data, torch.float64, **arguments)

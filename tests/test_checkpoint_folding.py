@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 import btcompress
 from btcompress import memory
-from btcompress.checkpoint import LSTMEntry, OtherRecurrent, find_recurrent, from_state_dict, read
+from btcompress.checkpoint import OtherRecurrent, RecurrentEntry, find_recurrent, from_state_dict, read
 from btcompress.errors import MemoryLimitError
 from btcompress.finetune.user import build_student, build_teacher
 
@@ -89,7 +89,7 @@ def test_plain_weights_compute_what_the_altered_ones_do(alter, dtype):
         torch.testing.assert_close(plain(inputs)[0], expected)
     assert "formed as the model does at inference" in " ".join(checkpoint.notices)
     (entry,) = find_recurrent(checkpoint.tensors)
-    assert isinstance(entry, LSTMEntry)
+    assert isinstance(entry, RecurrentEntry)
     assert checkpoint.source.n_params == sum(each.numel() for each in plain.parameters())
 
 
@@ -268,7 +268,7 @@ def test_a_mask_beside_plain_weights_is_applied_and_kept(mask):
     assert checkpoint.tensors[f"{HH}_mask"] is not None
     assert bool(checkpoint.notices) != bool(mask.eq(1).all())
     (entry,) = find_recurrent(checkpoint.tensors)
-    assert isinstance(entry, LSTMEntry)
+    assert isinstance(entry, RecurrentEntry)
 
 
 @pytest.mark.parametrize("mask", [torch.ones(H), torch.full((4 * H, H), 2.0), torch.zeros(4 * H, 1)])
@@ -276,7 +276,7 @@ def test_a_mask_that_is_none_of_the_weights_changes_nothing(mask):
     state = {**nn.LSTM(N, H).state_dict(), f"{HH}_mask": mask}
     checkpoint = from_state_dict(state)
     assert torch.equal(checkpoint.tensors[HH], state[HH])
-    assert isinstance(find_recurrent(checkpoint.tensors)[0], LSTMEntry)
+    assert isinstance(find_recurrent(checkpoint.tensors)[0], RecurrentEntry)
     if not mask.eq(1).all():
         assert HH in " ".join(checkpoint.notices)
 

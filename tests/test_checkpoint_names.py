@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from btcompress.checkpoint import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
+from btcompress.checkpoint import OtherRecurrent, RecurrentEntry, find_recurrent, natural_key
 
 ARGUMENTS = list(itertools.product([1, 2, 11], [False, True], [0, 2], [False, True]))
 
@@ -32,7 +32,7 @@ def prefixed(prefix, state):
 def test_every_kind_of_lstm_is_found_as_its_arguments_made_it(layers, bidirectional, proj_size, bias):
     state = lstm_state(layers, bidirectional, proj_size, bias)
     (entry,) = find_recurrent(prefixed("lstm.", state))
-    assert entry == LSTMEntry("lstm.", "lstm", 5, 3, layers, bidirectional, proj_size, bias)
+    assert entry == RecurrentEntry("lstm.", "lstm", 5, 3, layers, bidirectional, proj_size, bias)
     assert entry.name == "lstm"
     assert list(entry.keys) == [f"lstm.{key}" for key in state]
     assert entry.shapes == {f"lstm.{key}": tuple(tensor.shape) for key, tensor in state.items()}
@@ -44,7 +44,7 @@ def test_every_kind_of_lstm_is_found_as_its_arguments_made_it(layers, bidirectio
 def test_cells_are_found_by_keys_without_a_layer(bias):
     state = nn.LSTMCell(5, 3, bias=bias, device="meta").state_dict()
     (entry,) = find_recurrent(prefixed("cell.", state))
-    assert entry == LSTMEntry("cell.", "cell", 5, 3, bias=bias)
+    assert entry == RecurrentEntry("cell.", "cell", 5, 3, bias=bias)
     assert set(entry.keys) == {f"cell.{key}" for key in state}
     assert entry.input_keys == ("cell.weight_ih",)
     assert entry.recurrent_keys == ("cell.weight_hh",)
@@ -53,14 +53,14 @@ def test_cells_are_found_by_keys_without_a_layer(bias):
 @pytest.mark.parametrize("prefix", ["", "lstm.", "module._orig_mod.a.module.lstm.", "weight_ih_l0.", "a..b.", "ä\n."])
 def test_any_prefix_will_do(prefix):
     (entry,) = find_recurrent(prefixed(prefix, lstm_state(2, True)))
-    assert entry == LSTMEntry(prefix, "lstm", 5, 3, 2, True)
+    assert entry == RecurrentEntry(prefix, "lstm", 5, 3, 2, True)
 
 
 @given(st.text(max_size=12))
 def test_arbitrary_prefixes_change_nothing_but_the_prefix(text):
     prefix = f"{text}."
     (entry,) = find_recurrent(prefixed(prefix, lstm_state(2)))
-    assert entry == LSTMEntry(prefix, "lstm", 5, 3, 2)
+    assert entry == RecurrentEntry(prefix, "lstm", 5, 3, 2)
 
 
 def test_several_layers_come_in_natural_order_with_all_else_left_aside():
@@ -76,7 +76,7 @@ def test_several_layers_come_in_natural_order_with_all_else_left_aside():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_point_dtype_will_do(dtype):
     (entry,) = find_recurrent({key: tensor.to(dtype) for key, tensor in lstm_state().items()})
-    assert isinstance(entry, LSTMEntry)
+    assert isinstance(entry, RecurrentEntry)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_an_lstm_is_only_found_when_all_its_keys_are_there(kept):
         return
     (entry,) = found
     assert set(entry.keys) == kept
-    if isinstance(entry, LSTMEntry):
+    if isinstance(entry, RecurrentEntry):
         biased = entry.bias * 2
         assert len(kept) == entry.num_layers * (1 + entry.bidirectional) * (2 + biased + (entry.proj_size > 0))
         assert entry.shapes == {key: tuple(state[key].shape) for key in entry.keys}
@@ -222,7 +222,7 @@ def test_packed_quantized_layers_are_named():
 
 @given(st.dictionaries(st.text("_.abdefghilnoprstvw01_", max_size=30), st.just(meta((12, 3))), max_size=4))
 def test_other_keys_never_crash_and_are_never_taken_for_an_lstm(state):
-    assert not any(isinstance(entry, LSTMEntry) for entry in find_recurrent(state))
+    assert not any(isinstance(entry, RecurrentEntry) for entry in find_recurrent(state))
 
 
 @pytest.mark.parametrize(

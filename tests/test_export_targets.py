@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from btcompress import BTCompressError, factorize
-from btcompress.checkpoint import LSTMEntry, from_state_dict
+from btcompress.checkpoint import RecurrentEntry, from_state_dict
 from btcompress.export.targets import chosen_lstms, targets
 
-A, B, TOP = (LSTMEntry(prefix, "lstm", 3, 2) for prefix in ("enc.a.", "b.", ""))
+A, B, TOP = (RecurrentEntry(prefix, "lstm", 3, 2) for prefix in ("enc.a.", "b.", ""))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def test_several_lstms_have_their_names_before_the_ending():
 
 
 def test_names_of_lstms_lead_to_no_other_folder():
-    hostile = LSTMEntry("/../../x\n.", "lstm", 3, 2)
+    hostile = RecurrentEntry("/../../x\n.", "lstm", 3, 2)
     assert targets(Path("a/out.onnx"), [A, hostile])[1] == Path("a/out._.._.._x_.onnx")
 
 
 def test_two_lstms_never_share_a_file():
     with pytest.raises(BTCompressError, match=r"several LSTMs would be written to a/out\.B_\.pt2"):
-        targets(Path("a/out.pt2"), [LSTMEntry("B/.", "lstm", 3, 2), LSTMEntry("b_.", "lstm", 3, 2)])
+        targets(Path("a/out.pt2"), [RecurrentEntry("B/.", "lstm", 3, 2), RecurrentEntry("b_.", "lstm", 3, 2)])

@@ -12,7 +12,7 @@ import btcompress
 from btcompress import display
 from btcompress.calibration.request import SampleInputs
 from btcompress.calibration.sources import sources_of
-from btcompress.checkpoint import LSTMEntry, OtherRecurrent, find_recurrent, from_state_dict, same_bits
+from btcompress.checkpoint import OtherRecurrent, RecurrentEntry, find_recurrent, from_state_dict, same_bits
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.export.targets import chosen_lstms
 from btcompress.finetune.finetuning import finetune
@@ -53,7 +53,7 @@ SIBLINGS = {
 def test_tensors_beside_a_layers_own_are_its_siblings(case):
     state, siblings = SIBLINGS[case]
     (entry,) = find_recurrent(state)
-    assert isinstance(entry, LSTMEntry)
+    assert isinstance(entry, RecurrentEntry)
     assert entry.siblings == siblings
 
 

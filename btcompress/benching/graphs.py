@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import session
 from btcompress.export.graphfiles import graph_of
@@ -60,7 +60,7 @@ def require_graphs() -> None:
     require_quantizer()
 
 
-def dense_graphs(module: nn.Module, entry: LSTMEntry) -> tuple[list[Graph], list[LeftOut]]:
+def dense_graphs(module: nn.Module, entry: RecurrentEntry) -> tuple[list[Graph], list[LeftOut]]:
     """The dense LSTM by ONNX's operator, in floats and in integers; by steps where that has no projections."""
     request = GraphRequest(form="scan" if entry.proj_size else "lstm")
     ways = zip(_DENSE, (request, replace(request, int8=True)), strict=True)
@@ -68,7 +68,7 @@ def dense_graphs(module: nn.Module, entry: LSTMEntry) -> tuple[list[Graph], list
 
 
 def block_term_graphs(
-    compressed: CompressedCheckpoint, entry: LSTMEntry, batch: int, steps: int
+    compressed: CompressedCheckpoint, entry: RecurrentEntry, batch: int, steps: int
 ) -> tuple[list[Graph], list[LeftOut]]:
     """The LSTM as :func:`btcompress.export.export_graphs` writes it for these sizes, in floats and in integers."""
     request = GraphRequest(batch, steps)

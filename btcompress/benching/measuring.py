@@ -21,10 +21,9 @@ from btcompress.benching.ways import Layer, State, block_term_layer, dense_layer
 from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
-    LSTMEntry,
+    RecurrentEntry,
     check_plain,
     check_target,
-    find_recurrent,
     oddity,
     read,
     read_compressed,
@@ -124,7 +123,7 @@ class _Bench:
     request: BenchRequest
     on_progress: OnBench | None
 
-    def tensors(self, entry: LSTMEntry) -> Mapping[str, Tensor]:
+    def tensors(self, entry: RecurrentEntry) -> Mapping[str, Tensor]:
         """The dense weights of an LSTM, by key."""
         if self.dense is not None:
             return self.dense.tensors
@@ -148,9 +147,9 @@ def _on(device: str) -> torch.cuda.device | nullcontext[None]:
     return nullcontext() if torch.device(device).index is None else torch.cuda.device(device)
 
 
-def _chosen(compressed: CompressedCheckpoint, name: str | None) -> tuple[list[LSTMEntry], list[str]]:
+def _chosen(compressed: CompressedCheckpoint, name: str | None) -> tuple[list[RecurrentEntry], list[str]]:
     """The LSTMs to measure, and a sentence on what else the file has and is not measured."""
-    every = [entry for entry in find_recurrent(compressed.outline()) if isinstance(entry, LSTMEntry)]
+    every = [entry for entry in compressed.recurrent() if isinstance(entry, RecurrentEntry)]
     factorized = [entry for entry in every if any(key in compressed.matrices for key in entry.matrix_keys)]
     names = [_named(entry) for entry in factorized]
     if not factorized:
@@ -177,15 +176,15 @@ def _chosen(compressed: CompressedCheckpoint, name: str | None) -> tuple[list[LS
     return plain, notices
 
 
-def _named(entry: LSTMEntry) -> str:
+def _named(entry: RecurrentEntry) -> str:
     return entry.name or "(top)"
 
 
-def _check_dense(entries: Sequence[LSTMEntry], dense: Checkpoint | None) -> None:
+def _check_dense(entries: Sequence[RecurrentEntry], dense: Checkpoint | None) -> None:
     """Refuse a dense checkpoint whose LSTMs are others."""
     if dense is None:
         return
-    theirs = {each.name: each for each in find_recurrent(dense.tensors) if isinstance(each, LSTMEntry)}
+    theirs = {each.name: each for each in dense.recurrent() if isinstance(each, RecurrentEntry)}
     for entry in entries:
         other = theirs.get(entry.name)
         if other is None:
@@ -203,7 +202,7 @@ def _check_dense(entries: Sequence[LSTMEntry], dense: Checkpoint | None) -> None
             )
 
 
-def _cases(job: _Bench, entries: Sequence[LSTMEntry]) -> Iterator[BenchCase]:
+def _cases(job: _Bench, entries: Sequence[RecurrentEntry]) -> Iterator[BenchCase]:
     request = job.request
     sizes = [(batch, steps) for batch in request.batch for steps in request.steps]
     n_cases, index = len(entries) * len(request.modes) * len(sizes), 0
@@ -220,7 +219,7 @@ def _cases(job: _Bench, entries: Sequence[LSTMEntry]) -> Iterator[BenchCase]:
                 index += 1
 
 
-def _require_memory(entry: LSTMEntry, dtype: torch.dtype, request: BenchRequest) -> None:
+def _require_memory(entry: RecurrentEntry, dtype: torch.dtype, request: BenchRequest) -> None:
     weights = sum(torch.Size(shape).numel() for shape in entry.shapes.values())
     inputs = max(request.batch) * max(request.steps) * (entry.input_size + 5 * entry.hidden_size * entry.num_layers)
     copies = (_COPIES_IN_TRAINING if request.train else _COPIES) + _COPIES_IN_GRAPHS * request.runs_graphs
@@ -231,7 +230,7 @@ def _require_memory(entry: LSTMEntry, dtype: torch.dtype, request: BenchRequest)
     )
 
 
-def _case(job: _Bench, entry: LSTMEntry, dense: _Dense, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
+def _case(job: _Bench, entry: RecurrentEntry, dense: _Dense, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
     """One LSTM in every way, at one batch size and number of steps."""
     request, mode = job.request, progress.mode
     job.tell(progress)
@@ -269,7 +268,7 @@ def _timing(
 
 
 def _layers(
-    job: _Bench, entry: LSTMEntry, dense: DenseLayers, dtype: torch.dtype, mode: Mode, given: tuple[Tensor, State]
+    job: _Bench, entry: RecurrentEntry, dense: DenseLayers, dtype: torch.dtype, mode: Mode, given: tuple[Tensor, State]
 ) -> tuple[list[Layer], list[LeftOut]]:
     """The layers to measure, of the dense ones those that torch can run, and what is left out.
 
@@ -290,7 +289,7 @@ def _layers(
 
 
 def _graphs(
-    job: _Bench, entry: LSTMEntry, dense: DenseGraphs, progress: BenchProgress
+    job: _Bench, entry: RecurrentEntry, dense: DenseGraphs, progress: BenchProgress
 ) -> tuple[list[Graph], list[LeftOut]]:
     """The graphs to measure, and what is left out; those with block terms are written for the case."""
     if "onnx" not in job.request.runtimes:

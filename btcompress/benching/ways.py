@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.benching.machine import onednn
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.export.modules import block_term_module
 from btcompress.memory import is_out_of_memory
 from btcompress.timings import LeftOut, Mode, WayName
@@ -88,7 +88,7 @@ def _settings(*, with_gradients: bool, with_onednn: bool) -> Iterator[None]:
 
 
 def inputs_of(
-    entry: LSTMEntry, batch: int, steps: int, dtype: torch.dtype, device: str, seed: int
+    entry: RecurrentEntry, batch: int, steps: int, dtype: torch.dtype, device: str, seed: int
 ) -> tuple[Tensor, State]:
     """Random inputs ``(T, B, I)``, and a state to begin from: the same for the same sizes and seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -102,13 +102,15 @@ def inputs_of(
 
 
 def block_term_layer(
-    compressed: CompressedCheckpoint, entry: LSTMEntry, dtype: torch.dtype, device: str, mode: Mode
+    compressed: CompressedCheckpoint, entry: RecurrentEntry, dtype: torch.dtype, device: str, mode: Mode
 ) -> Layer:
     """The LSTM as :func:`btcompress.apply` puts it into a model."""
     return _layer("block_terms", block_term_module(compressed, entry, dtype, device), mode)
 
 
-def dense_layers(module: nn.Module, entry: LSTMEntry, device: str, mode: Mode) -> tuple[list[Layer], list[LeftOut]]:
+def dense_layers(
+    module: nn.Module, entry: RecurrentEntry, device: str, mode: Mode
+) -> tuple[list[Layer], list[LeftOut]]:
     """The ways that a dense LSTM can be run in here, and the others with the reason."""
     names: tuple[WayName, ...] = ("dense_onednn", "dense_native") if device == "cpu" else ("dense_cudnn",)
     operations = 2 * sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
@@ -125,7 +127,7 @@ def dense_layers(module: nn.Module, entry: LSTMEntry, device: str, mode: Mode) -
     return found, left_out
 
 
-def _obstacle_to_onednn(module: nn.Module, entry: LSTMEntry) -> str | None:
+def _obstacle_to_onednn(module: nn.Module, entry: RecurrentEntry) -> str | None:
     """Why torch takes its own kernel whatever it is told; None if it does not."""
     obstacles = {
         "this torch is built without it": not torch.backends.mkldnn.is_available(),
@@ -154,7 +156,7 @@ def _layer(way: WayName, module: nn.Module, mode: Mode) -> Layer:
     return Layer(way, module, size, sum(parameter.numel() for parameter in parameters))
 
 
-def _int8_layer(module: nn.Module, entry: LSTMEntry, device: str, mode: Mode) -> Layer:
+def _int8_layer(module: nn.Module, entry: RecurrentEntry, device: str, mode: Mode) -> Layer:
     dtypes = {parameter.dtype for parameter in module.parameters()}
     obstacles = {
         "it predicts only": mode == "training",

@@ -20,7 +20,7 @@ from btcompress.calibration.request import CalibrationRequest
 from btcompress.calibration.rounding import weighed_anew
 from btcompress.calibration.sampling import samples_of
 from btcompress.calibration.sources import Source, sources_of
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.finetune import TrainConfig
 from btcompress.fit import Samples
@@ -124,7 +124,7 @@ def _gathering(
         own = samples_of(dense, source.entry, train, held, dtype, head=source.head, keys=keys, seed=seed, tell=tell)
         return found | own
 
-    work = work_of_run(source.entry, source.data) if isinstance(source.entry, LSTMEntry) else 1.0
+    work = work_of_run(source.entry, source.data) if isinstance(source.entry, RecurrentEntry) else 1.0
     return Job(f"running the dense {source.entry.name or 'layer'} over {source.data.name}", work, do)
 
 
@@ -141,7 +141,7 @@ def _jobs(
     chosen = {*compressed.chosen, *precisions}
     own = {key: samples[key] for key in source.keys if key in samples and key in chosen}
     bits = {key: precisions[key] for key in own if key in precisions and not compressed.has_fewer_bits(key)}
-    if isinstance(source.entry, LSTMEntry):
+    if isinstance(source.entry, RecurrentEntry):
         calibration = LSTMCalibration(source.entry, source.head, train, held, dense, own, config, bits)
         own_matrices = any(key in chosen for key in source.entry.matrix_keys)
         yield from calibration.jobs(compressed, train=request.train and own_matrices)

@@ -14,7 +14,7 @@ from btcompress.calibration.inputs import Entry, dtype_of, matrices_of, meets
 from btcompress.calibration.request import SampleInputs
 from btcompress.calibration.sampling import samples_of
 from btcompress.calibration.sources import Source, sources_of
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.finetune.data import Data
 from btcompress.finetune.decisions import agreement_on
@@ -79,7 +79,7 @@ class InputMeasure:
         changed = CompressedCheckpoint.of(replace(self.dense, tensors={**self.dense.tensors, **matrices}), {}, {})
         found = {}
         for source in (layer.source for layer in self.layers):
-            if isinstance(source.entry, LSTMEntry):
+            if isinstance(source.entry, RecurrentEntry):
                 chosen = [key for key in source.entry.matrix_keys if key in self.compressed.chosen]
                 if chosen and all(key in matrices for key in chosen):
                     found[source.entry.name] = hidden_state_error(changed, self.dense, source.entry, source.data)
@@ -94,17 +94,17 @@ class InputMeasure:
         return tuple(
             self._report(source.entry, source.data)
             for source in (layer.source for layer in self.layers)
-            if isinstance(source.entry, LSTMEntry)
+            if isinstance(source.entry, RecurrentEntry)
         )
 
-    def _report(self, entry: LSTMEntry, data: Data) -> InputsReport:
+    def _report(self, entry: RecurrentEntry, data: Data) -> InputsReport:
         error = hidden_state_error(self.compressed, self.dense, entry, data)
         return InputsReport(entry.name, len(data), error, agreement_on(self.compressed, self.dense, entry, data))
 
 
 @torch.no_grad()
 def hidden_state_error(
-    compressed: CompressedCheckpoint, dense: Checkpoint, entry: LSTMEntry, data: Data, batch_size: int = 32
+    compressed: CompressedCheckpoint, dense: Checkpoint, entry: RecurrentEntry, data: Data, batch_size: int = 32
 ) -> float:
     """``||h - h'|| / ||h||`` of the hidden states that an LSTM gives on sequences, dense and with block terms.
 

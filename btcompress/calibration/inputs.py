@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from btcompress.calibration.layers import dense_layers, layers_of
-from btcompress.checkpoint import Checkpoint, LinearEntry, LSTMEntry
+from btcompress.checkpoint import Checkpoint, LinearEntry, RecurrentEntry
 from btcompress.finetune.data import Batch
 from btcompress.finetune.networks import Recurrent, training_dtype
 from btcompress.finetune.outputs import steps_that_count
 
-Entry = LSTMEntry | LinearEntry
+Entry = RecurrentEntry | LinearEntry
 Inputs = Iterator[tuple[tuple[str, ...], Tensor]]
 
 
@@ -40,7 +40,7 @@ def matrices_of(entry: Entry) -> tuple[str, ...]:
 
 def dtype_of(entry: Entry, tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype to compute a layer in whose matrices these are."""
-    if isinstance(entry, LSTMEntry):
+    if isinstance(entry, RecurrentEntry):
         return training_dtype(tensors, entry)
     return torch.float64 if tensors[entry.key].dtype == torch.float64 else torch.float32
 
@@ -69,7 +69,7 @@ def rows_of(batch: Batch) -> Tensor:
 
 
 def _met_in(
-    entry: LSTMEntry, networks: list[Recurrent], head: LinearEntry | None, batch: Batch, keys: Collection[str]
+    entry: RecurrentEntry, networks: list[Recurrent], head: LinearEntry | None, batch: Batch, keys: Collection[str]
 ) -> Inputs:
     counts = steps_that_count(batch, batch.x.shape[1])
     of_head = () if head is None else (head.key,)

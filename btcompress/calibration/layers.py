@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry
 from btcompress.checkpoint.precisions import Stored
 from btcompress.finetune.networks import Recurrent, teacher_of
 
@@ -26,11 +26,11 @@ class Layer:
         number: which layer, from 0.
     """
 
-    lstm: LSTMEntry
+    lstm: RecurrentEntry
     number: int
 
     @property
-    def entry(self) -> LSTMEntry:
+    def entry(self) -> RecurrentEntry:
         """The layer as an LSTM of one layer, under the same prefix."""
         return replace(self.lstm, num_layers=1, input_size=input_size(self.lstm, self.number))
 
@@ -99,12 +99,12 @@ def _renamed(values: Mapping[str, _T], names: Mapping[str, str]) -> dict[str, _T
     return {new: values[old] for new, old in names.items() if old in values}
 
 
-def layers_of(lstm: LSTMEntry) -> list[Layer]:
+def layers_of(lstm: RecurrentEntry) -> list[Layer]:
     """Its layers from the lowest on."""
     return [Layer(lstm, n) for n in range(lstm.num_layers)]
 
 
-def dense_layers(lstm: LSTMEntry, dense: Checkpoint, dtype: torch.dtype) -> list[Recurrent]:
+def dense_layers(lstm: RecurrentEntry, dense: Checkpoint, dtype: torch.dtype) -> list[Recurrent]:
     """Each layer of a dense LSTM as a network of its own.
 
     Raises:
@@ -119,6 +119,6 @@ def dense_layers(lstm: LSTMEntry, dense: Checkpoint, dtype: torch.dtype) -> list
     ]
 
 
-def input_size(lstm: LSTMEntry, layer: int) -> int:
+def input_size(lstm: RecurrentEntry, layer: int) -> int:
     """Inputs of a layer."""
     return lstm.input_size if not layer else (1 + lstm.bidirectional) * (lstm.proj_size or lstm.hidden_size)

@@ -21,7 +21,7 @@ from btcompress.calibration.progress import Job, Tell, silent
 from btcompress.calibration.refit import fit_job
 from btcompress.calibration.rounding import rounding_job, with_rounded
 from btcompress.calibration.stacks import GivenStates, Room, Stack, Taught
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, LSTMEntry
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LinearEntry, RecurrentEntry
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.precisions import Stored
 from btcompress.finetune import Epoch, TrainConfig
@@ -53,7 +53,7 @@ class LSTMCalibration:
         precisions: how the numbers of those are to be stored that are not yet, by key.
     """
 
-    entry: LSTMEntry
+    entry: RecurrentEntry
     head: LinearEntry | None
     train: Data
     held: Data
@@ -107,7 +107,7 @@ class LSTMCalibration:
             yield Job(f"calibrating {what}", work, self._training(self.config, None))
         yield Job(f"measuring {name}", measuring, silent(self._finish))
 
-    def _work_of_training(self, entry: LSTMEntry, config: TrainConfig) -> float:
+    def _work_of_training(self, entry: RecurrentEntry, config: TrainConfig) -> float:
         train, held = (work_of_run(entry, data) for data in (self.train, self.held))
         return config.epochs * (_TRAINING * train + held)
 
@@ -225,7 +225,7 @@ class LSTMCalibration:
         return None if agreement is None else asdict(agreement)
 
 
-def work_of_run(entry: LSTMEntry, data: Data) -> float:
+def work_of_run(entry: RecurrentEntry, data: Data) -> float:
     """About how many multiplications it takes to run an LSTM over sequences."""
     first = data.batch(torch.tensor([0])).x
     entries = sum(shape[0] * shape[1] for shape in entry.shapes.values() if len(shape) == 2)

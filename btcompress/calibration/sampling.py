@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from btcompress.calibration.inputs import Entry, Meets, bias_of, matrices_of, meets, rows_of
 from btcompress.calibration.layers import dense_layers, layers_of
 from btcompress.calibration.progress import Tell
-from btcompress.checkpoint import Checkpoint, LinearEntry, LSTMEntry
+from btcompress.checkpoint import Checkpoint, LinearEntry, RecurrentEntry
 from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
@@ -86,10 +86,10 @@ def samples_of(
     if not asked:
         return {}
     generator = torch.Generator().manual_seed(check_seed(seed))
-    n_probed = min(len(train), _PROBED) if isinstance(entry, LSTMEntry) else 0
+    n_probed = min(len(train), _PROBED) if isinstance(entry, RecurrentEntry) else 0
     steps = _Steps(len(train) + len(held) + 3 * n_probed, tell)
     weights = {}
-    if isinstance(entry, LSTMEntry):
+    if isinstance(entry, RecurrentEntry):
         weights = _output_weights(entry, dense_layers(entry, dense, dtype), train, generator, batch_size, steps)
     of_layer = meets(entry, dense, dtype, head)
     fitting = _inputs(of_layer, train, dtype, asked, _DRAWN_ENTRIES, generator, batch_size, steps)
@@ -116,7 +116,7 @@ class _Steps:
 def _bytes_to_sample(dense: Checkpoint, entry: Entry, keys: Collection[str], dtype: torch.dtype) -> int:
     """What two copies of an LSTM, one of them cut into its layers, and the samples take at their peak."""
     copies = 0
-    if isinstance(entry, LSTMEntry):
+    if isinstance(entry, RecurrentEntry):
         copies = 2 * dtype.itemsize * sum(map(math.prod, entry.shapes.values()))
     columns = [dense.tensors[key].shape[1] for key in keys if key in dense.tensors and dense.tensors[key].dim() == 2]
     # A second moment, its root and what lies between; or the steps drawn, once in pieces and once joined.
@@ -186,7 +186,7 @@ def _root(moment: Tensor) -> Tensor:
 
 
 def _output_weights(
-    entry: LSTMEntry,
+    entry: RecurrentEntry,
     networks: list[Recurrent],
     data: Data,
     generator: torch.Generator,
@@ -219,7 +219,7 @@ def _output_weights(
 
 
 def _probed(
-    entry: LSTMEntry, networks: list[Recurrent], batch: Batch, generator: torch.Generator
+    entry: RecurrentEntry, networks: list[Recurrent], batch: Batch, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of the last layer's hidden states times random numbers, and these hidden states.
 

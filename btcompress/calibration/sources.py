@@ -11,7 +11,7 @@ from torch import Tensor
 from btcompress.calibration.inputs import Entry, matrices_of, rows_of
 from btcompress.calibration.lengths import by_length
 from btcompress.calibration.request import CalibrationRequest, SampleInputs
-from btcompress.checkpoint import LinearEntry, LSTMEntry, check_plain, find_linear, find_recurrent
+from btcompress.checkpoint import LinearEntry, RecurrentEntry, check_plain, find_linear, find_recurrent
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.data import Data, open_data, recorded_layers, split
 from btcompress.finetune.heads import deciding_head
@@ -71,7 +71,7 @@ def sources_of(
         ShapeError: the inputs of a layer have other sizes.
     """
     found = find_recurrent(tensors)
-    lstms = [entry for entry in found if isinstance(entry, LSTMEntry)]
+    lstms = [entry for entry in found if isinstance(entry, RecurrentEntry)]
     linear = list(find_linear(tensors, found))
     given: dict[Entry, SampleInputs] = {}
     for each in inputs:
@@ -80,7 +80,7 @@ def sources_of(
                 raise BTCompressError(
                     f"{given[entry].data} and {each.data} are both for {_name(entry)}. Give one for each layer."
                 )
-            if isinstance(entry, LSTMEntry):
+            if isinstance(entry, RecurrentEntry):
                 check_plain(entry, "calibrating and measuring on its inputs", _WITHOUT)
             given[entry] = each
     order: list[Entry] = [*lstms, *linear]
@@ -89,7 +89,7 @@ def sources_of(
 
 
 def _layers_for(
-    inputs: SampleInputs, lstms: Sequence[LSTMEntry], linear: Sequence[LinearEntry], keys: Collection[str] | None
+    inputs: SampleInputs, lstms: Sequence[RecurrentEntry], linear: Sequence[LinearEntry], keys: Collection[str] | None
 ) -> Iterator[Entry]:
     entries: list[Entry] = [*lstms, *linear]
     recorded = recorded_layers(inputs.data)
@@ -110,7 +110,7 @@ def _layers_for(
                 f"{inputs.data} holds inputs of {listed(recorded, _MOST_SHOWN)}, but none of them is a layer of "
                 f"the checkpoint, which has {_listed(entries)}. Say which one they are for."
             )
-        yield from (entry for entry in known if isinstance(entry, LSTMEntry) or _is_asked(entry, keys))
+        yield from (entry for entry in known if isinstance(entry, RecurrentEntry) or _is_asked(entry, keys))
     else:
         asked = [entry for entry in lstms if _is_asked(entry, keys)]
         if len(lstms) != 1 and len(asked) != 1:
@@ -129,7 +129,7 @@ def _opened(inputs: SampleInputs, entry: Entry) -> Data:
     """The sequences, once they are found to be inputs of the layer."""
     data = open_data(inputs.data, inputs.scale, layer=entry.name)
     first = data.batch(torch.tensor([0]))
-    if isinstance(entry, LSTMEntry):
+    if isinstance(entry, RecurrentEntry):
         check_inputs(data, first, entry)
     elif first.x.dim() not in (2, 3) or rows_of(first).shape[1] != entry.in_features:
         raise ShapeError(
@@ -150,11 +150,11 @@ def _head(
 
 def _listed(entries: Sequence[Entry]) -> str:
     def shown(entry: Entry) -> str:
-        n_inputs = entry.input_size if isinstance(entry, LSTMEntry) else entry.in_features
+        n_inputs = entry.input_size if isinstance(entry, RecurrentEntry) else entry.in_features
         return f"{entry.name or '(top)'} ({n_inputs} inputs)"
 
     return listed([shown(entry) for entry in entries], _MOST_SHOWN)
 
 
 def _name(entry: Entry) -> str:
-    return entry.name or ("the LSTM" if isinstance(entry, LSTMEntry) else "the linear layer")
+    return entry.name or ("the LSTM" if isinstance(entry, RecurrentEntry) else "the linear layer")

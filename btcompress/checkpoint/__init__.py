@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint.compressed import CompressedCheckpoint, CompressedMatrix, RoundedMatrix
     from btcompress.checkpoint.layout import USUAL_TEXT, Layout
     from btcompress.checkpoint.linear import LinearEntry, find_linear
-    from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, find_recurrent, natural_key
+    from btcompress.checkpoint.names import OtherRecurrent, RecurrentEntry, find_recurrent, natural_key
     from btcompress.checkpoint.others import is_narrowed, others_stored_as
     from btcompress.checkpoint.reader import Checkpoint, from_state_dict, read
     from btcompress.checkpoint.recognise import is_compressed
@@ -23,10 +23,10 @@ __all__ = [
     "Checkpoint",
     "CompressedCheckpoint",
     "CompressedMatrix",
-    "LSTMEntry",
     "Layout",
     "LinearEntry",
     "OtherRecurrent",
+    "RecurrentEntry",
     "RoundedMatrix",
     "Source",
     "check_plain",
@@ -59,10 +59,10 @@ __getattr__ = on_first_use(
         "Checkpoint": "reader",
         "CompressedCheckpoint": "compressed",
         "CompressedMatrix": "compressed",
-        "LSTMEntry": "names",
         "Layout": "layout",
         "LinearEntry": "linear",
         "OtherRecurrent": "names",
+        "RecurrentEntry": "names",
         "RoundedMatrix": "compressed",
         "Source": "source",
         "check_plain": "siblings",

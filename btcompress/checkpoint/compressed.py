@@ -12,6 +12,7 @@ from torch import Tensor
 
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint.layout import Layout
+from btcompress.checkpoint.names import OtherRecurrent, RecurrentEntry, find_recurrent
 from btcompress.checkpoint.precisions import Stored, bytes_in_file, check_stored, precision, values_of
 from btcompress.checkpoint.reader import Checkpoint
 from btcompress.checkpoint.source import Source
@@ -20,7 +21,7 @@ from btcompress.errors import CheckpointError
 from btcompress.memory import require
 from btcompress.packing import Packed, Precision
 from btcompress.results import RoundingReport
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import MatrixShape, Nonlinearity
 from btcompress.timings import BenchReport
 
 
@@ -103,6 +104,7 @@ class CompressedCheckpoint:
         bench: what running it took when that was measured last; None where it was not. It stands for the forms of the
             matrices, whatever their values.
         layout: how the dense checkpoint was arranged, and the plain values in it; None for a plain state dict.
+        nonlinearities: of plain RNNs that have another than ``"tanh"``, by their names.
 
     Raises:
         CheckpointError: a tensor is missing, too many or of another shape than its matrix gives it, an order is not
@@ -120,6 +122,7 @@ class CompressedCheckpoint:
     stored: dict[str, Stored] = field(default_factory=dict)
     bench: BenchReport | None = None
     layout: Layout | None = None
+    nonlinearities: dict[str, Nonlinearity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         expected = expected_shapes(self.keys, self.matrices)
@@ -153,7 +156,7 @@ class CompressedCheckpoint:
         Args:
             checkpoint: the dense one.
             matrices: how each factorized matrix is written, by its key.
-            parts: the block terms of each, one, or four for separate gates.
+            parts: the block terms of each, one, or one for each of separate gates.
             history: the first steps.
             notices: what to add to the checkpoint's own.
             rounded: the matrices that stay dense in fewer bits, by key.
@@ -178,6 +181,7 @@ class CompressedCheckpoint:
             (*checkpoint.notices, *notices),
             checkpoint.files,
             layout=_with_ties(checkpoint.layout, ties),
+            nonlinearities=checkpoint.nonlinearities,
         )
         return plain.with_tensors(stored=stored, rounded=rounded) if stored or rounded else plain
 
@@ -264,6 +268,10 @@ class CompressedCheckpoint:
         """How the dense checkpoint was arranged, with all keys that are one tensor."""
         aliases = find_aliases({key: self.tensors[key] for key in self.keys if key not in self.matrices})
         return _with_ties(self.layout, aliases) or Layout()
+
+    def recurrent(self) -> tuple[RecurrentEntry | OtherRecurrent, ...]:
+        """The recurrent layers of the dense checkpoint, and what looks like some."""
+        return find_recurrent(self.outline(), self.nonlinearities)
 
     def outline(self) -> dict[str, Tensor]:
         """The plain state dict with factorized matrices as meta tensors, which have a shape but no values."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from btcompress.checkpoint.names import LSTMEntry, OtherRecurrent, natural_key
+from btcompress.checkpoint.names import OtherRecurrent, RecurrentEntry, natural_key
 from btcompress.checkpoint.tensors import find_aliases
 
 #: What torch's attention keeps beside its linear layer, and where a transformer layer has its attention.
@@ -40,7 +40,7 @@ class LinearEntry:
 
 
 def find_linear(
-    tensors: Mapping[str, Tensor], recurrent: Sequence[LSTMEntry | OtherRecurrent]
+    tensors: Mapping[str, Tensor], recurrent: Sequence[RecurrentEntry | OtherRecurrent]
 ) -> tuple[LinearEntry, ...]:
     """Find what may be linear layers: floating-point matrices ``<name>.weight`` outside recurrent layers.
 

@@ -37,11 +37,12 @@ from btcompress.text import valid_values
 from btcompress.timings import BenchReport
 
 #: A file is of the first version that can describe it; what each of them brought.
-_VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS, _VERSION_WITH_PRECISIONS = 1, 2, 3, 4
+_VERSION, _VERSION_WITH_IDENTITY_CORES, _VERSION_WITH_ORDERS, _VERSION_WITH_PRECISIONS, _VERSION_WITH_GRUS = range(1, 6)
 _BROUGHT = {
     _VERSION_WITH_IDENTITY_CORES: "identity cores",
     _VERSION_WITH_ORDERS: "orders of rows or columns",
     _VERSION_WITH_PRECISIONS: "tensors in fewer bits",
+    _VERSION_WITH_GRUS: "separate gates of a GRU, nor nonlinearities of plain RNNs",
 }
 
 _T = TypeVar("_T")
@@ -83,6 +84,8 @@ def encode(compressed: CompressedCheckpoint, aliases: Mapping[str, str]) -> str:
         description["bench"] = _encode_bench(compressed.bench)
     if compressed.layout is not None:
         description["layout"] = layoutrecords.to_record(compressed.layout, compressed.keys)
+    if compressed.nonlinearities:
+        description["nonlinearities"] = dict(compressed.nonlinearities)
     return _text(description, source.name)
 
 
@@ -144,10 +147,10 @@ def _checked(text: str) -> Description:
         raise CheckpointError("it holds a number of more digits than any number has. Make the file again.")
     data = text.encode()
     version = msgspec.json.decode(data, type=Versioned).version
-    if not _VERSION <= version <= _VERSION_WITH_PRECISIONS:
+    if not _VERSION <= version <= _VERSION_WITH_GRUS:
         raise CheckpointError(
             f"it has format version {version}, and this btcompress reads versions {_VERSION} to "
-            f"{_VERSION_WITH_PRECISIONS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
+            f"{_VERSION_WITH_GRUS}. {'Update btcompress' if version > _VERSION else 'Make the file again'}."
         )
     description = msgspec.json.decode(data, type=Description)
     if description.layout is not None:
@@ -167,6 +170,8 @@ def _converted(value: object, kind: type[_T], what: str) -> _T:
 
 
 def _version_for(compressed: CompressedCheckpoint) -> int:
+    if compressed.nonlinearities or any(matrix.shape.n_separate == 3 for matrix in compressed.matrices.values()):
+        return _VERSION_WITH_GRUS
     if compressed.stored:
         return _VERSION_WITH_PRECISIONS
     if any(matrix.shape.part.order_sizes for matrix in compressed.matrices.values()):
@@ -230,6 +235,7 @@ def _decode(description: Description, found: Mapping[str, Tensor], path: Path) -
         stored,
         description.bench,
         None if description.layout is None else layoutrecords.from_record(description.layout, description.keys),
+        dict(description.nonlinearities),
     )
     if description.version < (needed := _version_for(compressed)):
         raise CheckpointError(f"it has format version {description.version}, in which there are no {_BROUGHT[needed]}.")

@@ -1,7 +1,7 @@
-"""The grammar of recurrent layers' keys: which LSTMs a state dict holds, and what else looks like one.
+"""The grammar of recurrent layers' keys: which LSTMs, GRUs and plain RNNs a state dict holds, and what else looks so.
 
-``torch.nn.LSTM`` writes ``weight_ih_l{k}[_reverse]`` and the like below any prefix, ``torch.nn.LSTMCell``
-the same without ``_l{k}``. GRUs and plain RNNs use the same names; rows per hidden unit tell them apart.
+``torch.nn.LSTM``, ``GRU`` and ``RNN`` write ``weight_ih_l{k}[_reverse]`` and the like below any prefix, their cells
+the same without ``_l{k}``; rows per hidden unit tell them apart. A plain RNN's nonlinearity is not in its tensors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from btcompress.checkpoint.relatives import relative_of, sru_layers
 from btcompress.checkpoint.siblings import siblings_of
+from btcompress.shapes import GATES, Cell, Nonlinearity
 
 #: The name of a parameter of a recurrent layer.
 PART = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l(?:0|[1-9][0-9]{0,5})(?:_reverse)?)?"
@@ -28,28 +29,38 @@ _ALTERED = re.compile(
     re.DOTALL,
 )
 
-_KINDS: dict[int, Literal["gru", "rnn"]] = {3: "gru", 1: "rnn"}
-_LSTM_GATES = 4
+#: A recurrent layer, or a single step without a layer number; ``"cell"`` is that of an LSTM.
+Kind = Literal["lstm", "cell", "gru", "gru_cell", "rnn", "rnn_cell"]
+
+_KINDS: dict[Cell, tuple[Kind, Kind]] = {
+    "lstm": ("lstm", "cell"),
+    "gru": ("gru", "gru_cell"),
+    "rnn": ("rnn", "rnn_cell"),
+}
+_TYPES: dict[Kind, Cell] = {kind: each for each, kinds in _KINDS.items() for kind in kinds}
+_BY_GATES: dict[int, Cell] = {len(names): each for each, names in GATES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class LSTMEntry:
-    """One ``LSTM`` or ``LSTMCell`` of a state dict, with shapes that agree.
+class RecurrentEntry:
+    """One recurrent layer of a state dict, as a class of torch's has it, with shapes that agree.
 
     Attributes:
         prefix: what stands before its keys, with the dot at the end; empty at the top.
-        kind: ``"lstm"``, or ``"cell"`` for keys without a layer number.
+        kind: ``"lstm"``, ``"gru"``, ``"rnn"``, or for keys without a layer number ``"cell"``, ``"gru_cell"``,
+            ``"rnn_cell"``.
         input_size: ``I``, columns of the first layer's ``weight_ih``.
-        hidden_size: ``H``; every weight has ``4 H`` rows.
+        hidden_size: ``H``; every weight has 4, 3 or 1 times as many rows.
         num_layers: layers, 1 for a cell.
         bidirectional: every layer runs in both directions.
         proj_size: size that hidden states are projected to, or 0.
         bias: the layers have biases.
         siblings: tensors beside its own, without the prefix. A layer that has any computes something else than torch's.
+        nonlinearity: of a plain RNN.
     """
 
     prefix: str
-    kind: Literal["lstm", "cell"]
+    kind: Kind
     input_size: int
     hidden_size: int
     num_layers: int = 1
@@ -57,11 +68,37 @@ class LSTMEntry:
     proj_size: int = 0
     bias: bool = True
     siblings: tuple[str, ...] = ()
+    nonlinearity: Nonlinearity = "tanh"
 
     @property
     def name(self) -> str:
         """The prefix without its dot; empty at the top."""
         return self.prefix.removesuffix(".")
+
+    @property
+    def type(self) -> Cell:
+        """What it computes at each step."""
+        return _TYPES[self.kind]
+
+    @property
+    def is_cell(self) -> bool:
+        """Whether it is a single step, without a layer number in its keys."""
+        return self.kind == _KINDS[self.type][1]
+
+    @property
+    def class_name(self) -> str:
+        """The class of ``torch.nn`` that has these keys."""
+        return f"{self.type.upper()}{'Cell' if self.is_cell else ''}"
+
+    @property
+    def n_gates(self) -> int:
+        """Rows per hidden unit."""
+        return len(GATES[self.type])
+
+    @property
+    def n_states(self) -> int:
+        """Tensors of a state: ``h`` and ``c`` of an LSTM, else ``h``."""
+        return 2 if self.type == "lstm" else 1
 
     @property
     def n_outputs(self) -> int:
@@ -103,18 +140,18 @@ class LSTMEntry:
 
     @property
     def matrix_keys(self) -> tuple[str, ...]:
-        """Keys of all matrices, in the order of ``torch.nn.LSTM``."""
+        """Keys of all matrices, in the order of torch's class."""
         return tuple(key for key, shape in self.shapes.items() if len(shape) == 2)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All keys of this layer, in the order of ``torch.nn.LSTM``."""
+        """All keys of this layer, in the order of torch's class."""
         return tuple(self.shapes)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
         """What follows ``weight_ih`` in each layer and direction: ``""`` for a cell, else ``"_l0"`` and on."""
-        if self.kind == "cell":
+        if self.is_cell:
             return ("",)
         directions = ("", "_reverse") if self.bidirectional else ("",)
         return tuple(f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions)
@@ -122,7 +159,7 @@ class LSTMEntry:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor, by key."""
-        rows = _LSTM_GATES * self.hidden_size
+        rows = self.n_gates * self.hidden_size
         state = self.proj_size or self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         for suffix in self.suffixes:
@@ -139,17 +176,17 @@ class LSTMEntry:
 
 @dataclass(frozen=True, slots=True)
 class OtherRecurrent:
-    """Keys in the grammar of recurrent layers that are no complete LSTM and stay as they are.
+    """Keys in a grammar of recurrent layers that are no complete layer of torch's and stay as they are.
 
     Attributes:
         prefix: what stands before the keys, with the dot at the end; empty at the top.
-        kind: ``"gru"``, ``"rnn"``, or ``"unknown"`` where shapes or keys do not tell.
+        kind: ``"unknown"``.
         reason: why it is left alone, in words.
         keys: all its keys.
     """
 
     prefix: str
-    kind: Literal["gru", "rnn", "unknown"]
+    kind: Literal["unknown"]
     reason: str
     keys: tuple[str, ...]
 
@@ -166,15 +203,18 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     return tuple((len(piece) if position % 2 else 0, piece) for position, piece in enumerate(stripped))
 
 
-def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecurrent, ...]:
+def find_recurrent(
+    tensors: Mapping[str, Tensor], nonlinearities: Mapping[str, Nonlinearity] | None = None
+) -> tuple[RecurrentEntry | OtherRecurrent, ...]:
     """Find every recurrent layer of a state dict by its keys and shapes.
 
     Args:
         tensors: a flat state dict; only keys, shapes and dtypes are looked at, so meta tensors serve.
+        nonlinearities: of plain RNNs, by their names; ``"tanh"`` for those that are not named.
 
     Returns:
         Layers in natural order of their prefixes, each with what lies beside its own tensors. A layer that is
-        incomplete, altered (weight norm, weight dropout, quantization), inconsistent or no LSTM is an
+        incomplete, altered (weight norm, weight dropout, quantization), inconsistent or none of torch's is an
         :class:`OtherRecurrent`.
     """
     groups: dict[tuple[str, bool], list[str]] = defaultdict(list)
@@ -186,7 +226,7 @@ def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecu
             part = match["norm"] or match["old"] or match["packed"]
             if not (key.endswith("_mask") and f"{match['prefix']}{part}" in tensors):  # a buffer beside plain weights
                 altered[match["prefix"]][key] = part
-    found: list[LSTMEntry | OtherRecurrent] = []
+    found: list[RecurrentEntry | OtherRecurrent] = []
     for prefix, parts in altered.items():
         keys = [*parts, *groups.pop((prefix, True), ()), *groups.pop((prefix, False), ())]
         found.append(OtherRecurrent(prefix, "unknown", _altered_reason(parts), tuple(sorted(keys, key=natural_key))))
@@ -197,17 +237,24 @@ def find_recurrent(tensors: Mapping[str, Tensor]) -> tuple[LSTMEntry | OtherRecu
             OtherRecurrent(prefix, "unknown", reason, tuple(group)) if reason else _classify(prefix, layered, group)
         )
     found += (OtherRecurrent(prefix, "unknown", reason, keys) for prefix, keys, reason in sru_layers(tensors))
-    return tuple(sorted(_with_siblings(found, tensors), key=lambda entry: natural_key(entry.prefix)))
+    given = nonlinearities or {}
+    every = (
+        replace(entry, nonlinearity=given[entry.name])
+        if isinstance(entry, RecurrentEntry) and entry.type == "rnn" and entry.name in given
+        else entry
+        for entry in _with_siblings(found, tensors)
+    )
+    return tuple(sorted(every, key=lambda entry: natural_key(entry.prefix)))
 
 
 def _with_siblings(
-    found: Sequence[LSTMEntry | OtherRecurrent], tensors: Mapping[str, Tensor]
-) -> Iterator[LSTMEntry | OtherRecurrent]:
+    found: Sequence[RecurrentEntry | OtherRecurrent], tensors: Mapping[str, Tensor]
+) -> Iterator[RecurrentEntry | OtherRecurrent]:
     own = {key for entry in found for key in entry.keys} | {key for key in tensors if _ALTERED.fullmatch(key)}
     siblings = siblings_of({entry.prefix for entry in found}, tensors, own)
     for entry in found:
         others = siblings.get(entry.prefix, ())
-        yield replace(entry, siblings=others) if isinstance(entry, LSTMEntry) and others else entry
+        yield replace(entry, siblings=others) if isinstance(entry, RecurrentEntry) and others else entry
 
 
 def _altered_reason(parts: Mapping[str, str]) -> str:
@@ -220,11 +267,11 @@ def _altered_reason(parts: Mapping[str, str]) -> str:
     )
 
 
-def _classify(prefix: str, layered: bool, group: Mapping[str, Tensor]) -> LSTMEntry | OtherRecurrent:
-    """One layer's tensors, all below one prefix, as an LSTM or the reason why not."""
+def _classify(prefix: str, layered: bool, group: Mapping[str, Tensor]) -> RecurrentEntry | OtherRecurrent:
+    """One layer's tensors, all below one prefix, as a layer of torch's or the reason why not."""
 
-    def other(reason: str, kind: Literal["gru", "rnn", "unknown"] = "unknown") -> OtherRecurrent:
-        return OtherRecurrent(prefix, kind, reason, tuple(group))
+    def other(reason: str) -> OtherRecurrent:
+        return OtherRecurrent(prefix, "unknown", reason, tuple(group))
 
     first = "_l0" if layered else ""
     present = {key.removeprefix(prefix) for key in group}
@@ -239,16 +286,17 @@ def _classify(prefix: str, layered: bool, group: Mapping[str, Tensor]) -> LSTMEn
     rows = weights["weight_hh"].shape[0]
     hidden = weights["weight_hh"].shape[1] if projection is None else projection.shape[1]
     gates, rest = divmod(rows, hidden)
-    if not rest and gates in _KINDS:
-        kind = _KINDS[gates]
-        return other(f"{kind.upper()}, {gates} row{'s' * (gates > 1)} per hidden unit where an LSTM has 4", kind)
-    if rest or gates != _LSTM_GATES:
-        return other(f"{rows} rows for a hidden size of {hidden}, where an LSTM has 4 per hidden unit")
-    if projection is not None and not layered:
-        return other("a cell with a projection (weight_hr), which LSTMCell does not have")
-    entry = LSTMEntry(
+    if rest or gates not in _BY_GATES:
+        return other(
+            f"{rows} rows for a hidden size of {hidden}, where an LSTM has 4 per hidden unit, a GRU 3 and a plain RNN 1"
+        )
+    type_ = _BY_GATES[gates]
+    if projection is not None and (type_ != "lstm" or not layered):
+        class_name = f"{type_.upper()}{'' if layered else 'Cell'}"
+        return other(f"a {class_name} with a projection (weight_hr), which torch's does not have")
+    entry = RecurrentEntry(
         prefix,
-        "lstm" if layered else "cell",
+        _KINDS[type_][0 if layered else 1],
         input_size=weights["weight_ih"].shape[1],
         hidden_size=hidden,
         num_layers=1 + max(int(part.removesuffix("_reverse").rpartition("_l")[2]) for part in present)
@@ -261,7 +309,7 @@ def _classify(prefix: str, layered: bool, group: Mapping[str, Tensor]) -> LSTMEn
     return next((other(fault) for fault in _faults(entry, group)), entry)
 
 
-def _faults(entry: LSTMEntry, group: Mapping[str, Tensor]) -> Iterator[str]:
+def _faults(entry: RecurrentEntry, group: Mapping[str, Tensor]) -> Iterator[str]:
     """Where the tensors are not those of the entry."""
     if len(group) < entry.num_layers:
         yield f"layers up to {entry.num_layers - 1} but only {len(group)} tensors"
@@ -273,4 +321,4 @@ def _faults(entry: LSTMEntry, group: Mapping[str, Tensor]) -> Iterator[str]:
             yield f"{key} has shape {tuple(group[key].shape)} where {shape} follows from the first layer"
         elif not group[key].is_floating_point():
             yield f"{key} has dtype {str(group[key].dtype).removeprefix('torch.')}, no floating-point numbers"
-    yield from (f"{key} belongs to no LSTM" for key in group if key not in entry.shapes)
+    yield from (f"{key} belongs to no {entry.class_name}" for key in group if key not in entry.shapes)

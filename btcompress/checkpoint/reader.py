@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,20 @@ from torch import Tensor
 from btcompress.checkpoint.ahead import begun_digest
 from btcompress.checkpoint.containers import Flattened, flatten
 from btcompress.checkpoint.folding import fold
+from btcompress.checkpoint.foreign import is_foreign, read_foreign
 from btcompress.checkpoint.layout import USUAL_TEXT, Layout, UnplacedError, left_out_text
 from btcompress.checkpoint.layoutrecords import LAYOUT_KEY, with_layout
+from btcompress.checkpoint.names import OtherRecurrent, RecurrentEntry, find_recurrent
 from btcompress.checkpoint.plainvalues import texts_kept
 from btcompress.checkpoint.recognise import Kind, load_index, recognise
 from btcompress.checkpoint.safetensorsfiles import read_tensors
 from btcompress.checkpoint.source import Source, Stretch
 from btcompress.checkpoint.tensors import count_params, find_aliases
 from btcompress.checkpoint.torchfiles import read_archive, read_legacy
+from btcompress.dialects import Dialect, Found, convert, converted
 from btcompress.errors import CheckpointError
-from btcompress.text import valid_unicode
+from btcompress.shapes import Nonlinearity
+from btcompress.text import listed, valid_unicode
 
 #: Bytes of the longest file name that file systems hold.
 _LONGEST_NAME = 255
@@ -40,6 +44,8 @@ class Checkpoint:
         notices: what a user should know about how the file was read.
         files: the files that the tensors lie in, which must not change while these are in use.
         layout: how they lay there, and the plain values beside them; None for a plain state dict.
+        nonlinearities: of plain RNNs, by their names, where something says them; ``"tanh"`` is taken else.
+        refused: recurrent layers that are written in ways of other projects and cannot be brought into torch's.
     """
 
     tensors: dict[str, Tensor]
@@ -47,6 +53,38 @@ class Checkpoint:
     notices: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     layout: Layout | None = None
+    nonlinearities: dict[str, Nonlinearity] = field(default_factory=dict)
+    refused: tuple[OtherRecurrent, ...] = ()
+
+    def recurrent(self) -> tuple[RecurrentEntry | OtherRecurrent, ...]:
+        """Its recurrent layers, and what looks like some; see :func:`btcompress.checkpoint.find_recurrent`."""
+        return (*find_recurrent(self.tensors, self.nonlinearities), *self.refused)
+
+    def with_nonlinearity(self, given: Nonlinearity | None) -> Checkpoint:
+        """The same with this nonlinearity of all plain RNNs; where it is None, tanh is taken of those that say none.
+
+        Raises:
+            CheckpointError: there is no plain RNN, or one has another as the file says.
+        """
+        plain = [each.name for each in self.recurrent() if isinstance(each, RecurrentEntry) and each.type == "rnn"]
+        untold = [name for name in plain if name not in self.nonlinearities]
+        if given is None:
+            if not untold:
+                return self
+            told = f"{listed([name or 'the top' for name in untold])}: a plain RNN, taken to apply tanh, as no file of "
+            told += "weights says it; --nonlinearity relu is the other."
+            return self if told in self.notices else replace(self, notices=(*self.notices, told))
+        if not plain:
+            raise CheckpointError(
+                f"{self.source.name} holds no plain RNN, so there is no nonlinearity to say. Leave --nonlinearity out."
+            )
+        others = [name for name in plain if self.nonlinearities.get(name, given) != given]
+        if others:
+            raise CheckpointError(
+                f"the file says that {others[0] or 'the RNN'} applies {self.nonlinearities[others[0]]}, not {given}. "
+                "Leave --nonlinearity out."
+            )
+        return replace(self, nonlinearities=self.nonlinearities | dict.fromkeys(untold, given))
 
 
 def read(path: str | PathLike[str], container: str | None = None, *, strict: bool = False) -> Checkpoint:
@@ -78,18 +116,24 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
             f"{path} is compressed already. Give the dense checkpoint that it was made from, or write one from it "
             "(btcompress export --to dense)."
         )
+    found = None
     if kind == "index":
         weight_map = _weight_map(path)
         files = (path, *(path.parent / shard for shard in sorted(set(weight_map.values()))))
         flat, checksums = _read_shards(path, weight_map, container, strict=strict)
+    elif is_foreign(kind):
+        files, checksums = (path,), {}
+        if container is not None:
+            raise CheckpointError(f"{path} holds one model: leave the container out.")
+        foreign = read_foreign(path, kind)
+        flat, found = Flattened(dict(foreign.tensors), foreign.notices), foreign.found
     else:
         files = (path,)
         flat, own = _read_file(path, kind, container, strict=strict)
         checksums = {path: own}
-    flat = _folded(flat, str(path))
     n_bytes = sum(file.stat().st_size for file in files)
-    source = Source(valid_unicode(path.name), n_bytes, begun_digest(files, checksums), count_params(flat.tensors))
-    return Checkpoint(flat.tensors, source, flat.notices, tuple(file.resolve() for file in files), flat.layout)
+    source = Source(valid_unicode(path.name), n_bytes, begun_digest(files, checksums), 0)
+    return _in_torchs_names(_folded(flat, str(path)), source, str(path), tuple(file.resolve() for file in files), found)
 
 
 def from_state_dict(state_dict: Mapping[str, Any], name: str = "state dict") -> Checkpoint:
@@ -109,8 +153,30 @@ def from_state_dict(state_dict: Mapping[str, Any], name: str = "state dict") -> 
         tensors[key] = tensors[aliases[key]] if key in aliases else tensor.cpu()
     n_bytes = sum(tensor.nbytes for key, tensor in tensors.items() if key not in aliases)
     flat = _folded(replace(flat, tensors=tensors), name)
-    source = Source(valid_unicode(name), n_bytes, None, count_params(flat.tensors))
-    return Checkpoint(flat.tensors, source, flat.notices, layout=flat.layout)
+    return _in_torchs_names(flat, Source(valid_unicode(name), n_bytes, None, 0), name)
+
+
+def _in_torchs_names(
+    flat: Flattened,
+    source: Source,
+    label: str,
+    files: tuple[Path, ...] = (),
+    found: Iterable[tuple[Dialect, Found]] | None = None,
+) -> Checkpoint:
+    """The checkpoint, its recurrent layers as torch's classes have them; of converted ones the layout is not kept."""
+    conversion = convert(flat.tensors, label) if found is None else converted(flat.tensors, found, label)
+    layout = flat.layout
+    if conversion.converted and layout is not None:
+        layout = Layout(None, layout.metadata) if layout.metadata else None
+    return Checkpoint(
+        conversion.tensors,
+        replace(source, n_params=count_params(conversion.tensors)),
+        (*flat.notices, *conversion.notices),
+        files,
+        layout,
+        conversion.nonlinearities,
+        tuple(OtherRecurrent(f"{each.name}.", "unknown", each.reason, each.keys) for each in conversion.refused),
+    )
 
 
 def _folded(flat: Flattened, label: str) -> Flattened:

@@ -64,6 +64,7 @@ class ShapeRecord(Struct, kw_only=True):
     out_size: Size
     n_gates: Size
     gates: Gates
+    n_separate: Literal[3, 4] = 4
     core: Core = "full"
     row_order: bool = False
     column_order: bool = False
@@ -137,6 +138,7 @@ class Description(Struct):
     rounded: dict[str, dict[str, Any]] = {}
     bench: BenchReport | None = None
     layout: LayoutRecord | None = None
+    nonlinearities: dict[str, Literal["tanh", "relu"]] = {}
 
 
 class Step(Struct):

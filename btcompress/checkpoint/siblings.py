@@ -12,7 +12,7 @@ from btcompress.errors import CheckpointError
 from btcompress.text import listed
 
 if TYPE_CHECKING:
-    from btcompress.checkpoint.names import LSTMEntry
+    from btcompress.checkpoint.names import RecurrentEntry
 
 #: Counters that profilers leave in every module; nothing is computed with them.
 _COUNTERS = frozenset({"total_ops", "total_params"})
@@ -54,7 +54,7 @@ def siblings_of(
     return {prefix: tuple(names) for prefix, names in found.items()}
 
 
-def check_plain(entry: LSTMEntry, what: str, way_out: str) -> None:
+def check_plain(entry: RecurrentEntry, what: str, way_out: str) -> None:
     """Refuse what would compute a layer as torch does where that is not what its model computes.
 
     Args:
@@ -66,19 +66,15 @@ def check_plain(entry: LSTMEntry, what: str, way_out: str) -> None:
         CheckpointError: tensors lie beside its own.
     """
     if entry.siblings:
-        raise CheckpointError(f"{oddity(entry)}, and {what} would compute a plain {_class(entry)}. {way_out}")
+        raise CheckpointError(f"{oddity(entry)}, and {what} would compute a plain {entry.class_name}. {way_out}")
 
 
-def oddity(entry: LSTMEntry) -> str:
+def oddity(entry: RecurrentEntry) -> str:
     """That a layer is no plain one, and why, as the beginning of a sentence."""
     return (
-        f"{entry.name or 'the layer at the top'} is no plain {_class(entry)} (beside its weights: "
+        f"{entry.name or 'the layer at the top'} is no plain {entry.class_name} (beside its weights: "
         f"{listed(entry.siblings, _MOST_SHOWN)})"
     )
-
-
-def _class(entry: LSTMEntry) -> str:
-    return "LSTM" if entry.kind == "lstm" else "LSTMCell"
 
 
 def _order(item: tuple[str, bool]) -> tuple[str, bool]:

@@ -149,6 +149,15 @@ class JobOptions:
             rich_help_panel=TAKE,
         ),
     ] = False
+    nonlinearity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tanh|relu",
+            help="That of plain RNNs, which a file of weights does not say. Default: tanh.",
+            show_default=False,
+            rich_help_panel=TAKE,
+        ),
+    ] = None
     container: Container = None
     strict: Strict = False
     target_ratio: Annotated[
@@ -293,7 +302,7 @@ class JobOptions:
 
         wishes = ("target_ratio", "max_params", "max_bytes", "max_error", "max_activation_error", "of")
         stored = ("bits", "group", "others")
-        taken = ("allow_nonfinite", "container", "strict")
+        taken = ("allow_nonfinite", "nonlinearity", "container", "strict")
         same = (*wishes, *stored, *taken, "order", "gates", "objective", "order_units", "seed", "device")
         sizes = {name: getattr(self, name) for name in ("in_modes", "out_modes", "input_shape")}
         fields: dict[str, object] = {

@@ -22,7 +22,7 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
     counts = f"{len(checkpoint.tensors)} tensors, {source.n_params:,} parameters, {size_text(source.n_bytes)}"
     show_line(f"{source.name}: {counts}")
     table = NumberTable(["LSTM", "inputs", "hidden", "layers", "directions", "projection", "biases"])
-    for lstm in plan.lstms:
+    for lstm in plan.recurrent:
         table.add_row(
             f"{lstm.name or '(top)'}{' (cell)' if lstm.kind == 'cell' else ''}",
             *(f"{number:,}" for number in (lstm.input_size, lstm.hidden_size, lstm.num_layers)),
@@ -30,7 +30,7 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
             f"{lstm.proj_size:,}" if lstm.proj_size else "none",
             "yes" if lstm.bias else "no",
         )
-    if plan.lstms:
+    if plan.recurrent:
         show_table(console, table)
     else:
         show_line("No LSTM found.")
@@ -83,7 +83,7 @@ def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
                 "bias": lstm.bias,
                 "siblings": list(lstm.siblings),
             }
-            for lstm in plan.lstms
+            for lstm in plan.recurrent
         ],
         "others": [{"name": other.name, "kind": other.kind, "reason": other.reason} for other in plan.others],
         "matrices": _matrices_json(checkpoint, plan),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from btcompress.checkpoint import LSTMEntry
+from btcompress.checkpoint import RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.modules import ExportedLayer
 
@@ -65,7 +65,7 @@ def session(path: Path, *, threads: int = 0, takes_turns: bool = False) -> onnxr
 
 
 def drawn_inputs(
-    entry: LSTMEntry, steps: int = _STEPS, batch: int = _BATCH, *, batch_first: bool, lengths: bool = False
+    entry: RecurrentEntry, steps: int = _STEPS, batch: int = _BATCH, *, batch_first: bool, lengths: bool = False
 ) -> dict[str, Tensor]:
     """Random inputs of an exported LSTM in float32, by name, states among them.
 

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import check_operators, check_outputs, drawn_inputs, has_runtime, layer_error, run
 from btcompress.export.graphs import Nodes, proto_of, require_onnx, value
@@ -87,7 +87,7 @@ def export_graphs(
     return tuple(found)
 
 
-def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: GraphRequest) -> ExportedGraph:
+def _written(result: CompressedCheckpoint, entry: RecurrentEntry, path: Path, request: GraphRequest) -> ExportedGraph:
     """Write one graph, check it, and say what it is."""
     weights = Weights.of_result(result, entry)
     tensor_bytes = result.only(entry.keys).n_bytes
@@ -117,7 +117,7 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
     return ExportedGraph(path, entry.name, forms, size, opset, tensor_bytes, error, int8_error, *told)
 
 
-def _require_room(weights: Weights, entry: LSTMEntry, n_bytes: int) -> None:
+def _require_room(weights: Weights, entry: RecurrentEntry, n_bytes: int) -> None:
     """Refuse what is too large for a file of ONNX's, or takes more memory than there is."""
     name, n_values = shown_name(entry), sum(tensor.values.numel() for tensor in weights.tensors())
     if n_bytes > _MOST_BYTES:
@@ -174,7 +174,7 @@ def graph_of(weights: Weights, request: GraphRequest) -> tuple[onnx.ModelProto, 
 def _describe(
     proto: onnx.ModelProto,
     result: CompressedCheckpoint,
-    entry: LSTMEntry,
+    entry: RecurrentEntry,
     request: GraphRequest,
     forms: dict[str, Steps],
 ) -> None:

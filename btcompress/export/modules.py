@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.models import apply
 
 
@@ -30,7 +30,11 @@ class ExportedLayer(nn.Module):
 
 
 def layer_module(
-    compressed: CompressedCheckpoint, entry: LSTMEntry, dtype: torch.dtype | None = None, *, batch_first: bool = False
+    compressed: CompressedCheckpoint,
+    entry: RecurrentEntry,
+    dtype: torch.dtype | None = None,
+    *,
+    batch_first: bool = False,
 ) -> ExportedLayer:
     """An LSTM of a result, or a cell as an LSTM of one layer, in eval mode.
 
@@ -46,12 +50,12 @@ def layer_module(
     return ExportedLayer(lstm).requires_grad_(False).eval()
 
 
-def dtype_of(compressed: CompressedCheckpoint, entry: LSTMEntry) -> torch.dtype:
+def dtype_of(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> torch.dtype:
     """In which an LSTM computes."""
     return compressed.outline()[entry.recurrent_keys[0]].dtype
 
 
-def as_layer(compressed: CompressedCheckpoint, entry: LSTMEntry) -> tuple[CompressedCheckpoint, LSTMEntry]:
+def as_layer(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> tuple[CompressedCheckpoint, RecurrentEntry]:
     """The part of a result that is one LSTM, and its entry; a cell is an LSTM of one layer there, of the same names."""
     own = compressed.only(entry.keys)
     if entry.kind == "lstm":
@@ -73,21 +77,26 @@ def as_layer(compressed: CompressedCheckpoint, entry: LSTMEntry) -> tuple[Compre
 
 
 def block_term_module(
-    compressed: CompressedCheckpoint, entry: LSTMEntry, dtype: torch.dtype, device: str, *, batch_first: bool = False
+    compressed: CompressedCheckpoint,
+    entry: RecurrentEntry,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    batch_first: bool = False,
 ) -> nn.Module:
     """An LSTM or cell of a result as :func:`btcompress.apply` puts it into a model."""
     empty = _empty(entry, dtype, device, batch_first=batch_first)
     return apply(empty, compressed.only(entry.keys), prefix=entry.prefix)
 
 
-def dense_module(entry: LSTMEntry, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> nn.Module:
+def dense_module(entry: RecurrentEntry, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> nn.Module:
     """The dense LSTM or cell with weights by their keys; shares no storage with them."""
     module = _empty(entry, dtype, device)
     module.load_state_dict({key.removeprefix(entry.prefix): tensors[key] for key in entry.keys})
     return module
 
 
-def _empty(entry: LSTMEntry, dtype: torch.dtype, device: str, *, batch_first: bool = False) -> nn.Module:
+def _empty(entry: RecurrentEntry, dtype: torch.dtype, device: str, *, batch_first: bool = False) -> nn.Module:
     """The dense LSTM or cell, its weights not set."""
     if entry.kind == "cell":
         cell = nn.LSTMCell(entry.input_size, entry.hidden_size, entry.bias, device="meta", dtype=dtype)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import TIMES, drawn_inputs, in_float64, layer_error, module_outputs
 from btcompress.export.modules import ExportedLayer, layer_module
@@ -113,7 +113,7 @@ class _Request:
     batch_first: bool = False
     one_step: bool = False
 
-    def drawn(self, entry: LSTMEntry, steps: int, batch: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    def drawn(self, entry: RecurrentEntry, steps: int, batch: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Random inputs and states, by name."""
         inputs = drawn_inputs(entry, 1 if self.one_step else steps, batch, batch_first=self.batch_first)
         return {name: each.to(dtype) for name, each in inputs.items()}
@@ -154,7 +154,7 @@ def _by_factors(weight: Weight) -> Multiplier:
     return weight if isinstance(weight, Tensor) else weight.prepare()
 
 
-def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request: _Request) -> ExportedProgram:
+def _written(result: CompressedCheckpoint, entry: RecurrentEntry, path: Path, request: _Request) -> ExportedProgram:
     module = layer_module(result, entry, batch_first=request.batch_first)
     program = _program_of(module, entry, request)
     with warnings.catch_warnings():
@@ -168,7 +168,7 @@ def _written(result: CompressedCheckpoint, entry: LSTMEntry, path: Path, request
     return ExportedProgram(path, entry.name, path.stat().st_size, result.only(entry.keys).n_bytes, error)
 
 
-def _program_of(module: ExportedLayer, entry: LSTMEntry, request: _Request) -> torch.export.ExportedProgram:
+def _program_of(module: ExportedLayer, entry: RecurrentEntry, request: _Request) -> torch.export.ExportedProgram:
     """The program of an LSTM, for any number of sequences, and of steps unless it takes one.
 
     Raises:
@@ -198,7 +198,7 @@ def _program_of(module: ExportedLayer, entry: LSTMEntry, request: _Request) -> t
     return program
 
 
-def _check(program: nn.Module, module: ExportedLayer, entry: LSTMEntry, request: _Request) -> float:
+def _check(program: nn.Module, module: ExportedLayer, entry: RecurrentEntry, request: _Request) -> float:
     """Compare what was written with the module, which is converted to float64.
 
     Raises:

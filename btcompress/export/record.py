@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 
 #: What the record is called in a file.
 RECORD = "btcompress"
 
 
-def record_of(result: CompressedCheckpoint, entry: LSTMEntry) -> dict[str, Any]:
+def record_of(result: CompressedCheckpoint, entry: RecurrentEntry) -> dict[str, Any]:
     """The LSTM, the dense checkpoint that it comes from, what was done since, and the forms of its matrices."""
     source = result.source
     matrices = {}

@@ -8,7 +8,13 @@ from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, check_plain, check_target, find_recurrent, replacing
+from btcompress.checkpoint import (
+    CompressedCheckpoint,
+    RecurrentEntry,
+    check_plain,
+    check_target,
+    replacing,
+)
 from btcompress.errors import BTCompressError
 from btcompress.text import listed
 
@@ -16,7 +22,7 @@ from btcompress.text import listed
 _ELSEWHERE = re.compile(r"[^A-Za-z0-9._-]")
 
 
-def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[LSTMEntry]:
+def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[RecurrentEntry]:
     """The LSTMs and cells of a result that are to be exported.
 
     Args:
@@ -27,7 +33,7 @@ def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[LST
         BTCompressError: there is none, or none of this name.
         CheckpointError: tensors lie beside those of one, which computes something else.
     """
-    every = [entry for entry in find_recurrent(compressed.outline()) if isinstance(entry, LSTMEntry)]
+    every = [entry for entry in compressed.recurrent() if isinstance(entry, RecurrentEntry)]
     where, names = f"{compressed.source.name}, compressed", listed([shown_name(entry) for entry in every])
     if not every:
         raise BTCompressError(f"there is no LSTM in {where}, and only LSTMs are exported. Give a file that has one.")
@@ -44,13 +50,13 @@ def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[LST
     return _plain(found)
 
 
-def _plain(entries: list[LSTMEntry]) -> list[LSTMEntry]:
+def _plain(entries: list[RecurrentEntry]) -> list[RecurrentEntry]:
     for entry in entries:
         check_plain(entry, "its export", "Export others (--lstm), or the dense weights (--to dense).")
     return entries
 
 
-def targets(path: Path, entries: Sequence[LSTMEntry]) -> list[Path]:
+def targets(path: Path, entries: Sequence[RecurrentEntry]) -> list[Path]:
     """The file of each LSTM: the path itself for one, ``OUT.NAME.ENDING`` of ``OUT.ENDING`` for each of several.
 
     Of a name, characters that not every file system takes become ``_``; the LSTM at the top has no name, and has the
@@ -71,7 +77,7 @@ def targets(path: Path, entries: Sequence[LSTMEntry]) -> list[Path]:
 
 def planned(
     compressed: CompressedCheckpoint, path: str | PathLike[str], lstm: str | None, *, force: bool
-) -> list[tuple[LSTMEntry, Path]]:
+) -> list[tuple[RecurrentEntry, Path]]:
     """Each LSTM that is to be exported, and its file, once all of these may be written.
 
     Raises:
@@ -96,6 +102,6 @@ def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield [stack.enter_context(replacing(path)) for path in paths]
 
 
-def shown_name(entry: LSTMEntry) -> str:
+def shown_name(entry: RecurrentEntry) -> str:
     """The name of an LSTM, as messages have it."""
     return entry.name or "(top)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.precisions import Stored
 from btcompress.nn import BTLSTM
@@ -111,7 +111,7 @@ class Weights:
             yield from direction.biases or ()
 
     @classmethod
-    def of_result(cls, compressed: CompressedCheckpoint, entry: LSTMEntry) -> Weights:
+    def of_result(cls, compressed: CompressedCheckpoint, entry: RecurrentEntry) -> Weights:
         """Those of an LSTM or cell of a result."""
 
         def tensor(name: str) -> StoredTensor:

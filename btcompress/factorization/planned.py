@@ -161,5 +161,5 @@ def _in_orders(
     for name, shape in shapes.items():
         with named(name), explained(described(shape.part)):
             own[name] = fit_ordered(matrices[name], shape, options, on_sweep_of(name))
-    units = [sides for lstm in plan.lstms for sides in lstm.unit_sides]
+    units = [sides for lstm in plan.recurrent for sides in lstm.unit_sides]
     return share_orders(matrices, shapes, units, own, options, on_sweep_of)

@@ -44,7 +44,7 @@ def nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:
     if plan.left_dense:
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in plan.left_dense)
         return f"{name}: no matrix is worth factorizing. {reasons}."
-    if plan.lstms:
+    if plan.recurrent:
         return (
             f"{name}: the kinds of matrices ({', '.join(plan.kinds)}) and the layer patterns leave no matrix to "
             "factorize. Ask for more kinds, or loosen the patterns."

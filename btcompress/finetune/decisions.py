@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry
 from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.heads import deciding_head
 from btcompress.finetune.networks import (
@@ -29,7 +29,7 @@ _MOST_OUTPUTS = 2**22
 
 @torch.no_grad()
 def agreement_on(
-    compressed: CompressedCheckpoint, dense: Checkpoint, entry: LSTMEntry, data: Data, batch_size: int = 32
+    compressed: CompressedCheckpoint, dense: Checkpoint, entry: RecurrentEntry, data: Data, batch_size: int = 32
 ) -> Agreement | None:
     """How often an LSTM and its head decide alike, compressed and dense, each with its own version of both.
 

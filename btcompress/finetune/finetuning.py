@@ -18,7 +18,7 @@ from btcompress import memory
 from btcompress.checkpoint import (
     Checkpoint,
     CompressedCheckpoint,
-    LSTMEntry,
+    RecurrentEntry,
     check_plain,
     check_storable,
     read,
@@ -302,7 +302,7 @@ def _own_model(
 
 
 def _labelled(
-    config: TrainConfig, compressed: CompressedCheckpoint, dense: Checkpoint | None, entry: LSTMEntry, y: Tensor
+    config: TrainConfig, compressed: CompressedCheckpoint, dense: Checkpoint | None, entry: RecurrentEntry, y: Tensor
 ) -> tuple[Network, Task[Any]]:
     head = find_head(compressed, entry)
     kind = label_kind(y)

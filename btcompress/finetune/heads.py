@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from btcompress.checkpoint import LinearEntry, LSTMEntry, find_linear, find_recurrent
+from btcompress.checkpoint import LinearEntry, RecurrentEntry, find_linear, find_recurrent
 from btcompress.checkpoint.names import OtherRecurrent
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
-def deciding_head(tensors: Mapping[str, Tensor], entry: LSTMEntry) -> LinearEntry | None:
+def deciding_head(tensors: Mapping[str, Tensor], entry: RecurrentEntry) -> LinearEntry | None:
     """The linear layer that takes an LSTM's outputs and gives what is decided on.
 
     The file may hold more: embeddings, layers below the LSTM, other LSTMs. It is clear which layer is the head where
@@ -59,7 +59,7 @@ def _follows(key: str, shape: tuple[int, ...], head: LinearEntry) -> bool:
     return key != head.key and len(shape) == 2 and shape[1] == head.out_features > 1
 
 
-def _makes_doubtful(other: LSTMEntry | OtherRecurrent, entry: LSTMEntry, head: LinearEntry) -> bool:
+def _makes_doubtful(other: RecurrentEntry | OtherRecurrent, entry: RecurrentEntry, head: LinearEntry) -> bool:
     """Whether another recurrent layer could be the one that the head is on, stand between, or follow it."""
     if isinstance(other, OtherRecurrent):
         return True
@@ -69,11 +69,11 @@ def _makes_doubtful(other: LSTMEntry | OtherRecurrent, entry: LSTMEntry, head: L
     return between or (other.n_outputs == entry.n_outputs and _shared(head.key, other) >= _shared(head.key, entry))
 
 
-def _nearer(key: str, other: LSTMEntry | OtherRecurrent, entry: LSTMEntry) -> bool:
+def _nearer(key: str, other: RecurrentEntry | OtherRecurrent, entry: RecurrentEntry) -> bool:
     return _shared(key, other) > _shared(key, entry)
 
 
-def _shared(key: str, layer: LSTMEntry | OtherRecurrent) -> int:
+def _shared(key: str, layer: RecurrentEntry | OtherRecurrent) -> int:
     """How many modules hold both a tensor and a recurrent layer, from the top."""
     n = 0
     for ours, theirs in zip(key.split(".")[:-1], layer.prefix.split(".")[:-1], strict=False):

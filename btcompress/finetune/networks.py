@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry
 from btcompress.checkpoint.compressed import order_names
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
@@ -54,7 +54,7 @@ class Recurrent(Network):
 
     def __init__(
         self,
-        entry: LSTMEntry,
+        entry: RecurrentEntry,
         tensors: Mapping[str, Tensor],
         shapes: Mapping[str, MatrixShape],
         dtype: torch.dtype,
@@ -179,12 +179,12 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             target.copy_(given)
 
 
-def student_of(compressed: CompressedCheckpoint, entry: LSTMEntry) -> Recurrent:
+def student_of(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> Recurrent:
     """The LSTM of a compressed checkpoint, with its block terms, to be trained."""
     return Recurrent(entry, compressed.tensors, shapes_of(compressed), training_dtype(compressed.outline(), entry))
 
 
-def teacher_of(dense: Checkpoint, entry: LSTMEntry, dtype: torch.dtype) -> Recurrent:
+def teacher_of(dense: Checkpoint, entry: RecurrentEntry, dtype: torch.dtype) -> Recurrent:
     """The same LSTM of the dense checkpoint, in the student's dtype.
 
     Raises:
@@ -198,7 +198,7 @@ def shapes_of(compressed: CompressedCheckpoint) -> dict[str, MatrixShape]:
     return {key: matrix.shape for key, matrix in compressed.matrices.items()}
 
 
-def training_dtype(tensors: Mapping[str, Tensor], entry: LSTMEntry) -> torch.dtype:
+def training_dtype(tensors: Mapping[str, Tensor], entry: RecurrentEntry) -> torch.dtype:
     """The dtype to compute an LSTM in whose matrices these are: small ones would lose the small steps of training."""
     own = {tensors[key].dtype for key in entry.recurrent_keys}
     return torch.float64 if own == {torch.float64} else torch.float32
@@ -255,7 +255,7 @@ def choose_lstm(
     compressed: CompressedCheckpoint,
     name: str | None,
     way_out: str = "Name one with --layer, or give the whole model with --model.",
-) -> LSTMEntry:
+) -> RecurrentEntry:
     """The LSTM that the sequences are inputs of.
 
     Args:
@@ -267,27 +267,27 @@ def choose_lstm(
     Raises:
         BTCompressError: no such LSTM, or several and none named.
     """
-    every = _lstms(compressed.outline())
+    every = _layers(compressed)
     entries = [entry for entry in every if is_compressed_in(compressed, entry)]
     if not entries and len(every) == 1 and name is None:
         entries = every
     return _only(entries, name, way_out, "those with compressed matrices")
 
 
-def choose_dense_lstm(dense: Checkpoint, name: str | None, way_out: str) -> LSTMEntry:
+def choose_dense_lstm(dense: Checkpoint, name: str | None, way_out: str) -> RecurrentEntry:
     """The LSTM of a dense checkpoint that the sequences are inputs of; see :func:`choose_lstm`.
 
     Raises:
         BTCompressError: no such LSTM, or several and none named.
     """
-    return _only(_lstms(dense.tensors), name, way_out, "those in the checkpoint")
+    return _only(_layers(dense), name, way_out, "those in the checkpoint")
 
 
-def _lstms(tensors: Mapping[str, Tensor]) -> list[LSTMEntry]:
-    return [entry for entry in find_recurrent(tensors) if isinstance(entry, LSTMEntry)]
+def _layers(checkpoint: Checkpoint | CompressedCheckpoint) -> list[RecurrentEntry]:
+    return [entry for entry in checkpoint.recurrent() if isinstance(entry, RecurrentEntry)]
 
 
-def _only(entries: Sequence[LSTMEntry], name: str | None, way_out: str, what: str) -> LSTMEntry:
+def _only(entries: Sequence[RecurrentEntry], name: str | None, way_out: str, what: str) -> RecurrentEntry:
     """The one entry, or the one of this name."""
     chosen = [entry for entry in entries if name is None or entry.name == name]
     if len(chosen) == 1:
@@ -297,12 +297,12 @@ def _only(entries: Sequence[LSTMEntry], name: str | None, way_out: str, what: st
     raise BTCompressError(f"{wanted}: {what} are {names}. {way_out}")
 
 
-def is_compressed_in(compressed: CompressedCheckpoint, entry: LSTMEntry) -> bool:
+def is_compressed_in(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> bool:
     """Whether an LSTM of the file has matrices that are block terms, or dense ones in fewer bits."""
     return any(key in compressed.chosen for key in entry.matrix_keys)
 
 
-def check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
+def check_inputs(data: Data, first: Batch, entry: RecurrentEntry) -> None:
     """Refuse sequences that are not inputs of the LSTM, and initial states that are not its.
 
     Raises:
@@ -331,7 +331,7 @@ def check_inputs(data: Data, first: Batch, entry: LSTMEntry) -> None:
             )
 
 
-def find_head(compressed: CompressedCheckpoint, entry: LSTMEntry) -> str:
+def find_head(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> str:
     """The linear layer on top of the LSTM: all that the file holds beside it.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from btcompress.blockterm import BlockTerm
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.errors import OutputError
 from btcompress.finetune.networks import student_of
 
@@ -39,8 +39,8 @@ def check_same_outputs(compressed: CompressedCheckpoint, again: CompressedCheckp
 def _outputs(compressed: CompressedCheckpoint) -> Iterator[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     rest = set(compressed.chosen)
-    for entry in find_recurrent(compressed.outline()):
-        if isinstance(entry, LSTMEntry) and not rest.isdisjoint(entry.matrix_keys):
+    for entry in compressed.recurrent():
+        if isinstance(entry, RecurrentEntry) and not rest.isdisjoint(entry.matrix_keys):
             student = student_of(compressed, entry).eval()
             dtype = next(student.parameters()).dtype
             x = torch.randn(_N_SEQUENCES, _N_STEPS, entry.input_size, generator=generator, dtype=dtype)

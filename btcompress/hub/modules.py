@@ -13,7 +13,7 @@ from huggingface_hub import ModelHubMixin
 from msgspec import Meta, Struct
 from torch import Tensor, nn
 
-from btcompress.checkpoint import LSTMEntry, find_recurrent
+from btcompress.checkpoint import RecurrentEntry, find_recurrent
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.schema import Count, Size
 from btcompress.checkpoint.tensors import is_countable
@@ -211,8 +211,8 @@ def _held(build: type[nn.Module], saved: Saved) -> dict[str, Any]:
         names += ["num_layers", "bidirectional", "proj_size"] if build is BTLSTM else []
         entries = find_recurrent(outline)
         for entry in entries if len(entries) == 1 else ():
-            fits = isinstance(entry, LSTMEntry) and (entry.kind == "lstm") == (build is BTLSTM)
-            if isinstance(entry, LSTMEntry) and fits and set(entry.keys) == outline.keys() and not entry.prefix:
+            fits = isinstance(entry, RecurrentEntry) and (entry.kind == "lstm") == (build is BTLSTM)
+            if isinstance(entry, RecurrentEntry) and fits and set(entry.keys) == outline.keys() and not entry.prefix:
                 return {name: getattr(entry, name) for name in names}
     raise CheckpointError(
         f"the files do not hold a {build.__name__} and nothing else. Load them with the class that they were saved of."

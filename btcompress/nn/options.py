@@ -9,7 +9,7 @@ from btcompress.errors import ShapeError
 from btcompress.kinds import LSTM_KINDS, MatrixKind, check_kinds, kind_of_part
 from btcompress.modes import Modes, Objective, ShapeRequest, choose_shapes
 from btcompress.nn.weight import check_size
-from btcompress.shapes import GATE_NAMES, Gates, MatrixShape
+from btcompress.shapes import GATES, Gates, MatrixShape
 
 
 class ShapeOptions(TypedDict, total=False):
@@ -48,7 +48,7 @@ def lstm_shapes(
     if given is None:
         chosen = {
             # A projection has no gates.
-            name: (*size, 1 if name.startswith("weight_hr") else len(GATE_NAMES))
+            name: (*size, 1 if name.startswith("weight_hr") else len(GATES["lstm"]))
             for name, size in all_sizes.items()
             if kind_of_part(name) in kinds
         }

@@ -63,7 +63,7 @@ class BTWeight(nn.Module):
     """A ``(out, in)`` matrix ``W`` in block-term form; see :class:`btcompress.BlockTerm`.
 
     Its parameters are ``cores`` and ``factors.0`` to ``factors.{d-1}``, or those of each gate below
-    ``gate_i``, ``gate_f``, ``gate_g`` and ``gate_o`` where the gates are separate. An identity core is no
+    ``gate_i`` and so on (:data:`btcompress.shapes.GATES`) where the gates are separate. An identity core is no
     parameter, and there is no ``cores`` then. Orders of rows or columns, where the shape has them, are the
     buffers ``row_order`` and ``column_order`` beside the factors: they are kept, but not trained.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from btcompress.modes import ShapeRequest, choose_shape, cuts_along_axes, divisors, fits, suggest_order
 from btcompress.pricing import FormsWithCore
-from btcompress.shapes import GATE_NAMES, BlockTermShape, Gates, MatrixShape
+from btcompress.shapes import BlockTermShape, Gates, MatrixShape
 
 #: CP ranks, and Tucker ranks for all modes, tried on every choice of modes with a core.
 _CP_RANKS = (1, 2, 4)
@@ -46,7 +46,7 @@ def candidates(name: str, out_size: int, in_size: int, n_gates: int, request: Sh
         name: the matrix, for messages.
         out_size: rows, all gates together.
         in_size: columns.
-        n_gates: row groups, 4 for an LSTM and 1 for a plain linear layer.
+        n_gates: row groups: 4 for an LSTM, 3 for a GRU, 1 for a plain RNN or a linear layer.
         request: modes, order, input shape and gates asked for; its ranks do not matter.
 
     Raises:
@@ -54,14 +54,17 @@ def candidates(name: str, out_size: int, in_size: int, n_gates: int, request: Sh
     """
     request = replace(fits(request, out_size, in_size, n_gates), cp_rank=1, tucker_rank=4)
     large = out_size * in_size > _LARGE
-    separate = request.gates == "separate" and n_gates == len(GATE_NAMES)
+    separate = request.gates == "separate" and n_gates > 1
     gates: Gates = "separate" if separate else "fused"
     rows, groups = (out_size // n_gates, 1) if separate else (out_size, n_gates)
     low_rank = [MatrixShape(BlockTermShape.low_rank(out_size, in_size, 1, n_gates))]
-    if separate or (n_gates == len(GATE_NAMES) and not large):
-        low_rank.append(MatrixShape(BlockTermShape.low_rank(out_size // n_gates, in_size, 1), "separate"))
+    if separate or (n_gates > 1 and not large):
+        low_rank.append(MatrixShape(BlockTermShape.low_rank(out_size // n_gates, in_size, 1), "separate", n_gates))
     pairs = [] if separate or large else _kronecker_modes(request, rows, in_size)
-    kronecker = [MatrixShape(BlockTermShape(i, j, (1, 1), n_gates=groups, core="identity"), gates) for i, j in pairs]
+    kronecker = [
+        MatrixShape.of_gates(BlockTermShape(i, j, (1, 1), n_gates=groups, core="identity"), gates, n_gates)
+        for i, j in pairs
+    ]
     shapes = [
         choose_shape(replace(request, order=order), name, out_size, in_size, n_gates).shape
         for order in _orders(request, in_size, large=large)

@@ -12,10 +12,9 @@ from torch import Tensor
 from btcompress.checkpoint import (
     Checkpoint,
     LinearEntry,
-    LSTMEntry,
     OtherRecurrent,
+    RecurrentEntry,
     find_linear,
-    find_recurrent,
     oddity,
 )
 from btcompress.errors import CheckpointError
@@ -25,7 +24,7 @@ from btcompress.kinds import MatrixKind, check_kinds
 from btcompress.modes import ShapeRequest, choose_shapes
 from btcompress.packing import Precision
 from btcompress.results import LeftDense
-from btcompress.shapes import GATE_NAMES, MatrixShape
+from btcompress.shapes import MatrixShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,8 @@ class Plan:
     """What will be done to a checkpoint.
 
     Attributes:
-        lstms: every LSTM found.
-        others: recurrent layers that are no LSTM or that cannot be read as one.
+        recurrent: every recurrent layer found.
+        others: what looks like a recurrent layer and is none that can be taken.
         matrices: matrices to factorize.
         left_dense: matrices that were chosen but stay dense, and why.
         notices: how mode sizes and ranks came about.
@@ -89,7 +88,7 @@ class Plan:
         rounded: matrices that stay dense, in fewer bits.
     """
 
-    lstms: tuple[LSTMEntry, ...]
+    recurrent: tuple[RecurrentEntry, ...]
     others: tuple[OtherRecurrent, ...]
     matrices: tuple[PlannedMatrix, ...]
     left_dense: tuple[LeftDense, ...]
@@ -103,7 +102,7 @@ class Plan:
         odd = (
             f"{oddity(lstm)}. Its matrices can be factorized, but nothing here computes what it does: it is neither "
             "calibrated nor measured, nor does a block-term layer take its place."
-            for lstm in self.lstms
+            for lstm in self.recurrent
             if lstm.siblings
         )
         return (*odd, *self.notices)
@@ -177,8 +176,8 @@ def make_plan(
         ShapeError: modes or an input shape fit none of the matrices chosen.
     """
     kinds = check_kinds(matrices)
-    found = find_recurrent(checkpoint.tensors)
-    lstms = tuple(entry for entry in found if isinstance(entry, LSTMEntry))
+    found = checkpoint.recurrent()
+    lstms = tuple(entry for entry in found if isinstance(entry, RecurrentEntry))
     others = tuple(entry for entry in found if isinstance(entry, OtherRecurrent))
     candidates = tuple(_candidates(lstms, find_linear(checkpoint.tensors, found)))
     chosen = [_with_dtype(each, checkpoint.tensors[each.key]) for each in _choose(candidates, kinds, layers)]
@@ -224,11 +223,11 @@ def growth(shape: MatrixShape) -> str:
     )
 
 
-def _candidates(lstms: Sequence[LSTMEntry], linear: Sequence[LinearEntry]) -> Iterator[_Candidate]:
+def _candidates(lstms: Sequence[RecurrentEntry], linear: Sequence[LinearEntry]) -> Iterator[_Candidate]:
     for lstm in lstms:
         for key in lstm.matrix_keys:
             kind: MatrixKind = "input" if key in lstm.input_keys else "recurrent"
-            yield _Candidate(key, lstm.name, kind, 1 if key in lstm.projection_keys else len(GATE_NAMES))
+            yield _Candidate(key, lstm.name, kind, 1 if key in lstm.projection_keys else lstm.n_gates)
     for layer in linear:
         yield _Candidate(layer.key, layer.name, "linear", exactly=not layer.bias, obstacle=layer.obstacle)
 

@@ -21,7 +21,7 @@ from btcompress.plan.choice import Fallback, Plan, PlannedMatrix, PlannedRoundin
 from btcompress.plan.plainyaml import load
 from btcompress.plan.priced import ChosenForm, PricedPlan
 from btcompress.results import LeftDense
-from btcompress.shapes import GATE_NAMES, MAX_ORDER, MAX_SIZE, Core, Gates, MatrixShape
+from btcompress.shapes import MAX_ORDER, MAX_SIZE, Core, Gates, MatrixShape
 from btcompress.text import listed, printable, valid_unicode
 
 _VERSION = 1
@@ -202,8 +202,8 @@ def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixS
             raise BTCompressError(
                 f"{where}: {name} must be one of {', '.join(allowed)}, but {_shown(given)} was given."
             )
-    n_gates = known.n_parts * known.part.n_gates
-    if gates == "separate" and n_gates != len(GATE_NAMES):
+    n_gates = known.n_gates
+    if gates == "separate" and n_gates == 1:
         raise BTCompressError(f"{where}: the matrix has no gates to separate. Set gates to fused.")
     n_parts = n_gates if gates == "separate" else 1
     data = {
@@ -214,6 +214,7 @@ def _shape(fields: Mapping[str, Any], known: MatrixShape, where: str) -> MatrixS
         "in_size": known.in_size,
         "out_size": known.out_size // n_parts,
         "n_gates": n_gates // n_parts,
+        "n_separate": n_parts if gates == "separate" else 4,
         **{name: fields[name] for name in _ORDERS if name in fields},
     }
     try:
@@ -258,7 +259,7 @@ def _fallback(fields: Mapping[str, Any], known: MatrixShape, dtype: torch.dtype,
         return Fallback(float(limit), None, precision)
     (rank,) = _numbers([otherwise.get("low_rank")], f"{where}: low_rank")
     gates = otherwise.get("gates", "fused")
-    rows = known.out_size // (len(GATE_NAMES) if gates == "separate" else 1)
+    rows = known.out_size // (known.n_gates if gates == "separate" else 1)
     low_rank = {"in_modes": [known.in_size, 1], "out_modes": [1, rows], "tucker_ranks": [rank, rank]}
     shape = _shape({**low_rank, "core": "identity", "gates": gates}, known, where)
     return Fallback(float(limit), shape.limited(), precision)

@@ -162,7 +162,7 @@ class _Planner:
                     on_progress(PricingProgress(name, index, len(self._targets), done / count))
 
             shape, matrix = target.shape, self._tensors[target.name]
-            tried = candidates(target.name, shape.out_size, shape.in_size, shape.n_parts * shape.part.n_gates, request)
+            tried = candidates(target.name, shape.out_size, shape.in_size, shape.n_gates, request)
             job = _Job(matrix, tried, self._samples.get(target.name), seed, device, on_step, order_units=order_units)
             try:
                 with explained(f"pricing forms of its {shape.out_size} x {shape.in_size} entries"):

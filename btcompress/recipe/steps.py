@@ -19,7 +19,7 @@ from btcompress.packing import FLOATS, Integers, Precision
 from btcompress.plan import Of, PricedPlan, Wish
 from btcompress.recipe.bits import AUTO, Half, bits_of, bytes_of
 from btcompress.recipe.plain import plain, without_defaults
-from btcompress.shapes import Gates
+from btcompress.shapes import Gates, Nonlinearity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,8 @@ class FactorizeStep:
             taken with bits alone, which leave it an embedding.
         allow_growth: also factorize a matrix that this makes larger.
         allow_nonfinite: leave a matrix dense that holds NaN or infinity; else it is refused.
+        nonlinearity: ``"tanh"`` or ``"relu"``: that of plain RNNs, where the file does not say it; ``"tanh"`` when left
+            out.
         container: where a file holds several state dicts, the path of the one to read.
         strict: refuse a file that holds more than weights.
         cp_rank: ``N``, blocks per matrix; 1 when left out.
@@ -92,6 +94,7 @@ class FactorizeStep:
     layers: Sequence[str] = ()
     allow_growth: bool = False
     allow_nonfinite: bool = False
+    nonlinearity: Nonlinearity | None = None
     container: str | None = None
     strict: bool = False
     cp_rank: int | None = None
@@ -143,6 +146,11 @@ class FactorizeStep:
             _refuse("a plan says it all", *ranks, *sizes, *self.layers, gates, objective, self.bits, self.group)
         if self.rounds_only:
             self._check_dense()
+        if self.nonlinearity is not None and self.nonlinearity not in get_args(Nonlinearity):
+            given = self.nonlinearity
+            raise BTCompressError(
+                f"nonlinearity must be {' or '.join(get_args(Nonlinearity))}, but {given!r} was given."
+            )
         if self.calibration:
             _ = self.calibration_request
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from btcompress.checkpoint import CompressedCheckpoint, LSTMEntry, find_recurrent
+from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.nn.choice import speed_over_dense
 from btcompress.nn.ways import Task
 from btcompress.reporting.speed import expectation
@@ -37,8 +37,8 @@ def expected_speed(compressed: CompressedCheckpoint) -> ExpectedSpeed | None:
     shapes = {key: matrix.shape for key, matrix in compressed.matrices.items()}
     every = [
         entry
-        for entry in find_recurrent(outline)
-        if isinstance(entry, LSTMEntry) and not entry.siblings and any(key in shapes for key in entry.matrix_keys)
+        for entry in compressed.recurrent()
+        if isinstance(entry, RecurrentEntry) and not entry.siblings and any(key in shapes for key in entry.matrix_keys)
     ]
     measured = _measured(compressed.bench)
     entries = [
@@ -57,7 +57,7 @@ def _measured(bench: BenchReport | None) -> set[str]:
     return {case.lstm for case in bench.cases if case.mode == "prediction" and case.ratio is not None}
 
 
-def _quickly_planned(entries: Sequence[LSTMEntry], shapes: Mapping[str, MatrixShape]) -> Iterator[LSTMEntry]:
+def _quickly_planned(entries: Sequence[RecurrentEntry], shapes: Mapping[str, MatrixShape]) -> Iterator[RecurrentEntry]:
     """The LSTMs but those with too many modes, and none from where on there are too many forms."""
     seen = set()
     for entry in entries:
@@ -69,14 +69,14 @@ def _quickly_planned(entries: Sequence[LSTMEntry], shapes: Mapping[str, MatrixSh
             yield entry
 
 
-def _cases(entry: LSTMEntry, shapes: Mapping[str, MatrixShape]) -> Iterator[ExpectedCase]:
-    cell = entry.kind == "cell"
+def _cases(entry: RecurrentEntry, shapes: Mapping[str, MatrixShape]) -> Iterator[ExpectedCase]:
+    cell = entry.is_cell
     for batch, steps in _CELL_CASES if cell else _LSTM_CASES:
         ratio = speed_over_dense(list(_tasks(entry, shapes, batch, steps)), cell=cell)
         yield ExpectedCase(entry.name, batch, steps, ratio)
 
 
-def _tasks(entry: LSTMEntry, shapes: Mapping[str, MatrixShape], batch: int, steps: int) -> Iterator[Task]:
+def _tasks(entry: RecurrentEntry, shapes: Mapping[str, MatrixShape], batch: int, steps: int) -> Iterator[Task]:
     """What each layer has to do."""
     directions = 1 + entry.bidirectional
     kinds = [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from btcompress import FactorizeStep, SampleInputs, compress
 from btcompress.calibration import gather_samples
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, LSTMEntry, read
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry, read
 from btcompress.finetune.data import Data, open_data
 from btcompress.finetune.networks import Recurrent, choose_dense_lstm, student_of, teacher_of
 from btcompress.fit import Samples
@@ -53,7 +53,7 @@ class Job:
         return read(self.weights)
 
     @cached_property
-    def entry(self) -> LSTMEntry:
+    def entry(self) -> RecurrentEntry:
         """Its LSTM."""
         return choose_dense_lstm(self.dense, None, "")
 
