@@ -364,3 +364,34 @@ def test_an_lstm_under_two_names_is_calibrated_as_one(tmp_path):
     for name, tensor in done.tensors.items():
         assert tensor is done.tensors[f"a.{name[2:]}"], name
     assert done.dense_bytes == sum(each.nbytes for each in lstm.parameters())
+
+
+class Tied(nn.Module):
+    """A language model whose decoder is its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+        self.decoder = nn.Linear(6, 7)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.decoder(self.lstm(self.embedding(x))[0])
+
+
+@pytest.mark.parametrize("left_out", ["decoder.weight", "embedding.weight"])
+def test_a_tied_tensor_that_the_file_holds_once_is_both_in_the_model(left_out):
+    dense, tokens = Tied(), torch.arange(6).reshape(2, 3)
+    held = {name: tensor for name, tensor in dense.state_dict().items() if name != left_out}
+    compressed = btcompress.factorize(prefixed("module", held), **{**FULL, "matrices": ["input"]})
+    applied = btcompress.apply(Tied(), compressed)
+    assert applied.decoder.weight is applied.embedding.weight
+    torch.testing.assert_close(applied(tokens), dense(tokens))
+    student = build_student("here:Tied", Tied, compressed)
+    assert stored_tensors(student, compressed).keys() == compressed.tensors.keys()
+    teacher = build_teacher("here:Tied", Tied, from_state_dict(held), student)
+    torch.testing.assert_close(teacher(tokens), dense(tokens))
+    del held["lstm.bias_ih_l0"]
+    with pytest.raises(CheckpointError, match=r"lstm\.bias_ih_l0 is missing"):
+        build_teacher("here:Tied", Tied, from_state_dict(held), student)
