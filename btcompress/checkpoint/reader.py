@@ -58,7 +58,10 @@ class Checkpoint:
 
     def recurrent(self) -> tuple[RecurrentEntry | OtherRecurrent, ...]:
         """Its recurrent layers, and what looks like some; see :func:`btcompress.checkpoint.find_recurrent`."""
-        return (*find_recurrent(self.tensors, self.nonlinearities), *self.refused)
+        refused = {each.prefix for each in self.refused}
+        found = find_recurrent(self.tensors, self.nonlinearities)
+        own = (each for each in found if isinstance(each, RecurrentEntry) or each.prefix not in refused)
+        return (*own, *self.refused)
 
     def with_nonlinearity(self, given: Nonlinearity | None) -> Checkpoint:
         """The same with this nonlinearity of all plain RNNs; where it is None, tanh is taken of those that say none.
