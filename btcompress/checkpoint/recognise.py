@@ -12,13 +12,16 @@ from typing import Any, Literal
 from btcompress.checkpoint.safetensorsfiles import read_header
 from btcompress.errors import CheckpointError
 
-Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch"]
+Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "onnx"]
 
 #: The key of a result's description in the header of its ``.safetensors`` file.
 METADATA_KEY = "btcompress"
 
 #: The number that opens every file that torch.save wrote before zip archives, pickled.
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+
+#: How the fields begin that may follow the version of an ONNX model: producer, domain, version, graph, operators.
+_AFTER_VERSION = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 
 _HEAD_BYTES = 4096
 _MAX_INDEX_BYTES = 1 << 26
@@ -38,6 +41,7 @@ _FOREIGN = (
         "Only PyTorch weights can be read: convert them to a PyTorch state dict first",
     ),
     (4, b"TFL3", "a TensorFlow Lite model", "Only PyTorch weights can be read"),
+    (4, b"ORTM", "a model in ONNX Runtime's own format", "Use the .onnx file that it was made from"),
     (
         0,
         b"\x93NUMPY",
@@ -80,7 +84,8 @@ def recognise(path: Path) -> Kind:
         )
     if _is_text(head):
         return _recognise_text(path, head, size)
-    _refuse_protobuf(path, head)
+    if _is_onnx(path, head):
+        return "onnx"
     raise CheckpointError(
         f"{path} is no checkpoint that can be read: it is neither .safetensors nor written by torch.save. "
         "If it should be one, it is damaged: download or save it again."
@@ -160,12 +165,13 @@ def _recognise_text(path: Path, head: bytes, size: int) -> Kind:
     )
 
 
-def _refuse_protobuf(path: Path, head: bytes) -> None:
+def _is_onnx(path: Path, head: bytes) -> bool:
     """ONNX and TensorFlow files have no magic number, but both begin with a small version number as field 1."""
-    if head[:1] != b"\x08" or head[1:2] > b"\x40" or head[2:3] not in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a"):
-        return
-    what = "a TensorFlow SavedModel" if head[1:2] == b"\x01" else "an ONNX model"
-    raise CheckpointError(f"{path} is {what}. Give the PyTorch checkpoint that it was exported from.")
+    if head[:1] != b"\x08" or head[1:2] > b"\x40" or head[2:3] not in _AFTER_VERSION:
+        return False
+    if head[1:2] == b"\x01":
+        raise CheckpointError(f"{path} is a TensorFlow SavedModel. Save the weights of the model in it with Keras.")
+    return True
 
 
 def _is_text(data: bytes) -> bool:
