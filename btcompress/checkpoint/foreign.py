@@ -13,7 +13,7 @@ from torch import Tensor
 from btcompress.dialects import Dialect, Found
 
 #: By the kind of file the module beside this one whose ``read_file`` reads it.
-_READERS: dict[str, str] = {"onnx": "onnxfiles"}
+_READERS: dict[str, str] = {"flax": "flaxfiles", "mxnet": "mxnetfiles", "onnx": "onnxfiles"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import zipfile
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from btcompress.checkpoint.safetensorsfiles import read_header
 from btcompress.errors import CheckpointError
 
-Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "onnx"]
+Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "flax", "mxnet", "onnx"]
 
 #: The key of a result's description in the header of its ``.safetensors`` file.
 METADATA_KEY = "btcompress"
@@ -20,6 +21,10 @@ METADATA_KEY = "btcompress"
 #: The number that opens every file that torch.save wrote before zip archives, pickled.
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
+#: The number that opens MXNet's lists of arrays, and eight bytes that it keeps for later.
+_MXNET = b"\x12\x01" + bytes(14)
+#: How a mapping begins in MessagePack, and how a text does.
+_MAPPING, _TEXT = re.compile(rb"[\x81-\x8f]|\xde..|\xdf....", re.DOTALL), re.compile(rb"[\xa0-\xbf\xd9\xda\xdb]")
 #: How the fields begin that may follow the version of an ONNX model: producer, domain, version, graph, operators.
 _AFTER_VERSION = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 
@@ -82,6 +87,10 @@ def recognise(path: Path) -> Kind:
             f"{path} is {content}, not a file written by torch.save. In your own code, save a state dict of "
             "tensors: torch.save({name: torch.as_tensor(value), ...}, 'weights.pt')."
         )
+    if head.startswith(_MXNET):
+        return "mxnet"
+    if _is_flax(head):
+        return "flax"
     if _is_text(head):
         return _recognise_text(path, head, size)
     if _is_onnx(path, head):
@@ -163,6 +172,12 @@ def _recognise_text(path: Path, head: bytes, size: int) -> Kind:
         f"{path} is a text file, neither weights nor the index of a sharded checkpoint (a JSON object with a "
         "weight_map). Give the file that holds the weights."
     )
+
+
+def _is_flax(head: bytes) -> bool:
+    """Whether it is MessagePack that begins with a mapping of texts, as the parameters of Flax are."""
+    mapping = _MAPPING.match(head)
+    return mapping is not None and _TEXT.match(head, mapping.end()) is not None
 
 
 def _is_onnx(path: Path, head: bytes) -> bool:
