@@ -13,7 +13,7 @@ from torch import Tensor
 from btcompress.dialects import Dialect, Found
 
 #: By the kind of file the module beside this one whose ``read_file`` reads it.
-_READERS: dict[str, str] = {}
+_READERS: dict[str, str] = {"flax": "flaxfiles", "mxnet": "mxnetfiles", "onnx": "onnxfiles"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,13 @@ class Foreign:
         found: its recurrent layers, each with the dialect that it is written in, where the file itself says which there
             are; None where their names have to tell.
         notices: what a user should know about how it was read.
+        files: others that it keeps tensors in.
     """
 
     tensors: Mapping[str, Tensor]
     found: tuple[tuple[Dialect, Found], ...] | None = None
     notices: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 def is_foreign(kind: str) -> bool:

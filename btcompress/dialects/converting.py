@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from btcompress.dialects import flax, mxnet
 from btcompress.dialects.found import Converted, Dialect, Refused
 from btcompress.memory import require
 from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
 
 #: All that are known, each in a file of its own; the first that finds a layer has it.
-DIALECTS: tuple[Dialect, ...] = ()
+DIALECTS: tuple[Dialect, ...] = (flax.DIALECT, mxnet.DIALECT)
 
 _MOST_SHOWN = 8
 
