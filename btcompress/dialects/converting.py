@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from btcompress.dialects.found import Converted, Dialect, Refused
+from btcompress.dialects.keras import KERAS
+from btcompress.dialects.tensorflow1 import TENSORFLOW1
 from btcompress.memory import require
 from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
 
 #: All that are known, each in a file of its own; the first that finds a layer has it.
-DIALECTS: tuple[Dialect, ...] = ()
+DIALECTS: tuple[Dialect, ...] = (KERAS, TENSORFLOW1)
 
 _MOST_SHOWN = 8
 
