@@ -125,8 +125,9 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
         if container is not None:
             raise CheckpointError(f"{path} holds one model: leave the container out.")
         foreign = read_foreign(path, kind)
-        files, checksums = (path, *foreign.files), {}
+        files = (path, *foreign.files)
         flat, found = Flattened(dict(foreign.tensors), foreign.notices), foreign.found
+        checksums = {path: foreign.checksums}
     else:
         files = (path,)
         flat, own = _read_file(path, kind, container, strict=strict)

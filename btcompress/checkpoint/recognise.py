@@ -13,7 +13,7 @@ from typing import Any, Literal
 from btcompress.checkpoint.safetensorsfiles import read_header
 from btcompress.errors import CheckpointError
 
-Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "flax", "mxnet", "onnx"]
+Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "flax", "hdf5", "keras", "mxnet", "onnx"]
 
 #: The key of a result's description in the header of its ``.safetensors`` file.
 METADATA_KEY = "btcompress"
@@ -27,6 +27,8 @@ _MXNET = b"\x12\x01" + bytes(14)
 _MAPPING, _TEXT = re.compile(rb"[\x81-\x8f]|\xde..|\xdf....", re.DOTALL), re.compile(rb"[\xa0-\xbf\xd9\xda\xdb]")
 #: How the fields begin that may follow the version of an ONNX model: producer, domain, version, graph, operators.
 _AFTER_VERSION = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
+#: What HDF5 files begin with, as Keras writes them.
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 _HEAD_BYTES = 4096
 _MAX_INDEX_BYTES = 1 << 26
@@ -38,12 +40,6 @@ _FOREIGN = (
         b"version https://git-lfs",
         "a Git LFS pointer, not the weights themselves",
         "Fetch them with `git lfs pull`",
-    ),
-    (
-        0,
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file, as Keras and TensorFlow write them",
-        "Only PyTorch weights can be read: convert them to a PyTorch state dict first",
     ),
     (4, b"TFL3", "a TensorFlow Lite model", "Only PyTorch weights can be read"),
     (4, b"ORTM", "a model in ONNX Runtime's own format", "Use the .onnx file that it was made from"),
@@ -74,6 +70,8 @@ def recognise(path: Path) -> Kind:
         raise CheckpointError(f"{path} is empty. Download or save it again.")
     if head.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)
+    if head.startswith(_HDF5_MAGIC):
+        return "hdf5"
     if _LEGACY_MAGIC in head[:32]:
         return "legacy torch"
     if head[8:9] == b"{" and not _is_text(head[:8]):
@@ -149,7 +147,7 @@ def _recognise_zip(path: Path) -> Kind:
             f"torch.save({{k: torch.from_numpy(v) for k, v in numpy.load({str(path)!r}).items()}}, 'weights.pt')."
         )
     if any(name.endswith(".h5") for name in names):
-        raise CheckpointError(f"{path} is a Keras model. Convert it to a PyTorch state dict first.")
+        return "keras"
     raise CheckpointError(
         f"{path} is a zip archive that torch.save did not write. If a checkpoint is packed in it, unpack it first."
     )

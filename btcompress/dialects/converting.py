@@ -9,12 +9,14 @@ from torch import Tensor
 
 from btcompress.dialects import flax, mxnet
 from btcompress.dialects.found import Converted, Dialect, Refused
+from btcompress.dialects.keras import KERAS
+from btcompress.dialects.tensorflow1 import TENSORFLOW1
 from btcompress.memory import require
 from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
 
 #: All that are known, each in a file of its own; the first that finds a layer has it.
-DIALECTS: tuple[Dialect, ...] = (flax.DIALECT, mxnet.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (KERAS, TENSORFLOW1, flax.DIALECT, mxnet.DIALECT)
 
 _MOST_SHOWN = 8
 
