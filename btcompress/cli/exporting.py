@@ -35,7 +35,7 @@ def export(
         typer.Option(
             "--to",
             help="onnx: a graph of each recurrent layer, for ONNX Runtime and others; dense: a checkpoint for the code "
-            "that the model was trained with; torch: a program of each recurrent layer, for torch alone.",
+            "that the model was trained with; torch: a program of each, for torch alone.",
             show_default=False,
         ),
     ],
@@ -94,8 +94,8 @@ def export(
     onnx_form: Annotated[
         Literal["auto", "operator", "scan", "lstm"] | None,
         typer.Option(
-            help="Write every layer with ONNX's operator of its kind (LSTM, GRU, RNN), or with Scan over its steps; "
-            "lstm is another word for operator. Default: auto, the one that is expected to be faster.",
+            help="Write every layer with ONNX's operator for it (LSTM, GRU, RNN), or with Scan over its steps; "
+            "lstm says the same as operator. Default: auto, the one that is expected to be faster.",
             show_default=False,
             rich_help_panel=_GRAPH,
         ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from btcompress.errors import ShapeError
-from btcompress.kinds import LSTM_KINDS, MatrixKind, check_kinds, kind_of_part
+from btcompress.kinds import RECURRENT_KINDS, MatrixKind, check_kinds, kind_of_part
 from btcompress.modes import Modes, Objective, ShapeRequest, choose_shapes
 from btcompress.nn.weight import check_size
 from btcompress.shapes import GATES, Gates, MatrixShape
@@ -43,7 +43,7 @@ def lstm_shapes(
         ShapeError: a shape is given for what is no matrix or one of another size, or none can be chosen.
         BTCompressError: an LSTM has no such kind of matrices.
     """
-    kinds = check_kinds(matrices, LSTM_KINDS)
+    kinds = check_kinds(matrices, RECURRENT_KINDS)
     all_sizes = {name: (size[0], size[1]) for name, size in sizes.items() if len(size) == 2}
     if given is None:
         chosen = {
