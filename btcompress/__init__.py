@@ -1,4 +1,4 @@
-"""Compress trained LSTMs by block-term tensor decomposition of their weight matrices."""
+"""Compress trained LSTMs, GRUs and RNNs by block-term tensor decomposition of their weight matrices."""
 
 from typing import TYPE_CHECKING
 

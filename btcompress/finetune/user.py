@@ -12,7 +12,7 @@ from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
 from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import BTCompressError
 from btcompress.finetune.networks import Network, fill
-from btcompress.models import apply, make_plain, name_in, named_as_in
+from btcompress.models import apply, held_elsewhere, make_plain, name_in, named_as_in
 
 
 class UserNetwork(Network):
@@ -20,13 +20,15 @@ class UserNetwork(Network):
 
     Args:
         model: the network.
-        names: of the tensors of its file; matched with its own, but for what wrappers put into them.
+        names: of the tensors of its file; matched with its own, but for what wrappers put into them. What the file
+            holds under another name, to which it is tied in the network, is none of its tensors.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
         super().__init__()
         self.model = model
         self._names = {own: name for name, own in matched(names, model.state_dict()).items()}
+        self._elsewhere = held_elsewhere(model, {plain_name(name) for name in names})
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> object:
         """What the network gives; it begins with whatever states are its own.
@@ -44,7 +46,8 @@ class UserNetwork(Network):
     def file_tensors(self) -> dict[str, Tensor]:
         """See :class:`btcompress.finetune.networks.Network`."""
         live = self.model.state_dict(keep_vars=True)
-        return {self._names.get(name, plain_name(name)): tensor for name, tensor in live.items()}
+        own = {name: tensor for name, tensor in live.items() if plain_name(name) not in self._elsewhere}
+        return {self._names.get(name, plain_name(name)): tensor for name, tensor in own.items()}
 
 
 def build_student(reference: str, factory: Callable[[], Any], compressed: CompressedCheckpoint) -> UserNetwork:
@@ -70,7 +73,10 @@ def build_teacher(reference: str, factory: Callable[[], Any], dense: Checkpoint,
     given = {plain_name(name): tensor for name, tensor in named_as_in(teacher.model, dense.tensors).items()}
     make_plain(teacher.model, given)
     names = {name: name_in(given, name) for name in teacher.model.state_dict()}
-    fill(teacher.model, {name: given[key] for name, key in names.items() if key in given}, dense.source.name)
+    tied = held_elsewhere(teacher.model, given)
+    tensors = {name: given[key] for name, key in names.items() if key in given}
+    own = {name: tensor for name, tensor in teacher.model.state_dict().items() if plain_name(name) in tied}
+    fill(teacher.model, own | tensors, dense.source.name)
     return teacher
 
 
