@@ -259,7 +259,8 @@ def _case(job: _Bench, entry: RecurrentEntry, dense: _Dense, dtype: torch.dtype,
             operations = round(seen.operations / (progress.batch * progress.steps))
         ways.append(_timing(layer.way, turns[layer.way], layer.n_params, peak, operations))
     ways += [_timing(graph.way, turns[graph.way], graph.n_params) for graph in graphs]
-    return BenchCase(entry.name, mode, progress.batch, progress.steps, tuple(ways), (*left_out, *not_written))
+    told = (*left_out, *not_written)
+    return BenchCase(entry.name, mode, progress.batch, progress.steps, tuple(ways), told, entry.type.upper())
 
 
 def _timing(
