@@ -183,7 +183,7 @@ def _int8_layer(module: nn.Module, entry: RecurrentEntry, device: str, mode: Mod
             quantized = quantize_dynamic(nn.Sequential(module), {type(module)}, dtype=torch.qint8)[0]
     except (ImportError, AttributeError):
         raise _NoSuchWayError("this torch has it no longer") from None
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
         raise _NoSuchWayError(f"torch cannot make it ({_first_line(error)})") from error

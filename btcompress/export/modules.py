@@ -12,14 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.models import apply
+from btcompress.nn.replacing import classes_of
 from btcompress.shapes import GATES, Cell
-
-
-def classes_of(cell: Cell, is_cell: bool) -> tuple[type[nn.Module], ...]:  # SHIM
-    import btcompress.nn as own
-
-    name = f"{cell.upper()}{'Cell' if is_cell else ''}"
-    return tuple(each for each in (getattr(nn, name), getattr(own, f"BT{name}", None)) if each)
 
 
 def kind_of(module: nn.Module) -> tuple[Cell, bool]:
@@ -151,13 +145,12 @@ def dense_module(entry: RecurrentEntry, tensors: Mapping[str, Tensor], dtype: to
 
 def _empty(entry: RecurrentEntry, dtype: torch.dtype, device: str, *, batch_first: bool = False) -> nn.Module:
     """The dense layer or cell, its weights not set."""
-    kind = classes_of(entry.type, entry.is_cell)[0]
+    kind, _ = classes_of(entry.type, entry.is_cell)
     arguments: dict[str, Any] = {"nonlinearity": entry.nonlinearity} if entry.type == "rnn" else {}
     if not entry.is_cell:
         arguments |= {"num_layers": entry.num_layers, "batch_first": batch_first, "bidirectional": entry.bidirectional}
     if entry.proj_size:
         arguments["proj_size"] = entry.proj_size
-    empty: nn.Module = kind(
-        entry.input_size, entry.hidden_size, bias=entry.bias, **arguments, device="meta", dtype=dtype
-    )
+    build: Callable[..., nn.Module] = kind
+    empty = build(entry.input_size, entry.hidden_size, bias=entry.bias, **arguments, device="meta", dtype=dtype)
     return empty.to_empty(device=device)

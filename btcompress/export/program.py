@@ -21,9 +21,8 @@ from btcompress.export.modules import ExportedLayer, layer_module, whole
 from btcompress.export.record import RECORD, record_of
 from btcompress.export.targets import planned, replacing_all, shown_name
 from btcompress.models import Compressed, opened
-from btcompress.nn import BTLSTM
-from btcompress.nn.recurrence import Multiplier, Weight, lstm_step
-from btcompress.nn.weight import multiply
+from btcompress.nn.layers import BTRecurrent
+from btcompress.nn.weight import Multiplier, Weight, multiply
 
 #: Told the file of each program before it is written.
 OnProgram = Callable[[Path], None]
@@ -122,16 +121,16 @@ class _Request:
 
 def _one_step(layer: nn.Module, x: Any, states: Sequence[Tensor]) -> tuple[Any, ...]:  # noqa: ANN401 - as any run
     """One step of a recurrent layer as it is defined, by its factors: ``(1, B, I)``, or ``(B, 1, I)``."""
-    if not isinstance(layer, BTLSTM):
+    if not isinstance(layer, BTRecurrent):
         return whole(layer, x, states)
     time, finals = int(layer.batch_first), list[tuple[Tensor, ...]]()
     rows = x.squeeze(time)
     for directions in layer.layers().values():
         outputs = []
         for own in directions:
-            h, c = (each[len(finals)] for each in states)
+            before = tuple(each[len(finals)] for each in states)
             z = multiply(rows, _by_factors(own.w), own.bias)
-            finals.append(lstm_step(z, (h, c), *map(_by_factors, own.recurrent)))
+            finals.append(own.cell.step(z, before, [_by_factors(each) for each in own.recurrent], own.recurrent_bias))
             outputs.append(finals[-1][0])
         rows = torch.cat(outputs, dim=-1)
     return rows.unsqueeze(time), *(torch.stack(each) for each in zip(*finals, strict=True))

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from btcompress.errors import BTCompressError
 from btcompress.nn import BTLinear
-from btcompress.nn.recurrence import Direction, State
+from btcompress.nn.celltype import State
+from btcompress.nn.recurrence import Direction
 from btcompress.nn.running import Running
 
 #: Of the operators that stand for calls in a traced graph.
