@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
 from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import BTCompressError
+from btcompress.finetune.data import State
 from btcompress.finetune.networks import Network, fill
 from btcompress.models import apply, make_plain, name_in, named_as_in
 
@@ -28,7 +29,7 @@ class UserNetwork(Network):
         self.model = model
         self._names = {own: name for name, own in matched(names, model.state_dict()).items()}
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> object:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: State | None = None) -> object:
         """What the network gives; it begins with whatever states are its own.
 
         Raises:
@@ -36,8 +37,8 @@ class UserNetwork(Network):
         """
         if state is not None:
             raise BTCompressError(
-                "the sequences have initial states (h0, c0), which a network of your own (--model) is not called "
-                "with. Leave them out, or train one LSTM alone with --layer."
+                "the sequences have initial states (h0), which a network of your own (--model) is not called "
+                "with. Leave them out, or train one recurrent layer alone with --layer."
             )
         return self.model(x) if lengths is None else self.model(x, lengths)
 
