@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
-from btcompress.checkpoint.wrappers import matched, plain_name
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry, check_plain
+from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
 from btcompress.finetune.data import State
 from btcompress.finetune.networks import Network, fill
 from btcompress.models import apply, make_plain, name_in, named_as_in
+
+_WITHOUT_IT = "Factorize the checkpoint without it (--layer '!NAME'): it is then trained as it is."
 
 
 class UserNetwork(Network):
@@ -21,13 +23,19 @@ class UserNetwork(Network):
 
     Args:
         model: the network.
-        names: of the tensors of its file; matched with its own, but for what wrappers put into them.
+        names: of the tensors of its file; matched with its own, but for what wrappers put into them. Raw weights, of
+            which some are dropped at each call, are plain there.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
         super().__init__()
         self.model = model
-        self._names = {own: name for name, own in matched(names, model.state_dict()).items()}
+        given = {plain_name(own): name for own, name in named_as_in(model, {name: name for name in names}).items()}
+        called = {own: name_in(given, own) for own in model.state_dict()}
+        # Beside raw weights there may be those of the last call, under the plain name, which are none of the file.
+        raw = {key for own, key in called.items() if plain_name(own) != key}
+        dropped = {own for own, key in called.items() if key in raw and plain_name(own) == key}
+        self._names = {own: given.get(key, key) for own, key in called.items() if own not in dropped}
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, state: State | None = None) -> object:
         """What the network gives; it begins with whatever states are its own.
@@ -45,7 +53,7 @@ class UserNetwork(Network):
     def file_tensors(self) -> dict[str, Tensor]:
         """See :class:`btcompress.finetune.networks.Network`."""
         live = self.model.state_dict(keep_vars=True)
-        return {self._names.get(name, plain_name(name)): tensor for name, tensor in live.items()}
+        return {name: live[own] for own, name in self._names.items()}
 
 
 def build_student(reference: str, factory: Callable[[], Any], compressed: CompressedCheckpoint) -> UserNetwork:
@@ -53,8 +61,12 @@ def build_student(reference: str, factory: Callable[[], Any], compressed: Compre
 
     Raises:
         BTCompressError: the factory gives no module.
-        CheckpointError: the file does not fit the network.
+        CheckpointError: the file does not fit the network, or a factorized layer of it computes something else than
+            torch's.
     """
+    for entry in compressed.recurrent():
+        if isinstance(entry, RecurrentEntry) and any(key in compressed.matrices for key in entry.matrix_keys):
+            check_plain(entry, "block-term layers", _WITHOUT_IT)
     model = apply(_built(reference, factory), compressed)
     floating = {value.dtype for value in model.parameters()}
     return UserNetwork(model.float() if floating & {torch.float16, torch.bfloat16} else model, compressed.tensors)

@@ -91,8 +91,8 @@ def recording(
     ``nn.GRU``, ``nn.RNN``, their cells and their block-term forms, a sample of the sequences that it was called with,
     of any layout and length, packed or not. A call that starts from the very state in which an earlier one ended, as
     cells in a loop and streaming models are called, goes on with its sequence. Other states that are not zero are kept
-    as the initial states of a new one. What the model computes, its gradients and its random numbers stay as they are, except
-    that what ``torch.compile`` made runs uncompiled meanwhile, as compiled code calls no hooks.
+    as the initial states of a new one. What the model computes, its gradients and its random numbers stay as they are,
+    except that what ``torch.compile`` made runs uncompiled meanwhile, as compiled code calls no hooks.
 
     Args:
         model: the network, as it is called in the block; a part of a larger one will do.
