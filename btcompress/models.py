@@ -356,7 +356,8 @@ def _check_names(
         state = {key: shape for key, shape in state.items() if not key.startswith(below)}
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
     # Buffers of a layer, such as a mask, go with it.
-    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys() - gone)
+    missing = sorted(state.keys() - given.keys() - held_elsewhere(module, given))
+    unexpected = sorted(given.keys() - state.keys() - gone)
     if strict and (missing or unexpected):
         raise CheckpointError(
             "the file and the model do not hold the same tensors: "
@@ -373,6 +374,24 @@ def _check_names(
                 f"{name} has shape {tuple(given[name])} in the file and {tuple(state[name])} in the model. "
                 "Build the model as its checkpoint was saved."
             )
+
+
+def held_elsewhere(module: nn.Module, given: Collection[str]) -> set[str]:
+    """What a file lacks of a model, but holds under another name, as the two are one tensor in the model.
+
+    Some files hold tied tensors, such as those of an embedding and of the layer that decodes, under one name alone.
+
+    Args:
+        module: the model.
+        given: the names of the file, without the parts of wrappers.
+
+    Returns:
+        The other names, without the parts of wrappers.
+    """
+    names: dict[int, set[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name_in(given, name))
+    return {name for own in names.values() if not own.isdisjoint(given) for name in own} - set(given)
 
 
 def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

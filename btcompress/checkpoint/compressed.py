@@ -262,7 +262,18 @@ class CompressedCheckpoint:
         """
         sizes = (matrix.shape.dense_params * matrix.dtype.itemsize for matrix in self.matrices.values())
         require(sum(sizes), f"The dense form of {self.source.name}", "Use it in block-term form (btcompress.apply).")
-        return {key: self._dense(key) if key in self.matrices else self.tensors[key] for key in self.keys}
+        formed: dict[tuple[int, ...], Tensor] = {}
+        dense = {}
+        for key in self.keys:
+            if key not in self.matrices:
+                dense[key] = self.tensors[key]
+                continue
+            # What is one under two names stays one.
+            same = tuple(self.tensors[name].data_ptr() for name in self._names_of(key))
+            if same not in formed:
+                formed[same] = self._dense(key)
+            dense[key] = formed[same]
+        return dense
 
     def dense_layout(self) -> Layout:
         """How the dense checkpoint was arranged, with all keys that are one tensor."""
@@ -340,6 +351,30 @@ class CompressedCheckpoint:
         """
         changed, kept = self._changed(tensors, stored)
         return replace(self, tensors=changed, stored=kept, rounded={**self.rounded, **(rounded or {})})
+
+    def with_twins(self, twins: Mapping[str, str]) -> CompressedCheckpoint:
+        """The same where keys have what other keys have: block terms, how a matrix is rounded, or the tensor.
+
+        Args:
+            twins: the other key of each; of a matrix that was not chosen under either nothing is changed.
+        """
+        tensors, matrices = dict(self.tensors), dict(self.matrices)
+        rounded, stored = dict(self.rounded), dict(self.stored)
+        for key, first in twins.items():
+            if (key in self.matrices) != (first in self.matrices):
+                continue
+            for held in (matrices, rounded):
+                held.pop(key, None)
+            for name in self._names_of(key):
+                tensors.pop(name)
+                stored.pop(name, None)
+            matrices |= {key: self.matrices[first]} if first in self.matrices else {}
+            rounded |= {key: self.rounded[first]} if first in self.rounded else {}
+            for name in self._names_of(first):
+                own = key + name.removeprefix(first)
+                tensors[own] = self.tensors[name]
+                stored |= {own: self.stored[name]} if name in self.stored else {}
+        return replace(self, tensors=tensors, matrices=matrices, rounded=rounded, stored=stored)
 
     def _changed(
         self, tensors: Mapping[str, Tensor] | None, stored: Mapping[str, Stored | None] | None

@@ -13,7 +13,7 @@ from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
 from btcompress.finetune.data import State
 from btcompress.finetune.networks import Network, fill
-from btcompress.models import apply, make_plain, name_in, named_as_in
+from btcompress.models import apply, held_elsewhere, make_plain, name_in, named_as_in
 
 _WITHOUT_IT = "Factorize the checkpoint without it (--layer '!NAME'): it is then trained as it is."
 
@@ -24,18 +24,15 @@ class UserNetwork(Network):
     Args:
         model: the network.
         names: of the tensors of its file; matched with its own, but for what wrappers put into them. Raw weights, of
-            which some are dropped at each call, are plain there.
+            which some are dropped at each call, are plain there; what the file holds under another name, to which it is
+            tied in the network, is none of its tensors.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
         super().__init__()
         self.model = model
-        given = {plain_name(own): name for own, name in named_as_in(model, {name: name for name in names}).items()}
-        called = {own: name_in(given, own) for own in model.state_dict()}
-        # Beside raw weights there may be those of the last call, under the plain name, which are none of the file.
-        raw = {key for own, key in called.items() if plain_name(own) != key}
-        dropped = {own for own, key in called.items() if key in raw and plain_name(own) == key}
-        self._names = {own: given.get(key, key) for own, key in called.items() if own not in dropped}
+        named = named_as_in(model, {name: name for name in names})
+        self._given = {plain_name(own): name for own, name in named.items()}
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, state: State | None = None) -> object:
         """What the network gives; it begins with whatever states are its own.
@@ -53,7 +50,15 @@ class UserNetwork(Network):
     def file_tensors(self) -> dict[str, Tensor]:
         """See :class:`btcompress.finetune.networks.Network`."""
         live = self.model.state_dict(keep_vars=True)
-        return {name: live[own] for own, name in self._names.items()}
+        called = {own: name_in(self._given, own) for own in live}
+        raw = {key for own, key in called.items() if plain_name(own) != key}
+        # Beside raw weights there may be those of the last call, under the plain name.
+        others = held_elsewhere(self.model, self._given) | raw
+        return {
+            self._given.get(called[own], called[own]): tensor
+            for own, tensor in live.items()
+            if plain_name(own) not in others
+        }
 
 
 def build_student(reference: str, factory: Callable[[], Any], compressed: CompressedCheckpoint) -> UserNetwork:
@@ -83,7 +88,10 @@ def build_teacher(reference: str, factory: Callable[[], Any], dense: Checkpoint,
     given = {plain_name(name): tensor for name, tensor in named_as_in(teacher.model, dense.tensors).items()}
     make_plain(teacher.model, given)
     names = {name: name_in(given, name) for name in teacher.model.state_dict()}
-    fill(teacher.model, {name: given[key] for name, key in names.items() if key in given}, dense.source.name)
+    tied = held_elsewhere(teacher.model, given)
+    tensors = {name: given[key] for name, key in names.items() if key in given}
+    own = {name: tensor for name, tensor in teacher.model.state_dict().items() if plain_name(name) in tied}
+    fill(teacher.model, own | tensors, dense.source.name)
     return teacher
 
 
