@@ -97,7 +97,7 @@ def calibrate(
     precisions = precisions or {}
     chosen = {*compressed.chosen, *precisions}
     every = sources_of(compressed, request.inputs, chosen)
-    sources = [source for source in every if any(key in chosen for key in source.keys)]
+    sources = [source for source in every if source.chosen(chosen)]
     passed_over = [source.name for source in every if source not in sources]
     if not sources:
         raise BTCompressError(
@@ -162,12 +162,18 @@ def _jobs(
     precisions: Mapping[str, Precision],
 ) -> Iterator[Job[CompressedCheckpoint]]:
     train, held = source.split(request, config.seed)
-    chosen = {*compressed.chosen, *precisions}
-    own = {key: samples[key] for key in source.keys if key in samples and key in chosen}
-    bits = {key: precisions[key] for key in own if key in precisions and not compressed.has_fewer_bits(key)}
+    # What a layer under several names has, and how it is stored, may be said of any of them.
+    names = {key: source.aliases(key) for key in source.chosen({*compressed.chosen, *precisions})}
+    own = {key: samples[name] for key, every in names.items() for name in every if name in samples}
+    bits = {
+        key: precisions[name]
+        for key in own
+        for name in names[key]
+        if name in precisions and not compressed.has_fewer_bits(key)
+    }
     if isinstance(source.entry, RecurrentEntry):
         calibration = RecurrentCalibration(source.entry, source.head, train, held, dense, own, config, bits)
-        own_matrices = any(key in chosen for key in source.entry.matrix_keys)
+        own_matrices = any(key in names for key in source.entry.matrix_keys)
         yield from calibration.jobs(compressed, train=request.train and own_matrices)
     else:
         key = source.entry.key

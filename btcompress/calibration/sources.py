@@ -64,6 +64,10 @@ class Source:
         own = self.entry.keys if isinstance(self.entry, RecurrentEntry) else ()
         return tuple(each.keys[own.index(key)] for each in self.tied) if key in own else (key,)
 
+    def chosen(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Those of its matrices that are among these under any of their names."""
+        return tuple(key for key in self.keys if any(name in keys for name in self.aliases(key)))
+
     def split(self, request: CalibrationRequest, seed: int) -> tuple[Data, Data]:
         """The sequences to fit and train on, and those held back, each by length."""
         train, held = split(self.data, request.held_fraction, seed)

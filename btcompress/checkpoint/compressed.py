@@ -269,7 +269,7 @@ class CompressedCheckpoint:
                 dense[key] = self.tensors[key]
                 continue
             # What is one under two names stays one.
-            same = tuple(self.tensors[name].data_ptr() for name in self._names_of(key))
+            same = tuple(self.tensors[name].data_ptr() for name in self.names_of(key))
             if same not in formed:
                 formed[same] = self._dense(key)
             dense[key] = formed[same]
@@ -365,12 +365,12 @@ class CompressedCheckpoint:
                 continue
             for held in (matrices, rounded):
                 held.pop(key, None)
-            for name in self._names_of(key):
+            for name in self.names_of(key):
                 tensors.pop(name)
                 stored.pop(name, None)
             matrices |= {key: self.matrices[first]} if first in self.matrices else {}
             rounded |= {key: self.rounded[first]} if first in self.rounded else {}
-            for name in self._names_of(first):
+            for name in self.names_of(first):
                 own = key + name.removeprefix(first)
                 tensors[own] = self.tensors[name]
                 stored |= {own: self.stored[name]} if name in self.stored else {}
