@@ -22,8 +22,8 @@ from btcompress.export.record import RECORD, record_of
 from btcompress.export.targets import planned, replacing_all, shown_name
 from btcompress.models import Compressed, opened
 from btcompress.nn import BTLSTM
-from btcompress.nn.recurrence import Multiplier, Weight, lstm_step
-from btcompress.nn.weight import multiply
+from btcompress.nn.lstmtype import lstm_step
+from btcompress.nn.weight import Multiplier, Weight, multiply
 
 #: Told the file of each program before it is written.
 OnProgram = Callable[[Path], None]

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from btcompress.errors import BTCompressError
 from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
-from btcompress.nn.recurrence import Direction, State
+from btcompress.nn.celltype import State
+from btcompress.nn.recurrence import Direction
 
 #: Of the operators that stand for calls in a traced graph.
 DOMAIN = "btcompress"
@@ -78,7 +79,7 @@ def watched(modules: Mapping[str, Module]) -> Iterator[Sizes]:
     def of_lstm(name: str, module: nn.LSTM) -> Callable[..., Any]:
         forward = module.forward
 
-        def watching(input: Tensor, hx: State | None = None) -> Any:  # noqa: A002, ANN401 - torch's name
+        def watching(input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # noqa: A002, ANN401 - torch's
             if isinstance(input, PackedSequence):
                 raise _packed(name)
             batched = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)

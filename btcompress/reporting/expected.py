@@ -96,5 +96,6 @@ def _tasks(entry: RecurrentEntry, shapes: Mapping[str, MatrixShape], batch: int,
             u=u,
             p=p,
             outputs=entry.proj_size,
-            onednn=not entry.proj_size,
+            onednn=entry.type == "lstm" and not entry.proj_size,
+            cell=entry.type,
         )
