@@ -10,14 +10,18 @@ from torch import Tensor
 from btcompress.dialects import (
     allennlp,
     batchnorm,
+    flax,
     gatewise,
     haste,
+    mxnet,
     quantizable,
     torchaudio,
     torchscript,
     unconverted,
 )
 from btcompress.dialects.found import Converted, Dialect, Refused
+from btcompress.dialects.keras import KERAS
+from btcompress.dialects.tensorflow1 import TENSORFLOW1
 from btcompress.memory import require
 from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
@@ -30,6 +34,10 @@ DIALECTS: tuple[Dialect, ...] = (
     torchscript.DIALECT,
     batchnorm.DIALECT,
     haste.DIALECT,
+    KERAS,
+    TENSORFLOW1,
+    flax.DIALECT,
+    mxnet.DIALECT,
     gatewise.DIALECT,
     unconverted.DIALECT,
 )
