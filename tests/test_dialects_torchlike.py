@@ -8,6 +8,7 @@ from torch import nn
 
 import btcompress
 from btcompress.checkpoint import OtherRecurrent, find_linear, from_state_dict
+from btcompress.dialects import convert
 
 N_STEPS, N_ROWS = 4, 3
 
@@ -188,7 +189,11 @@ LSTMS = {
     "torchaudio": (rnnt, "torchaudio", ()),
     "TorchScript": (script_in_one_direction, "TorchScript's custom LSTM", ()),
     "TorchScript, both directions": (script_in_two_directions, "TorchScript's custom LSTM", ()),
-    "haste": (haste, "haste", ("the top: zoneout, .* takes part at inference",)),
+    "haste": (
+        haste,
+        "haste",
+        ("the top: its gates .* i, g, f, o, as haste has them. Zoneout, .* takes part at",),
+    ),
     "batch norm without it": (
         batch_normless,
         "the recurrent batch-normalization LSTM",
@@ -256,6 +261,7 @@ GATEWISE = {
     "gate first": ("W_{}x", "W_{}h", ("bias_{}:",), "rows", "g"),
     "gate first, a bias among the weights": ("W_{}x", "W_{}h", ("W_{}b",), "columns", "c"),
     "gate first, i for inputs": ("w_{}i", "w_{}h", ("b_{}",), "rows", "c"),
+    "linear layers, gate first": ("linear_{}x.weight", "linear_{}h.weight", ("linear_{}h.bias",), "linear", "g"),
     "W and U": ("W_{}", "U_{}", ("b_{}",), "columns", "c"),
     "linear layers W and U": ("W_{}.weight", "U_{}.weight", ("U_{}.bias",), "linear", "g"),
     "U and W, the state's last": ("U_{}", "W_{}", ("b_{}",), "rows", "c"),
@@ -300,6 +306,23 @@ def test_hidden_states_of_a_matrix_for_each_gate_are_those_of_its_step(case):
         layer, x = torchs(checkpoint.tensors, name), inputs(n_inputs)
         assert (layer.input_size, layer.hidden_size, layer.bias) == (n_inputs, size, bool(forms[2]))
         torch.testing.assert_close(layer(x)[0], lstm(x, step, size), rtol=0, atol=1e-12)
+
+
+def test_the_cell_of_ncps_is_a_cell_with_its_forget_bias():
+    draw, names = Draw(), {"weight_ih": "input_map.weight", "weight_hh": "recurrent_map.weight"}
+    step = fused(draw, "rnn.lstm.", 5, 3, names | {"bias_ih": "input_map.bias"}, "gifo")
+    checkpoint = from_state_dict(with_others(draw.state))
+    (entry,) = checkpoint.recurrent()
+    assert (entry.kind, entry.name) == ("cell", "rnn.lstm")
+    cell = nn.LSTMCell(5, 3).double()
+    cell.load_state_dict({key.removeprefix("rnn.lstm."): checkpoint.tensors[key] for key in entry.keys})
+    x, state, found = inputs(5), None, []
+    for row in x:
+        state = cell(row, state)
+        found.append(state[0])
+    more = x.new_tensor([0, 1, 0, 0])
+    expected = lstm(x, lambda row, h: [gate + one for gate, one in zip(step(row, h), more, strict=True)], 3)
+    torch.testing.assert_close(torch.stack(found), expected, rtol=0, atol=1e-12)
 
 
 def gru(x, step, size):
@@ -478,6 +501,13 @@ REFUSED = {
     "i2h and h2h": (of(c__i2h__weight=(9, 5), c__h2h__weight=(9, 3)), "c", "all gates in one matrix"),
     "W and U": (of(c__W=(5, 12), c__U=(3, 12), c__bias=(12,)), "c", "all gates in one matrix.*in your own code"),
     "Li-GRU": (of(rnn__0__w__weight=(6, 5), rnn__0__u__weight=(6, 3)), "rnn.0", "Li-GRU"),
+    "pytorch-kaldi": (of(m__wfx__0__weight=(3, 5), m__ufh__0__weight=(3, 3)), "m", "an LSTM of pytorch-kaldi"),
+    "SpikingJelly": (of(c__linear_ih__weight=(12, 5), c__linear_hh__weight=(12, 3)), "c", "all gates in one matrix"),
+    "Keras with dots": (
+        of(l__lstm_cell__kernel=(5, 12), l__lstm_cell__recurrent_kernel=(3, 12), l__lstm_cell__bias=(12,)),
+        "l.lstm_cell",
+        "names of a cell of Keras, with dots, and of haste",
+    ),
     "a tree": (of(t__W_iou__weight=(9, 5), t__U_iou__weight=(9, 3)), "t", "an LSTM over trees"),
 }
 
@@ -574,6 +604,40 @@ def test_a_layer_whose_name_another_has_stays_as_it_is():
     fused(draw, "rnn.", 5, 3, RNNT)
     checkpoint = from_state_dict(draw.state)
     assert checkpoint.tensors.keys() == draw.state.keys()
+
+
+def test_the_first_of_two_layers_of_one_name_has_it():
+    draw = Draw()
+    fused(draw, "rnn.", 5, 3, RNNT)
+    fused(draw, "rnn.", 5, 3, HASTE, "igfo", turned=True)
+    checkpoint = from_state_dict(draw.state)
+    assert [entry.name for entry in checkpoint.recurrent()] == ["rnn"]
+    assert {"rnn.kernel", "rnn.recurrent_kernel", "rnn.bias", "rnn.weight_ih_l0"} <= checkpoint.tensors.keys()
+
+
+ODD = (
+    torch.tensor(1.0),
+    torch.ones(13),
+    torch.ones(2, 3, 4),
+    torch.ones(0, 5),
+    torch.ones(12, 5).int(),
+    torch.ones(7, 11),
+)
+
+
+@pytest.mark.parametrize("case", [*LSTMS, *list(GATEWISE)[::3], "quantizable"])
+def test_tensors_that_do_not_fit_stay_as_they_are(case):
+    draw = Draw()
+    if case in LSTMS:
+        LSTMS[case][0](draw)
+    elif case in GATEWISE:
+        gatewise(draw, "cell.", GATEWISE[case], 5, 3)
+    else:
+        module = torch.ao.nn.quantizable.LSTM(5, 3, split_gates=True)
+        draw.state = {f"rnn.{key}": tensor for key, tensor in module.state_dict().items()}
+    for key in draw.state:
+        for tensor in ODD:
+            assert convert(draw.state | {key: tensor}, "state").tensors[key] is tensor
 
 
 def test_a_layer_norm_of_the_whole_beside_gates_leaves_no_plain_lstm():

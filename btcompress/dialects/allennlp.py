@@ -57,7 +57,7 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
 
 def _apart(stack: str, way: str, steps: Mapping[int, Mapping[int, Step]]) -> Iterator[Found]:
     """Layers of their own, as something else lies between them than between torch's; the first one says what."""
-    notices = (f"{stack or 'the top'}: {_BETWEEN[way]}",)
+    notices: tuple[str, ...] = (f"{stack or 'the top'}: {_BETWEEN[way]}",)
     for layer in in_a_row(steps):
         for step in layer:
             yield alone(step, notices)
