@@ -257,14 +257,14 @@ def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
     return {plain_name(name): value for name, value in values.items()}
 
 
-def named_as_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Dense tensors by what the model calls them, as :func:`apply` finds it; others keep their names.
+def named_as_in(module: nn.Module, values: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Values by what the model calls the tensors, as :func:`apply` finds it; others keep their names.
 
     Args:
         module: the model.
-        tensors: of a file, by name.
+        values: by the names of tensors of a file.
     """
-    return _renamed(tensors, _names_in(module, tensors, {}))
+    return _renamed(values, _names_in(module, values, {}))
 
 
 def _names_in(module: nn.Module, names: Iterable[str], matrices: Mapping[str, MatrixShape]) -> dict[str, str]:

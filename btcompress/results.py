@@ -438,12 +438,14 @@ class ExpectedCase:
         steps: of each sequence in a call; 1 for a cell.
         ratio: estimated seconds of the dense layer on the faster of torch's kernels over those of the block terms,
             above 1 where these are faster.
+        kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``, whether layer or cell.
     """
 
     lstm: str
     batch: int
     steps: int
     ratio: float
+    kind: str = "LSTM"
 
 
 @dataclass(frozen=True, slots=True)

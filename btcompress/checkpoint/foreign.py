@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,10 +10,17 @@ from typing import cast
 
 from torch import Tensor
 
+from btcompress.checkpoint.source import Stretch
 from btcompress.dialects import Dialect, Found
 
 #: By the kind of file the module beside this one whose ``read_file`` reads it.
-_READERS: dict[str, str] = {}
+_READERS: dict[str, str] = {
+    "flax": "flaxfiles",
+    "hdf5": "kerasfiles",
+    "keras": "kerasfiles",
+    "mxnet": "mxnetfiles",
+    "onnx": "onnxfiles",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +32,15 @@ class Foreign:
         found: its recurrent layers, each with the dialect that it is written in, where the file itself says which there
             are; None where their names have to tell.
         notices: what a user should know about how it was read.
+        files: others that it keeps tensors in.
+        checksums: of stretches of the file, not compared yet.
     """
 
     tensors: Mapping[str, Tensor]
     found: tuple[tuple[Dialect, Found], ...] | None = None
     notices: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    checksums: Sequence[Stretch] = ()
 
 
 def is_foreign(kind: str) -> bool:

@@ -92,10 +92,10 @@ def export(
         ),
     ] = None,
     onnx_form: Annotated[
-        Literal["auto", "lstm", "scan"] | None,
+        Literal["auto", "operator", "scan", "lstm"] | None,
         typer.Option(
-            help="Write every layer with ONNX's operator for it (LSTM, GRU, RNN), or with Scan over its steps. "
-            "Default: auto, the one that is expected to be faster.",
+            help="Write every layer with ONNX's operator for it (LSTM, GRU, RNN), or with Scan over its steps; "
+            "lstm says the same as operator. Default: auto, the one that is expected to be faster.",
             show_default=False,
             rich_help_panel=_GRAPH,
         ),
