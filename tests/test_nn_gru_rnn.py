@@ -489,3 +489,20 @@ def test_a_compiler_learns_the_sizes_that_results_have(name):
     given = (draw(T, B, I, dtype=torch.float32), draw(2, B, H, dtype=torch.float32))
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.btcompress.one_state_layer, (*given, weights, True, True, name), test_utils=tests)
+
+
+def test_what_is_fastest_is_measured_and_pinned_and_read_from_a_file(tmp_path):
+    model = nn.ModuleList([make("gru", LAYERS)[0], make("relu", CELLS)[0]])
+    model.forward = lambda x: model[1](x[0], model[0](x)[1][0])
+    x = draw(T, B, I)
+    with torch.no_grad():
+        expected = model(x)
+    tuning = btcompress.tune(model, x, seconds=1e-4, file=tmp_path / "pins.json")
+    assert [(pin.module, pin.layer) for pin in tuning.pins] == [("0", "l0"), ("1", "cell")]
+    other = copy.deepcopy(model)
+    for each in other:
+        each.choice.unpin()
+    assert btcompress.pin(other, tmp_path / "pins.json") == tuning.pins
+    for each in (model, other):
+        with torch.no_grad():
+            torch.testing.assert_close(each(x), expected)
