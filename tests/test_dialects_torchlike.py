@@ -453,6 +453,11 @@ REFUSED = {
         "r",
         "side by side in an order that no name tells",
     ),
+    "gates side by side under torch's names at the top": (
+        of(weight_ih=(5, 12), weight_hh=(3, 12), bias=(12,)),
+        "",
+        "side by side in an order that no name tells",
+    ),
     "inputs and state side by side": (
         {f"c.{word}.weight": (3, 8) for word in ("input_gate", "forget_gate", "cell_gate", "output_gate")},
         "c",
