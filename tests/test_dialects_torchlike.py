@@ -513,6 +513,11 @@ REFUSED = {
         "l.lstm_cell",
         "names of a cell of Keras, with dots, and of haste",
     ),
+    "one kernel for all gates": (
+        of(m__cell_list__0__conv__weight=(12, 8, 3, 3), m__cell_list__0__conv__bias=(12,)),
+        "m",
+        r"a convolutional LSTM, its weights are kernels of shape \(12, 8, 3, 3\)",
+    ),
     "a tree": (of(t__W_iou__weight=(9, 5), t__U_iou__weight=(9, 3)), "t", "an LSTM over trees"),
 }
 

@@ -1,6 +1,7 @@
 """Recurrent layers that are known by their names and that no grammar can bring over: each with the reason why.
 
-Gates in one matrix whose order no name tells, light-gated layers of SpeechBrain, LSTMs of pytorch-kaldi and over trees.
+Gates in one matrix whose order no name tells, light-gated layers of SpeechBrain, LSTMs of pytorch-kaldi and over trees,
+and convolutional ones as of https://github.com/ndrplz/ConvLSTM_pytorch.
 """
 
 from __future__ import annotations
@@ -58,11 +59,18 @@ _KNOWN = (
         "directions",
     ),
 )
+#: The one kernel of a convolutional LSTM's first layer, of (4 H, I + H, ...).
+_KERNEL = "cell_list.0.conv.weight"
 
 
 def _find(tensors: Mapping[str, Tensor]) -> Iterator[Refused]:
-    endings = tuple({name for known in _KNOWN for name in (known.inputs, known.recurrent)})
-    for prefix, group in below(tensors, endings).items():
+    endings = {name for known in _KNOWN for name in (known.inputs, known.recurrent)}
+    for prefix, group in below(tensors, (*endings, _KERNEL)).items():
+        if _KERNEL in group and _is_kernel(tuple(tensors[group[_KERNEL]].shape)):
+            shape = tuple(tensors[group[_KERNEL]].shape)
+            what = f"a convolutional LSTM, its weights are kernels of shape {shape}, and only matrices are factorized"
+            yield Refused(prefix.removesuffix("."), (), what)
+            continue
         for known in _KNOWN:
             keys = group.get(known.inputs), group.get(known.recurrent)
             if keys[0] is None or keys[1] is None or not _are_gates(tensors[keys[0]], tensors[keys[1]], known):
@@ -76,6 +84,12 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Refused]:
                 way_out = "stack them in torch's order in your own code, and save weight_ih and weight_hh"
                 yield Refused(name, (keys[0], keys[1]), f"{known.what}; {way_out}")
             break
+
+
+def _is_kernel(shape: tuple[int, ...]) -> bool:
+    """Whether a convolution gives four gates of what comes in with the state beside it."""
+    hidden, rest = divmod(shape[0], 4) if len(shape) > _MATRIX else (0, 0)
+    return not rest and 0 < hidden < shape[1]
 
 
 def _are_gates(inputs: Tensor, recurrent: Tensor, known: _Known) -> bool:
