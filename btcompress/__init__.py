@@ -1,4 +1,4 @@
-"""Compress trained LSTMs by block-term tensor decomposition of their weight matrices."""
+"""Compress trained LSTMs, GRUs and RNNs by block-term tensor decomposition of their weight matrices."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from btcompress.fit import FitOptions
     from btcompress.hub import HubMixin
     from btcompress.models import apply, load, to_dense
-    from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+    from btcompress.nn import BTGRU, BTLSTM, BTRNN, BTGRUCell, BTLinear, BTLSTMCell, BTRNNCell
     from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe
     from btcompress.recorder import recording
     from btcompress.reporting import report
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BTGRU",
     "BTLSTM",
+    "BTRNN",
     "BTCompressError",
+    "BTGRUCell",
     "BTLSTMCell",
     "BTLinear",
+    "BTRNNCell",
     "BlockTerm",
     "BlockTermShape",
     "CompressedCheckpoint",
@@ -63,10 +67,14 @@ __all__ = [
 
 #: Where each public name lives; loaded on first use, so that importing the package does not import torch.
 _HOMES = {
+    "BTGRU": "nn",
     "BTLSTM": "nn",
+    "BTRNN": "nn",
     "BTCompressError": "errors",
+    "BTGRUCell": "nn",
     "BTLSTMCell": "nn",
     "BTLinear": "nn",
+    "BTRNNCell": "nn",
     "BlockTerm": "blockterm",
     "BlockTermShape": "shapes",
     "CompressedCheckpoint": "checkpoint",

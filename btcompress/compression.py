@@ -114,7 +114,8 @@ class Opened:
         told = (f"{name}: {form} already; left as it is." for name, form in forms.items())
         left_dense = tuple(each for each in plan.left_dense if each.name not in before)
         notices = (*plan.notices, *told)
-        return replace(plan, matrices=kept, rounded=rounded, left_dense=left_dense, notices=notices)
+        twins = {name: first for name, first in plan.twins.items() if name not in before}
+        return replace(plan, matrices=kept, rounded=rounded, left_dense=left_dense, notices=notices, twins=twins)
 
     def with_block_terms(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
         """A result of factorizing the rest, with the block terms, the precisions and the history of before."""
@@ -272,7 +273,7 @@ def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | No
             on_progress,
             prepared.samples,
             precisions=later,
-        )
+        ).with_twins(plan.twins)
     if step.others is not None:
         compressed = others_stored_as(compressed, FLOATS[step.others])
     # What was there before is held against the matrices that it was made from, which are not at hand.

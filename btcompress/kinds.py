@@ -7,15 +7,15 @@ from typing import Literal, get_args
 
 from btcompress.errors import BTCompressError
 
-#: ``input``: an LSTM's ``weight_ih_*``. ``recurrent``: its ``weight_hh_*`` and projections ``weight_hr_*``.
-#: ``linear``: the weight of a plain linear layer.
+#: ``input``: ``weight_ih_*`` of an LSTM, GRU or plain RNN. ``recurrent``: its ``weight_hh_*`` and projections
+#: ``weight_hr_*``. ``linear``: the weight of a plain linear layer.
 MatrixKind = Literal["input", "recurrent", "linear"]
 
 #: All of them.
 KINDS: tuple[MatrixKind, ...] = get_args(MatrixKind)
 
-#: The kinds that an LSTM itself has.
-LSTM_KINDS: tuple[MatrixKind, ...] = ("input", "recurrent")
+#: The kinds that a recurrent layer itself has.
+RECURRENT_KINDS: tuple[MatrixKind, ...] = ("input", "recurrent")
 
 
 def check_kinds(kinds: Sequence[MatrixKind], allowed: tuple[MatrixKind, ...] = KINDS) -> tuple[MatrixKind, ...]:
@@ -34,5 +34,5 @@ def check_kinds(kinds: Sequence[MatrixKind], allowed: tuple[MatrixKind, ...] = K
 
 
 def kind_of_part(name: str) -> MatrixKind:
-    """The kind of an LSTM's own matrix, by its name such as ``weight_ih_l0``."""
+    """The kind of a recurrent layer's own matrix, by its name such as ``weight_ih_l0``."""
     return "input" if name.startswith("weight_ih") else "recurrent"

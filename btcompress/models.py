@@ -18,10 +18,18 @@ from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.names import PART
 from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import CheckpointError, ShapeError
-from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell, BTWeight
+from btcompress.nn import BTLinear, BTWeight
 from btcompress.nn.alterations import alterations
-from btcompress.nn.replacing import Replaceable, is_replaceable, obstacle_to, with_shapes
-from btcompress.shapes import MatrixShape
+from btcompress.nn.replacing import (
+    BlockTerm,
+    Recurrent,
+    Replaceable,
+    classes_of,
+    is_replaceable,
+    obstacle_to,
+    with_shapes,
+)
+from btcompress.shapes import MatrixShape, Nonlinearity
 from btcompress.text import listed
 
 Compressed = str | PathLike[str] | CompressedCheckpoint
@@ -55,8 +63,8 @@ def to_dense(compressed: Compressed) -> dict[str, Tensor]:
 def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: bool = True) -> Module:
     """Swap the layers of a model whose matrices were factorized for block-term layers and load the weights.
 
-    Each such ``nn.LSTM``, ``nn.LSTMCell`` or ``nn.Linear`` is replaced in place by a :class:`BTLSTM`,
-    :class:`BTLSTMCell` or :class:`BTLinear` of the same arguments, dtype and device. A layer is
+    Each such ``nn.LSTM``, ``nn.GRU``, ``nn.RNN``, cell of these or ``nn.Linear`` is replaced in place by a
+    :class:`BTLSTM` or its like, or a :class:`BTLinear`, of the same arguments, dtype and device. A layer is
     found by its name, else by the only one that is the same without what wrappers put into names (``module.``,
     ``_orig_mod.``, ``_forward_module.``, ``_fsdp_wrapped_module.``, ``_module.``, and ``model.``) on either side.
     Where the file has plain weights of what the model makes anew at each
@@ -74,8 +82,8 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
         The module; a new one if it is such a layer itself.
 
     Raises:
-        CheckpointError: names, types or sizes do not fit, a layer computes something else than torch's, or a linear
-            layer's weight is tied in the model; the module is then unchanged.
+        CheckpointError: names, types, sizes or nonlinearities do not fit, a layer computes something else than
+            torch's, or a linear layer's weight is tied in the model; the module is then unchanged.
     """
     result = opened(compressed)
     tensors = _without_prefix(result.tensors, prefix)
@@ -86,7 +94,7 @@ def apply(module: Module, compressed: Compressed, *, prefix: str = "", strict: b
     modules = _by_plain_name(dict(module.named_modules(remove_duplicate=False)))
     swaps: dict[str, nn.Module] = {}
     rest = dict(matrices)
-    for entry in find_recurrent(outline):
+    for entry in find_recurrent(outline, _nonlinearities(result, prefix, names)):
         if not isinstance(entry, RecurrentEntry):
             continue
         shapes = {key.removeprefix(entry.prefix): rest.pop(key) for key in entry.matrix_keys if key in rest}
@@ -146,6 +154,23 @@ def restore(
         except ShapeError as error:
             raise CheckpointError(f"{name or 'the model'} differs from the model that was saved: {error}") from error
     return _filled(module, modules, swaps, tensors, strict=strict)
+
+
+def _nonlinearities(result: CompressedCheckpoint, prefix: str, names: Mapping[str, str]) -> dict[str, Nonlinearity]:
+    """Those of the plain RNNs of a result, by what the model calls these.
+
+    Args:
+        result: the result.
+        prefix: that tensors are named without.
+        names: what the model calls the tensors of the file, which are without the prefix.
+    """
+    found: dict[str, Nonlinearity] = {}
+    for entry in result.recurrent():
+        if isinstance(entry, RecurrentEntry) and entry.type == "rnn" and entry.prefix.startswith(prefix):
+            key = entry.keys[0]
+            called, part = names[key.removeprefix(prefix)], key.removeprefix(entry.prefix)
+            found[called.removesuffix(part).removesuffix(".")] = entry.nonlinearity
+    return found
 
 
 def _has_shapes(module: nn.Module | None, shapes: Mapping[str, MatrixShape]) -> bool:
@@ -232,14 +257,14 @@ def _by_plain_name(values: Mapping[str, _Value]) -> dict[str, _Value]:
     return {plain_name(name): value for name, value in values.items()}
 
 
-def named_as_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Dense tensors by what the model calls them, as :func:`apply` finds it; others keep their names.
+def named_as_in(module: nn.Module, values: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Values by what the model calls the tensors, as :func:`apply` finds it; others keep their names.
 
     Args:
         module: the model.
-        tensors: of a file, by name.
+        values: by the names of tensors of a file.
     """
-    return _renamed(tensors, _names_in(module, tensors, {}))
+    return _renamed(values, _names_in(module, values, {}))
 
 
 def _names_in(module: nn.Module, names: Iterable[str], matrices: Mapping[str, MatrixShape]) -> dict[str, str]:
@@ -271,14 +296,14 @@ def _renamed(values: Mapping[str, _Value], names: Mapping[str, str]) -> dict[str
 def _recurrent_replacement(
     entry: RecurrentEntry, old: nn.Module | None, shapes: dict[str, MatrixShape], names: Sequence[str]
 ) -> nn.Module:
-    """The block-term module for an LSTM or cell of the model, which must be the one that the file was made from."""
+    """The block-term module for a recurrent layer of the model, which must be the one that the file was made from."""
     if entry.siblings and old is not None:
         raise CheckpointError(
             f"{oddity(entry)}, and {entry.name or 'the model itself'} is a {type(old).__name__}: no block-term layer "
             "computes what it does. Load to_dense() into the model, or factorize the checkpoint without it (layer "
             f"pattern !{entry.prefix}weight_*)."
         )
-    old = _checked(entry.name, old, nn.LSTM if entry.kind == "lstm" else nn.LSTMCell, names)
+    old = _checked(entry.name, old, classes_of(entry.type, entry.is_cell)[0], names)
     _check_sizes(entry, old)
     return with_shapes(cast(Replaceable, old), shapes)
 
@@ -313,8 +338,8 @@ def _check_untied(name: str, linear: nn.Module, root: nn.Module) -> None:
 def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names: Sequence[str]) -> nn.Module:
     """The module of this name, if it is of this type: others may use their weights in ways of their own."""
     where = name or "the model itself"
-    if isinstance(old, BTLSTM | BTLSTMCell | BTLinear):
-        what = "layer" if isinstance(old, BTLinear) else "LSTM"
+    if isinstance(old, BlockTerm):
+        what = "layer" if isinstance(old, BTLinear) else _cell_of(old).upper()
         raise CheckpointError(f"{where} is a block-term {what} already. Apply the file to the model's dense form.")
     obstacle = obstacle_to(old, expected)
     if old is None or obstacle is not None:
@@ -326,15 +351,23 @@ def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names:
     return old
 
 
+def _cell_of(module: Recurrent) -> str:
+    (directions, *_) = module.layers().values()
+    return directions[0].cell.name
+
+
 def _check_sizes(entry: RecurrentEntry, module: nn.Module) -> None:
-    names = ("input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias")
+    names = ["input_size", "hidden_size", "num_layers", "bidirectional", "proj_size", "bias"]
+    names += ["nonlinearity"] if entry.type == "rnn" else []
     pairs = ((name, getattr(entry, name), getattr(module, name, getattr(entry, name))) for name in names)
     differing = [
         f"{name} {ours} in the file and {theirs} in the model" for name, ours, theirs in pairs if ours != theirs
     ]
     if differing:
+        said = " Weights do not tell the nonlinearity of a plain RNN: say it when they are factorized (--nonlinearity)."
         raise CheckpointError(
-            f"{entry.name or 'the LSTM'} differs: {', '.join(differing)}. Build the model as its checkpoint was saved."
+            f"{entry.name or f'the {entry.type.upper()}'} differs: {', '.join(differing)}. Build the model as its "
+            f"checkpoint was saved.{said if differing[-1].startswith('nonlinearity') else ''}"
         )
 
 
@@ -356,7 +389,8 @@ def _check_names(
         state = {key: shape for key, shape in state.items() if not key.startswith(below)}
         state |= {below + key: tensor.shape for key, tensor in new.state_dict().items()}
     # Buffers of a layer, such as a mask, go with it.
-    missing, unexpected = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys() - gone)
+    missing = sorted(state.keys() - given.keys() - held_elsewhere(module, given))
+    unexpected = sorted(given.keys() - state.keys() - gone)
     if strict and (missing or unexpected):
         raise CheckpointError(
             "the file and the model do not hold the same tensors: "
@@ -373,6 +407,24 @@ def _check_names(
                 f"{name} has shape {tuple(given[name])} in the file and {tuple(state[name])} in the model. "
                 "Build the model as its checkpoint was saved."
             )
+
+
+def held_elsewhere(module: nn.Module, given: Collection[str]) -> set[str]:
+    """What a file lacks of a model, but holds under another name, as the two are one tensor in the model.
+
+    Some files hold tied tensors, such as those of an embedding and of the layer that decodes, under one name alone.
+
+    Args:
+        module: the model.
+        given: the names of the file, without the parts of wrappers.
+
+    Returns:
+        The other names, without the parts of wrappers.
+    """
+    names: dict[int, set[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name_in(given, name))
+    return {name for own in names.values() if not own.isdisjoint(given) for name in own} - set(given)
 
 
 def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

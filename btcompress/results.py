@@ -342,7 +342,7 @@ class FineTuneReport:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """What calibrating an LSTM brought, on sequences held back.
+    """What calibrating a recurrent layer brought, on sequences held back.
 
     Attributes:
         lstm: its name.
@@ -376,7 +376,7 @@ class CalibrationReport:
 
 @dataclass(frozen=True, slots=True)
 class RoundedLSTM:
-    """The dense LSTM with its chosen matrices rounded alone, each number to the nearest unless errors are fed back.
+    """The dense layer with its chosen matrices rounded alone, each number to the nearest unless errors are fed back.
 
     Attributes:
         precision: ``"int8"`` by rows, ``"int4"`` in groups of 32, ``"equal_bytes"``: each matrix in the integers that
@@ -393,7 +393,7 @@ class RoundedLSTM:
 
 @dataclass(frozen=True, slots=True)
 class InputsReport:
-    """What an LSTM gives on inputs, beside the dense one.
+    """What a recurrent layer gives on inputs, beside the dense one.
 
     Attributes:
         lstm: its name.
@@ -430,20 +430,22 @@ class UntouchedReport:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedCase:
-    """How fast an LSTM is to be at one batch size and number of steps, in prediction.
+    """How fast a recurrent layer is to be at one batch size and number of steps, in prediction.
 
     Attributes:
         lstm: its name; empty at the top of a file.
         batch: sequences in a call.
         steps: of each sequence in a call; 1 for a cell.
-        ratio: estimated seconds of the dense LSTM on the faster of torch's kernels over those of the block terms,
+        ratio: estimated seconds of the dense layer on the faster of torch's kernels over those of the block terms,
             above 1 where these are faster.
+        kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``, whether layer or cell.
     """
 
     lstm: str
     batch: int
     steps: int
     ratio: float
+    kind: str = "LSTM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,8 +453,8 @@ class ExpectedSpeed:
     """What the cost model says of the speed of a result, where nothing was measured.
 
     Attributes:
-        cases: some typical ones of each LSTM.
-        advice: how fast each LSTM is to be beside the dense one.
+        cases: some typical ones of each layer.
+        advice: how fast each layer is to be beside the dense one.
     """
 
     cases: tuple[ExpectedCase, ...]
@@ -470,11 +472,11 @@ class CompressionReport:
         notices: how sizes and ranks came about, tensors left out, and the like.
         advice: where the result is not worth it, and what to do next.
         finetuned: one entry for each time that the result was trained on, oldest first.
-        calibrated: one entry for each time that an LSTM was calibrated, oldest first.
+        calibrated: one entry for each time that a recurrent layer was calibrated, oldest first.
         untouched: the other tensors beside those of the dense checkpoint; None where it was not given.
-        on_inputs: one entry for each LSTM that inputs were given for.
+        on_inputs: one entry for each recurrent layer that inputs were given for.
         bench: what running it took when that was measured last; None where it was not.
-        expected_speed: what the cost model says of LSTMs that :attr:`bench` does not hold; None where it says nothing.
+        expected_speed: what the cost model says of layers that :attr:`bench` does not hold; None where it says nothing.
     """
 
     matrices: tuple[MatrixReport, ...]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-#: How an LSTM is run: its dense matrices through oneDNN's kernel, through torch's own on a CPU, or through cuDNN's on a
+#: How a layer is run: its dense matrices through oneDNN's kernel, through torch's own on a CPU, or through cuDNN's on a
 #: GPU; its matrices in torch's dynamic int8; or its block terms, however these pick to run. In ONNX Runtime its dense
 #: matrices or its block terms, in floats or integers. A file may name others, which later versions measure.
 WayName = Literal[
@@ -23,7 +23,7 @@ WayName = Literal[
     "onnx_block_terms_int8_lstm",
 ]
 
-#: What runs LSTMs.
+#: What runs layers.
 Runtime = Literal["torch", "onnx"]
 
 Mode = Literal["prediction", "training"]
@@ -55,7 +55,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class WayTiming:
-    """One way to run an LSTM.
+    """One way to run a layer.
 
     Attributes:
         way: which, one of :data:`WayName`.
@@ -102,7 +102,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class BenchCase:
-    """An LSTM at one batch size and number of steps, run in every way by turns.
+    """A recurrent layer at one batch size and number of steps, run in every way by turns.
 
     Attributes:
         lstm: its name; empty at the top of a file.
@@ -112,6 +112,7 @@ class BenchCase:
         steps: of each sequence in a call, one call after the other where it is a cell.
         ways: that were measured.
         left_out: the others.
+        kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``, whether layer or cell.
     """
 
     lstm: str
@@ -120,6 +121,7 @@ class BenchCase:
     steps: _Number
     ways: tuple[WayTiming, ...]
     left_out: tuple[LeftOut, ...] = ()
+    kind: str = "LSTM"
 
     @property
     def dense(self) -> WayTiming | None:
@@ -134,7 +136,7 @@ class BenchCase:
 
     @property
     def ratio(self) -> float | None:
-        """Seconds of the dense LSTM over those of the block terms in torch, above 1 where these are faster."""
+        """Seconds of the dense layer over those of the block terms in torch, above 1 where these are faster."""
         return _ratio(self.dense, self.block_terms)
 
     @property
@@ -149,7 +151,7 @@ class BenchCase:
 
     @property
     def onnx_ratio(self) -> float | None:
-        """Seconds of the dense LSTM over those of the block terms in ONNX Runtime, both in floats."""
+        """Seconds of the dense layer over those of the block terms in ONNX Runtime, both in floats."""
         return _ratio(self.onnx_dense, self.onnx_block_terms)
 
     @property
@@ -178,14 +180,14 @@ def _ratio(dense: WayTiming | None, own: WayTiming | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """What running the LSTMs of a file took, beside the dense ones.
+    """What running the recurrent layers of a file took, beside the dense ones.
 
     Attributes:
         machine: on which.
-        cases: one entry for each LSTM, mode, batch size and number of steps.
+        cases: one entry for each layer, mode, batch size and number of steps.
         notices: what was not measured.
         warnings: where the times are not to be trusted.
-        advice: how fast the file is beside the dense LSTMs.
+        advice: how fast the file is beside the dense layers.
     """
 
     machine: Machine

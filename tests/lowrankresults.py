@@ -15,7 +15,7 @@ from forms import in_fewer_bits
 
 
 def low_rank_result(state, ratio=4, precision=None):
-    """A result in which every LSTM has matrices of low rank, so many times fewer parameters in them.
+    """A result in which every recurrent layer has matrices of low rank, so many times fewer parameters in them.
 
     Args:
         state: the state dict.
@@ -27,7 +27,7 @@ def low_rank_result(state, ratio=4, precision=None):
     for entry in find_recurrent(state):
         for key in entry.matrix_keys if isinstance(entry, RecurrentEntry) else ():
             (rows, columns), dtype = state[key].shape, state[key].dtype
-            gates = 1 if "weight_hr" in key else 4
+            gates = 1 if "weight_hr" in key else entry.n_gates
             rank = max(1, rows * columns // (ratio * (rows + columns)))
             shape = BlockTermShape.low_rank(rows, columns, rank, gates)
             # Of the variance that torch gives to dense matrices.

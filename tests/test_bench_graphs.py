@@ -156,9 +156,9 @@ def test_dense_graphs_are_made_once_and_those_of_block_terms_for_each_case(monke
     monkeypatch.setattr(graphs, "graph_of", graph_of)
     bench(factorized(nn.LSTM(6, 5)), runtime="onnx", batch=(1, 2))
     assert requests == [
-        (True, 1, 1, False, "lstm"),
-        (True, 1, 1, True, "lstm"),
-        *[(False, batch, 3, *own) for batch in (1, 2) for own in ((False, "auto"), (True, "auto"), (True, "lstm"))],
+        (True, 1, 1, False, "operator"),
+        (True, 1, 1, True, "operator"),
+        *[(False, batch, 3, *own) for batch in (1, 2) for own in ((False, "auto"), (True, "auto"), (True, "operator"))],
     ]
 
 

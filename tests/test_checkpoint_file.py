@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+import btcompress
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import (
     Checkpoint,
@@ -554,7 +556,7 @@ FORGED = {
     "deep JSON": (lambda about: "[" * 100_000, "cannot be read"),
     "a huge number": (lambda about: '{"version": ' + "9" * 5000 + "}", "more digits"),
     "no object": (lambda about: "[]", "Expected `object`"),
-    "a later version": (put("version", value=5), "has format version 5.*Update btcompress"),
+    "a later version": (put("version", value=6), "has format version 6.*Update btcompress"),
     "no such core": (put(*M, "core", value="round"), f"{W} is not in order.*core"),
     "a core that is a number": (put(*M, "core", value=3), f"{W} is not in order.*core"),
     "an identity core of several blocks": (put(*M, "core", value="identity"), "one block of order 2"),
@@ -657,6 +659,20 @@ def test_forged_identity_cores_are_refused(tmp_path, change, words):
     forge(tmp_path / "out", change)
     with pytest.raises(CheckpointError, match=words):
         read_compressed(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [(nn.GRU(9, 4), {"gates": "separate"}), (nn.RNN(9, 4), {"nonlinearity": "relu"})],
+    ids=["separate gates", "nonlinearity"],
+)
+def test_what_grus_and_plain_rnns_need_is_of_a_version_of_its_own(tmp_path, made):
+    module, options = made
+    btcompress.save(btcompress.factorize(module, tucker_rank=1, max_sweeps=1, **options), tmp_path / "out")
+    assert version_of(tmp_path / "out") == 5
+    forge(tmp_path / "out", put("version", value=4))
+    with pytest.raises(CheckpointError, match="version 4, in which there are no separate gates of a GRU"):
+        btcompress.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -80,22 +80,36 @@ def test_any_floating_point_dtype_will_do(dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "state"),
+    ("kind", "module"),
     [
-        ("gru", lstm_state(2, True, kind=nn.GRU)),
-        ("rnn", lstm_state(2, False, kind=nn.RNN)),
-        ("gru", nn.GRUCell(5, 3, device="meta").state_dict()),
-        ("rnn", nn.RNNCell(5, 3, device="meta").state_dict()),
-        ("gru", nn.GRUCell(5, 4, bias=False, device="meta").state_dict()),
+        ("lstm", nn.LSTM(5, 3, 2, bidirectional=True, device="meta")),
+        ("cell", nn.LSTMCell(5, 3, device="meta")),
+        ("gru", nn.GRU(5, 3, 2, bidirectional=True, device="meta")),
+        ("rnn", nn.RNN(5, 3, 2, device="meta")),
+        ("gru_cell", nn.GRUCell(5, 3, device="meta")),
+        ("rnn_cell", nn.RNNCell(5, 3, device="meta")),
+        ("gru_cell", nn.GRUCell(5, 4, bias=False, device="meta")),
     ],
 )
-def test_grus_and_plain_rnns_are_named_and_left_alone(kind, state):
-    (other,) = find_recurrent(prefixed("enc.", state))
-    assert isinstance(other, OtherRecurrent)
-    assert other.kind == kind
-    assert other.name == "enc"
-    assert kind.upper() in other.reason
-    assert set(other.keys) == {f"enc.{key}" for key in state}
+def test_rows_per_hidden_unit_tell_which_layer_it_is(kind, module):
+    (entry,) = find_recurrent(prefixed("enc.", module.state_dict()))
+    assert isinstance(entry, RecurrentEntry)
+    assert (entry.name, entry.kind, entry.class_name) == ("enc", kind, type(module).__name__)
+    assert (entry.type, entry.is_cell) == (type(module).__name__.removesuffix("Cell").lower(), "cell" in kind)
+    assert (entry.input_size, entry.hidden_size, entry.bias) == (5, module.hidden_size, bool(module.bias))
+    assert (entry.num_layers, entry.bidirectional) == (
+        getattr(module, "num_layers", 1),
+        getattr(module, "bidirectional", False),
+    )
+    assert entry.shapes == {f"enc.{key}": tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    assert entry.n_states == (2 if entry.type == "lstm" else 1)
+
+
+def test_a_nonlinearity_is_that_of_the_plain_rnn_of_its_name():
+    state = prefixed("a.", nn.RNN(5, 3).state_dict()) | prefixed("b.", nn.RNN(5, 3).state_dict())
+    state |= prefixed("c.", nn.GRU(5, 3).state_dict())
+    found = find_recurrent(state, {"b": "relu", "c": "relu"})
+    assert [entry.nonlinearity for entry in found] == ["tanh", "relu", "tanh"]
 
 
 def without(key, **options):

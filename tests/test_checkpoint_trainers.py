@@ -2,11 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import btcompress
+from btcompress.calibration import SampleInputs
 from btcompress.checkpoint import from_state_dict, read
 from btcompress.checkpoint.layout import Layout
 from btcompress.checkpoint.wrappers import matched
@@ -16,6 +19,7 @@ from btcompress.finetune.networks import stored_tensors
 from btcompress.finetune.user import build_student, build_teacher
 from btcompress.hub import weights
 from btcompress.nn import BTLSTM, BTLinear
+from btcompress.plan import save_plan
 
 
 class Net(nn.Module):
@@ -323,3 +327,71 @@ def test_an_lstm_under_two_names_is_fitted_once_stored_once_and_counted_once(tmp
     applied = btcompress.apply(Twice(), loaded)
     assert applied.first is applied.second
     assert sum(each.numel() for each in applied.parameters()) == alone.n_params
+    dense = loaded.dense_state_dict()
+    assert dense["first.weight_ih_l0"] is dense["second.weight_ih_l0"]
+
+
+def test_a_wish_counts_an_lstm_under_two_names_once_and_a_plan_says_it_once(tmp_path):
+    lstm = nn.LSTM(8, 3)
+    model = nn.ModuleDict({"b": lstm, "a": lstm, "c": nn.LSTM(8, 3)})
+    alone = nn.ModuleDict({"a": lstm, "c": model["c"]})
+    wish = {"max_params": 90}
+    priced, expected = btcompress.plan_for(model, **wish), btcompress.plan_for(alone, **wish)
+    assert [form.name for form in priced.forms] == ["a.weight_ih_l0", "c.weight_ih_l0"]
+    assert [form.point.shape for form in priced.forms] == [form.point.shape for form in expected.forms]
+    save_plan(priced, tmp_path / "plan.yml", name="model", sha256=None)
+    planned = btcompress.factorize(model, plan=tmp_path / "plan.yml", max_sweeps=2)
+    assert planned.matrices["a.weight_ih_l0"] == planned.matrices["b.weight_ih_l0"]
+    assert planned.n_params == btcompress.factorize(alone, plan=tmp_path / "plan.yml", max_sweeps=2).n_params
+    text = yaml.safe_load((tmp_path / "plan.yml").read_text())
+    text["matrices"]["b.weight_ih_l0"] = copy.deepcopy(text["matrices"]["a.weight_ih_l0"])
+    (tmp_path / "both.yml").write_text(yaml.safe_dump(text))
+    both = btcompress.factorize(model, plan=tmp_path / "both.yml", max_sweeps=2)
+    assert both.n_params == planned.n_params
+    one = btcompress.factorize(model, layers=["c", "b"], cp_rank=1, tucker_rank=2, max_sweeps=2)
+    assert one.matrices.keys() == {"b.weight_ih_l0", "c.weight_ih_l0"}
+
+
+def test_an_lstm_under_two_names_is_calibrated_as_one(tmp_path):
+    lstm = nn.LSTM(12, 6)
+    model = nn.ModuleDict({"a": lstm, "b": lstm})
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(40, 5, 12)).astype(np.float32))
+    inputs = [SampleInputs(str(tmp_path / "x.npz"), layer="a")]
+    few = {"cp_rank": 1, "tucker_rank": 2, "max_sweeps": 2, "calibration_epochs": 1}
+    done = btcompress.factorize(model, calibration=inputs, **few)
+    assert done.matrices.keys() == {"a.weight_ih_l0", "b.weight_ih_l0"}
+    assert not torch.equal(done.tensors["a.bias_ih_l0"], lstm.bias_ih_l0)
+    for name, tensor in done.tensors.items():
+        assert tensor is done.tensors[f"a.{name[2:]}"], name
+    assert done.dense_bytes == sum(each.nbytes for each in lstm.parameters())
+
+
+class Tied(nn.Module):
+    """A language model whose decoder is its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+        self.decoder = nn.Linear(6, 7)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.decoder(self.lstm(self.embedding(x))[0])
+
+
+@pytest.mark.parametrize("left_out", ["decoder.weight", "embedding.weight"])
+def test_a_tied_tensor_that_the_file_holds_once_is_both_in_the_model(left_out):
+    dense, tokens = Tied(), torch.arange(6).reshape(2, 3)
+    held = {name: tensor for name, tensor in dense.state_dict().items() if name != left_out}
+    compressed = btcompress.factorize(prefixed("module", held), **{**FULL, "matrices": ["input"]})
+    applied = btcompress.apply(Tied(), compressed)
+    assert applied.decoder.weight is applied.embedding.weight
+    torch.testing.assert_close(applied(tokens), dense(tokens))
+    student = build_student("here:Tied", Tied, compressed)
+    assert stored_tensors(student, compressed).keys() == compressed.tensors.keys()
+    teacher = build_teacher("here:Tied", Tied, from_state_dict(held), student)
+    torch.testing.assert_close(teacher(tokens), dense(tokens))
+    del held["lstm.bias_ih_l0"]
+    with pytest.raises(CheckpointError, match=r"lstm\.bias_ih_l0 is missing"):
+        build_teacher("here:Tied", Tied, from_state_dict(held), student)

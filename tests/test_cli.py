@@ -99,13 +99,20 @@ def test_matrices_of_every_kind_are_inspected_and_factorized(model, run):
 
 def test_inspect_names_lstms_and_what_looks_alike(tmp_path, run):
     path = tmp_path / "weights.bin"
-    torch.save(nn.ModuleDict({"rnn": nn.GRU(8, 4), "enc": nn.LSTM(64, 32, 2, bidirectional=True)}).state_dict(), path)
+    layers = {"gru": nn.GRU(8, 4), "rnn": nn.RNNCell(8, 4), "enc": nn.LSTM(64, 32, 2, bidirectional=True)}
+    state = nn.ModuleDict(layers).state_dict()
+    torch.save(state | {"cut.weight_ih_l0": torch.ones(8, 4)}, path)
     out, _ = run("inspect", path)
-    assert re.search(r"enc +64 +32 +2 +2", out)
-    assert "rnn: GRU" in out
+    assert re.search(r"enc +LSTM +64 +32 +2 +2", out)
+    assert re.search(r"gru +GRU +8 +4 +1 +1", out)
+    assert re.search(r"rnn +RNNCell +8 +4 +1 +1", out)
+    assert "cut: cut.weight_hh_l0 missing" in out
     value = json.loads(run("inspect", path, "--json")[0])
-    assert [entry["kind"] for entry in value["others"]] == ["gru"]
-    assert len(value["matrices"]) == 4
+    assert [entry["kind"] for entry in value["lstms"]] == ["lstm"]
+    assert [entry["kind"] for entry in value["grus"]] == ["gru"]
+    assert [(entry["kind"], entry["nonlinearity"]) for entry in value["rnns"]] == [("rnn_cell", "tanh")]
+    assert [entry["name"] for entry in value["others"]] == ["cut"]
+    assert "rnn: a plain RNN, taken to apply tanh" in value["notices"][-1]
 
 
 def test_training_takes_the_gpu_that_was_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from btcompress import BTLSTM
 from btcompress.checkpoint import from_state_dict
 from btcompress.contraction.layout import plan_layout
 from btcompress.errors import BTCompressError, OutputError
-from btcompress.export import GraphRequest, checking, export_graphs, graphs, integers, steps
+from btcompress.export import GraphRequest, cells, checking, export_graphs, graphs, integers
 from btcompress.export.graphfiles import RECORD, graph_of
 from btcompress.export.modules import layer_module
 from btcompress.export.targets import chosen_lstms
@@ -172,7 +173,7 @@ def test_a_cell_of_a_result(tmp_path):
 
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     compressed = low_rank_of(lstm_of())
-    monkeypatch.setattr(steps, "_ONNX_GATES", (0, 1, 2, 3))
+    monkeypatch.setitem(cells._CELLS, "lstm", replace(cells.cell_of("lstm"), gates=(0, 1, 2, 3)))
     with pytest.raises(BTCompressError, match="off by"):
         export_graphs(compressed, tmp_path / "out.onnx", GraphRequest(form="lstm"))
     assert list(tmp_path.iterdir()) == []
@@ -211,7 +212,7 @@ def test_without_onnxruntime_a_graph_is_written_unchecked_and_that_is_said(tmp_p
         ({"batch": 0}, "batch must be a whole number from 1"),
         ({"steps": 1.5}, "steps must be"),
         ({"steps": True}, "steps must be"),
-        ({"form": "loop"}, "form must be auto, lstm or scan, but 'loop' was given"),
+        ({"form": "loop"}, "form must be auto, operator, scan or lstm, but 'loop' was given"),
         ({"dequantize": "never"}, "dequantize must be load or run"),
     ],
 )

@@ -21,7 +21,7 @@ from btcompress.export.graphfiles import graph_of
 from btcompress.export.request import GraphRequest
 from btcompress.export.weights import Weights
 from btcompress.modes import ShapeRequest
-from btcompress.nn.options import lstm_shapes
+from btcompress.nn.options import recurrent_shapes
 from btcompress.shapes import BlockTermShape, MatrixShape
 
 #: Torch's gates i, f, g, o are these of ONNX's i, o, f, c.
@@ -82,7 +82,7 @@ def module_of(kind, *, layers=1, bidirectional=False, proj_size=0, inputs=10, hi
             "one block": ShapeRequest(cp_rank=1, tucker_rank=2, order=3),
             "separate": ShapeRequest(cp_rank=2, tucker_rank=2, order=2, gates="separate"),
         }
-        shapes = lstm_shapes(sizes, None, requests[kind], both)
+        shapes = recurrent_shapes(sizes, None, requests[kind], both, 4)
     return BTLSTM(inputs, hidden, layers, bias, False, 0.0, bidirectional, proj_size, shapes=shapes)
 
 

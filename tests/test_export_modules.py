@@ -25,7 +25,7 @@ def test_a_layer_has_states_in_and_out(batch_first):
     dense.load_state_dict({key.removeprefix("net."): tensor for key, tensor in compressed.dense_state_dict().items()})
     y, (hn, cn) = dense(x, (h0, c0))
     outputs = layer(x.transpose(0, 1) if batch_first else x, h0, c0)
-    assert isinstance(layer.lstm, BTLSTM)
+    assert isinstance(layer.layer, BTLSTM)
     torch.testing.assert_close(outputs, (y.transpose(0, 1) if batch_first else y, hn, cn))
 
 

@@ -1,6 +1,7 @@
 """Whole networks as ONNX graphs; needs onnx, onnxruntime and onnxscript."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from btcompress import BTLSTM, BTCompressError, BTLinear, BTLSTMCell, export_onnx
+from btcompress.export import cells
 from btcompress.export import network as room
-from btcompress.export import steps as room_of_steps
 from btcompress.export.checking import relative_error
 from btcompress.modes import ShapeRequest
 from btcompress.shapes import BlockTermShape, MatrixShape
@@ -289,7 +290,7 @@ def test_what_cannot_be_exported_is_refused_and_left_as_it_was(tmp_path, capfd, 
 
 
 def test_a_graph_that_computes_something_else_is_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(room_of_steps, "_ONNX_GATES", (0, 1, 2, 3))
+    monkeypatch.setitem(cells._CELLS, "lstm", replace(cells.cell_of("lstm"), gates=(0, 1, 2, 3)))
     net = low_rank(6, 8)
     with pytest.raises(BTCompressError, match="off by"):
         export_onnx(net, torch.randn(4, 3, 6), tmp_path / "net.onnx", form="lstm")

@@ -15,7 +15,7 @@ from btcompress.plan import make_plan
 
 
 class Tagger(nn.Module):
-    """Embedding, two-layer bidirectional LSTM, LSTM cell and head: unequal sizes throughout."""
+    """Embedding, two-layer bidirectional LSTM, LSTM cell, GRU and head: unequal sizes throughout."""
 
     def __init__(self, dtype=torch.float32):
         super().__init__()
@@ -33,6 +33,7 @@ INPUT_KEYS = [
     "lstm.weight_ih_l1",
     "lstm.weight_ih_l1_reverse",
     "cell.weight_ih",
+    "gru.weight_ih_l0",
 ]
 
 
@@ -42,7 +43,7 @@ def relative(a, b):
 
 @pytest.mark.parametrize("gates", ["fused", "separate"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_every_lstm_matrix_is_factorized_and_all_else_passes_bit_for_bit(gates, dtype):
+def test_every_recurrent_layer_is_factorized_and_all_else_passes_bit_for_bit(gates, dtype):
     state = Tagger(dtype).state_dict()
     compressed = btcompress.factorize(state, tucker_rank=2, gates=gates)
     assert sorted(compressed.matrices) == sorted(INPUT_KEYS)
@@ -127,8 +128,8 @@ def test_factorizing_a_module_leaves_it_as_it_was_and_shares_no_block_terms():
     ("layers", "chosen"),
     [
         (["lstm"], INPUT_KEYS[:4]),
-        (["*_l0*"], INPUT_KEYS[:2]),
-        (["!cell"], INPUT_KEYS[:4]),
+        (["*_l0*"], [*INPUT_KEYS[:2], INPUT_KEYS[5]]),
+        (["!cell"], [*INPUT_KEYS[:4], INPUT_KEYS[5]]),
         (["lstm", "!*_reverse"], [INPUT_KEYS[0], INPUT_KEYS[2]]),
         (["cell.weight_ih", "lstm.weight_ih_l1"], [INPUT_KEYS[2], INPUT_KEYS[4]]),
     ],
@@ -182,9 +183,42 @@ def test_input_shape_cuts_modes_along_its_axes():
     assert btcompress.report(compressed).matrices[0].in_modes == (6, 10, 3)
 
 
-def test_checkpoint_without_an_lstm_is_refused_and_lookalikes_are_named():
-    with pytest.raises(CheckpointError, match=r"holds no LSTM.*GRU"):
-        btcompress.factorize(nn.GRU(6, 4))
+def test_checkpoint_without_a_recurrent_layer_is_refused_and_lookalikes_are_named():
+    with pytest.raises(CheckpointError, match=r"holds no LSTM, GRU or plain RNN.*18 rows for a hidden size of 9"):
+        btcompress.factorize({"weight_ih": torch.ones(18, 4), "weight_hh": torch.ones(18, 9)})
+
+
+@pytest.mark.parametrize("gates", ["fused", "separate"])
+@pytest.mark.parametrize("module", [nn.GRU(12, 6, 2, bidirectional=True), nn.RNN(12, 6), nn.GRUCell(12, 6)])
+def test_grus_and_plain_rnns_come_back_from_full_rank_and_from_their_file(tmp_path, module, gates):
+    asked = {"tucker_rank": 10_000, "allow_growth": True, "gates": gates, "matrices": ["input", "recurrent"]}
+    btcompress.save(btcompress.factorize(module, **asked), tmp_path / "model.safetensors")
+    loaded = btcompress.load(tmp_path / "model.safetensors")
+    separate = gates == "separate" and not isinstance(module, nn.RNN)
+    for key, matrix in loaded.matrices.items():
+        assert matrix.shape.part_names == (("gate_r", "gate_z", "gate_n") if separate else ("",)), key
+    dense = btcompress.to_dense(loaded)
+    assert loaded.matrices.keys() == {key for key in dense if "weight" in key}
+    for key, tensor in module.state_dict().items():
+        torch.testing.assert_close(dense[key], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_nonlinearity_of_plain_rnns_is_as_said_and_kept_with_the_result(tmp_path):
+    model = nn.ModuleDict({"rnn": nn.RNN(12, 6, nonlinearity="relu"), "lstm": nn.LSTM(12, 6)})
+    told = btcompress.report(btcompress.factorize(model, tucker_rank=2)).notices
+    assert any("rnn: a plain RNN, taken to apply tanh" in each for each in told)
+    btcompress.save(btcompress.factorize(model, tucker_rank=2, nonlinearity="relu"), tmp_path / "a.safetensors")
+    loaded = btcompress.load(tmp_path / "a.safetensors")
+    assert [entry.nonlinearity for entry in loaded.recurrent() if entry.type == "rnn"] == ["relu"]
+    further = btcompress.factorize(tmp_path / "a.safetensors", matrices=["recurrent"], tucker_rank=2)
+    assert further.nonlinearities == {"rnn": "relu"}
+    assert not any("taken to apply tanh" in each for each in btcompress.report(further).notices)
+    with pytest.raises(CheckpointError, match="rnn applies relu, not tanh"):
+        btcompress.factorize(tmp_path / "a.safetensors", matrices=["recurrent"], tucker_rank=2, nonlinearity="tanh")
+    with pytest.raises(CheckpointError, match="holds no plain RNN"):
+        btcompress.factorize(nn.LSTM(12, 6), nonlinearity="relu")
+    with pytest.raises(BTCompressError, match="must be tanh or relu, but 'sigmoid'"):
+        btcompress.factorize(model, nonlinearity="sigmoid")
 
 
 def test_weights_that_are_not_finite_are_refused_with_the_matrix_named():
@@ -216,7 +250,7 @@ def test_block_terms_beyond_the_range_of_the_dtype_are_left_out_and_never_all_of
 def test_progress_counts_matrices_and_sweeps():
     seen = []
     btcompress.compress(Tagger(), btcompress.FactorizeStep(cp_rank=2, tucker_rank=2), seen.append)
-    assert {state.count for state in seen} == {5}
+    assert {state.count for state in seen} == {6}
     assert [state.index for state in seen] == sorted(state.index for state in seen)
     assert seen[0].name == INPUT_KEYS[0] or seen[0].name == "cell.weight_ih"
     assert all(0 < state.sweep.error <= 1 for state in seen)

@@ -246,14 +246,13 @@ def test_initial_states_are_moved_and_compared_with_the_range_as_inputs_are():
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"h0": H0}, "h0 is there without c0"),
         ({"c0": C0}, "c0 is there without h0"),
         ({"h0": H0[:4], "c0": C0}, r"h0 has shape \(4, 2, 4\)"),
         ({"h0": H0, "c0": C0[:, 0]}, r"c0 has shape \(5, 6\).*\(N, directions \* layers, H\)"),
         ({"h0": H0[:, :0], "c0": C0}, r"h0 has shape \(5, 0, 4\)"),
         ({"h0": H0, "c0": C0.astype(complex)}, "complex128"),
         ({"h0": H0.astype("S1"), "c0": C0}, "plain numbers"),
-        ({"has_states": np.array(True)}, "seen to start from states that are not zero.*h0 and c0 are missing"),
+        ({"has_states": np.array(True)}, "seen to start from states that are not zero.*missing: h0, and c0 of an LSTM"),
     ],
 )
 def test_initial_states_that_are_none_are_refused_in_words(arrays, words, tmp_path):
@@ -333,6 +332,6 @@ def test_messages_name_the_array_of_the_layer(tmp_path):
     path = str(written(tmp_path, ".npz", **LAYERS | {"decoder.rnn/lengths": np.array([1])}))
     with pytest.raises(BTCompressError, match=r"data\.npz: decoder\.rnn/lengths adds up to 1"):
         open_data(path, layer="decoder.rnn")
-    del (arrays := dict(LAYERS))["decoder.rnn/c0"]
-    with pytest.raises(BTCompressError, match=r"decoder\.rnn/h0 is there without c0"):
+    del (arrays := dict(LAYERS))["decoder.rnn/h0"]
+    with pytest.raises(BTCompressError, match=r"decoder\.rnn/c0 is there without h0"):
         open_data(str(written(tmp_path, ".npz", **arrays)), layer="decoder.rnn")

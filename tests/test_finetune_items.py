@@ -67,7 +67,7 @@ def test_states_of_mappings_come_as_an_lstm_takes_them(batch):
 @pytest.mark.parametrize(
     ("states", "words"),
     [
-        ({"h0": torch.zeros(2, 3)}, "c0 has no numbers"),
+        ({"c0": torch.zeros(2, 3)}, "h0 has no numbers"),
         ({"h0": torch.zeros(3), "c0": torch.zeros(2, 3)}, r"h0 has shape \(1, 3\)"),
         ({"h0": torch.zeros(2, 3), "c0": torch.zeros(2, 3, dtype=torch.int64)}, "c0 has shape .*int64"),
         ({"h0": torch.full((2, 3), torch.nan), "c0": torch.zeros(2, 3)}, "NaN or infinity in h0"),

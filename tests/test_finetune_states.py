@@ -72,8 +72,9 @@ def test_a_network_starts_from_the_states_of_each_sequence(pair):
         (states(layers=2), r"h0 has states of shape \(2, 6\) .* starts from \(4, 6\)"),
         (states(h=5), r"h0 has states of shape \(4, 5\)"),
         (states(c=7), r"c0 has states of shape \(4, 7\) .* starts from \(4, 6\)"),
+        ({"h0": states()["h0"]}, "h0 is there without c0, but the LSTM, of the class LSTM, starts from both"),
     ],
-    ids=["layers", "h", "c"],
+    ids=["layers", "h", "c", "no c"],
 )
 def test_states_of_other_sizes_than_the_lstm_has_are_refused(given, words, pair, tmp_path):
     with pytest.raises(ShapeError, match=words):

@@ -156,10 +156,10 @@ def test_inspect_says_so(model, capsys):
 
 
 def test_sample_inputs_for_it_are_refused_and_those_for_others_are_not(model, inputs):
-    tensors = from_state_dict(model.state_dict()).tensors
+    checkpoint = from_state_dict(model.state_dict())
     with pytest.raises(CheckpointError, match=REASON):
-        sources_of(tensors, [SampleInputs(str(inputs), layer="cell")])
-    (source,) = sources_of(tensors, [SampleInputs(str(inputs), layer="rnn")])
+        sources_of(checkpoint, [SampleInputs(str(inputs), layer="cell")])
+    (source,) = sources_of(checkpoint, [SampleInputs(str(inputs), layer="rnn")])
     assert source.name == "rnn"
 
 

@@ -6,10 +6,10 @@ from torch.autograd import forward_ad
 
 from btcompress.nn import recurrence
 from btcompress.nn.choice import choose_way
+from btcompress.nn.lstmtype import lstm_step
 from btcompress.nn.recurrence import (
     Direction,
     Trained,
-    lstm_step,
     recur,
     recur_by_kernel,
     recur_by_loop,

@@ -23,22 +23,23 @@ from btcompress.shapes import BlockTermShape, MatrixShape
 KEYS = ("weight_ih_l0", "weight_ih_l1")
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     state = nn.LSTM(18, 8, num_layers=2).state_dict()
     for tensor in state.values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    torch.save(state, tmp_path / "model.pt")
-    return read(tmp_path / "model.pt")
+    model = tmp_path_factory.mktemp("checkpoint") / "model.pt"
+    torch.save(state, model)
+    return read(model)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def every(checkpoint):
     return make_plan(checkpoint, ShapeRequest(1, 1), allow_growth=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def priced(checkpoint, every):
     return meet(checkpoint, every, Wish(target_ratio=8))
 
@@ -289,8 +290,8 @@ def test_precisions_that_are_none_are_refused(value, path, checkpoint, every):
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32"])
-def test_precisions_that_spare_nothing_are_refused(precision, path, tmp_path, every):
-    half = from_state_dict({key: tensor.bfloat16() for key, tensor in read(tmp_path / "model.pt").tensors.items()})
+def test_precisions_that_spare_nothing_are_refused(precision, path, checkpoint, every):
+    half = from_state_dict({key: tensor.bfloat16() for key, tensor in checkpoint.tensors.items()})
     edit(path, put(*FIRST, "precision", value=precision))
     if precision == "bfloat16":
         assert read_plan(path, half, every).precisions == {}

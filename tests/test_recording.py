@@ -519,8 +519,8 @@ def scripted():
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        (nn.GRU(3, 2), {}, "GRU has no nn.LSTM or nn.LSTMCell, so"),
-        (nn.GRU(3, 2), {"linear": True}, "or nn.Linear"),
+        (nn.Conv1d(3, 2, 1), {}, "Conv1d has no nn.LSTM, nn.GRU, nn.RNN or cell of these, so"),
+        (nn.Conv1d(3, 2, 1), {"linear": True}, "or nn.Linear"),
         (len, {}, "builtin_function_or_method was given"),
         (scripted(), {}, "TorchScript, whose layers call no hooks"),
         (nn.ModuleDict({"net": scripted()}), {}, "TorchScript"),

@@ -1,4 +1,4 @@
-"""The ways to run one LSTM of a file in ONNX Runtime: each makes a graph of it, and says how it is called."""
+"""The ways to run one layer of a file in ONNX Runtime: each makes a graph of it, and says how it is called."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from btcompress.benching.ways import State, tensors_of
 from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import session
+from btcompress.export.forms import has_operator
 from btcompress.export.graphfiles import graph_of
 from btcompress.export.graphs import require_onnx
 from btcompress.export.integers import quantize, require_quantizer
@@ -30,7 +32,7 @@ _OWN: tuple[WayName, ...] = ("onnx_block_terms", "onnx_block_terms_int8", "onnx_
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """An LSTM run by ONNX Runtime; a cell is a layer there.
+    """A recurrent layer run by ONNX Runtime; a cell is a layer there.
 
     Attributes:
         way: which.
@@ -42,10 +44,10 @@ class Graph:
     session: onnxruntime.InferenceSession
     n_params: int
 
-    def call(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Callable[[], object]:
+    def call(self, x: Tensor, state: State) -> Callable[[], object]:
         """A call on inputs of shape ``(T, B, I)`` from a state, all as arrays of float32."""
-        h, c = (each if each.dim() == 3 else each.unsqueeze(0) for each in state)
-        feed = {name: each.float().numpy() for name, each in (("x", x), ("h0", h), ("c0", c))}
+        states = [each if each.dim() == 3 else each.unsqueeze(0) for each in tensors_of(state)]
+        feed = {name: each.float().numpy() for name, each in zip(("x", "h0", "c0"), (x, *states), strict=False)}
         run = self.session.run
         return lambda: run(None, feed)
 
@@ -61,18 +63,22 @@ def require_graphs() -> None:
 
 
 def dense_graphs(module: nn.Module, entry: RecurrentEntry) -> tuple[list[Graph], list[LeftOut]]:
-    """The dense LSTM by ONNX's operator, in floats and in integers; by steps where that has no projections."""
-    request = GraphRequest(form="scan" if entry.proj_size else "lstm")
-    ways = zip(_DENSE, (request, replace(request, int8=True)), strict=True)
-    return _graphs(dict(ways), Weights.of_module(entry.name, module))
+    """The dense layer by ONNX's operator, in floats and in integers; by steps where there is none such."""
+    weights = Weights.of_module(entry.name, module)
+    requests = [GraphRequest(form="operator"), GraphRequest(form="operator", int8=True)]
+    every = [
+        request if has_operator(weights.layers[0][0], request) else replace(request, form="scan")
+        for request in requests
+    ]
+    return _graphs(dict(zip(_DENSE, every, strict=True)), weights)
 
 
 def block_term_graphs(
     compressed: CompressedCheckpoint, entry: RecurrentEntry, batch: int, steps: int
 ) -> tuple[list[Graph], list[LeftOut]]:
-    """The LSTM as :func:`btcompress.export.export_graphs` writes it for these sizes, in floats and in integers."""
+    """The layer as :func:`btcompress.export.export_graphs` writes it for these sizes, in floats and in integers."""
     request = GraphRequest(batch, steps)
-    requests = (request, replace(request, int8=True), replace(request, int8=True, form="lstm"))
+    requests = (request, replace(request, int8=True), replace(request, int8=True, form="operator"))
     return _graphs(dict(zip(_OWN, requests, strict=True)), Weights.of_result(compressed, entry))
 
 

@@ -1,4 +1,4 @@
-"""Measure how long the LSTMs of a file take, and what else: their block terms and the dense matrices, in turns."""
+"""Measure how long the layers of a file take, and what else: their block terms and the dense matrices, in turns."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ from btcompress.checkpoint import (
 from btcompress.devices import check_device
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.export.modules import dense_module, dtype_of
+from btcompress.export.targets import noun
 from btcompress.memory import require
 from btcompress.reporting.speed import noise_warning, speed_advice
 from btcompress.text import listed
 from btcompress.timings import BenchCase, BenchProgress, BenchReport, LeftOut, Mode, WayTiming
 
-#: The dense ways of an LSTM in torch and in ONNX Runtime, and those that there are not.
+#: The dense ways of a layer in torch and in ONNX Runtime, and those that there are not.
 DenseLayers = tuple[list[Layer], list[LeftOut]]
 DenseGraphs = tuple[list[Graph], list[LeftOut]]
 
 OnBench = Callable[[BenchProgress], None]
 
-#: Copies of an LSTM's dense weights at a time: formed, in a layer, and in training their gradients; and more for ONNX
+#: Copies of a layer's dense weights at a time: formed, in a layer, and in training their gradients; and more for ONNX
 #: Runtime, as a graph, its bytes, and what sessions make of them.
 _COPIES, _COPIES_IN_TRAINING, _COPIES_IN_GRAPHS = 2, 3, 6
 
@@ -64,13 +65,13 @@ def bench(
     record: bool = False,
     on_progress: OnBench | None = None,
 ) -> BenchReport:
-    """Measure the LSTMs of a file that have block terms against the dense ones, all ways in turns in this process.
+    """Measure the layers of a file that have block terms against the dense ones, all ways in turns in this process.
 
     Args:
         compressed: a result file, or what :func:`btcompress.load` or :func:`btcompress.factorize` gave.
         against: the dense checkpoint, whose weights the dense ways then have; without it they are formed from the
             file. The speed does not depend on their values.
-        lstm: name of the only LSTM to measure; None for all that have block terms.
+        lstm: name of the only layer to measure; None for all that have block terms.
         batch: numbers of sequences in a call.
         steps: numbers of steps of each sequence in a call.
         train: measure training as well: a call and the backward pass to all parameters.
@@ -124,7 +125,7 @@ class _Bench:
     on_progress: OnBench | None
 
     def tensors(self, entry: RecurrentEntry) -> Mapping[str, Tensor]:
-        """The dense weights of an LSTM, by key."""
+        """The dense weights of a layer, by key."""
         if self.dense is not None:
             return self.dense.tensors
         return self.compressed.only(entry.keys).dense_state_dict()
@@ -136,7 +137,7 @@ class _Bench:
 
 @dataclass(frozen=True, slots=True)
 class _Dense:
-    """The dense ways of an LSTM."""
+    """The dense ways of a layer."""
 
     layers: DenseLayers
     graphs: DenseGraphs
@@ -148,20 +149,21 @@ def _on(device: str) -> torch.cuda.device | nullcontext[None]:
 
 
 def _chosen(compressed: CompressedCheckpoint, name: str | None) -> tuple[list[RecurrentEntry], list[str]]:
-    """The LSTMs to measure, and a sentence on what else the file has and is not measured."""
+    """The layers to measure, and a sentence on what else the file has and is not measured."""
     every = [entry for entry in compressed.recurrent() if isinstance(entry, RecurrentEntry)]
     factorized = [entry for entry in every if any(key in compressed.matrices for key in entry.matrix_keys)]
     names = [_named(entry) for entry in factorized]
     if not factorized:
-        there = f"its LSTMs, {listed([_named(entry) for entry in every])}, have none" if every else "it has no LSTM"
+        there = f"its {noun(every)}s, {listed([_named(entry) for entry in every])}, have none"
         raise BTCompressError(
-            f"there is no LSTM with matrices in block-term form in {compressed.source.name}, compressed: {there}. Only "
-            "these run otherwise than dense ones."
+            f"there is no {noun(every)} with matrices in block-term form in {compressed.source.name}, compressed: "
+            f"{there if every else 'it has no LSTM'}. Only these run otherwise than dense ones."
         )
     chosen = [entry for entry in factorized if name is None or entry.name == name]
     if not chosen:
         raise BTCompressError(
-            f"there is no LSTM named {name!r} with block terms in the file. Those that there are: {listed(names)}."
+            f"there is no {noun(factorized)} named {name!r} with block terms in the file. Those that there are: "
+            f"{listed(names)}."
         )
     plain = [entry for entry in chosen if not entry.siblings]
     if not plain:
@@ -172,7 +174,7 @@ def _chosen(compressed: CompressedCheckpoint, name: str | None) -> tuple[list[Re
         notices.append(f"Not measured, as no matrix of theirs is in block-term form: {listed(others)}.")
     keys = {key for entry in every for key in entry.matrix_keys}
     if (linear := [key for key in compressed.matrices if key not in keys]) and name is None:
-        notices.append(f"Not measured, as they are no LSTMs' matrices: {listed(linear)}.")
+        notices.append(f"Not measured, as they are no {noun(every)}s' matrices: {listed(linear)}.")
     return plain, notices
 
 
@@ -181,7 +183,7 @@ def _named(entry: RecurrentEntry) -> str:
 
 
 def _check_dense(entries: Sequence[RecurrentEntry], dense: Checkpoint | None) -> None:
-    """Refuse a dense checkpoint whose LSTMs are others."""
+    """Refuse a dense checkpoint whose layers are others."""
     if dense is None:
         return
     theirs = {each.name: each for each in dense.recurrent() if isinstance(each, RecurrentEntry)}
@@ -189,7 +191,7 @@ def _check_dense(entries: Sequence[RecurrentEntry], dense: Checkpoint | None) ->
         other = theirs.get(entry.name)
         if other is None:
             raise CheckpointError(
-                f"{dense.source.name} has no LSTM named {_named(entry)}; those it has: "
+                f"{dense.source.name} has no {entry.class_name} named {_named(entry)}; those it has: "
                 f"{listed([_named(each) for each in theirs.values()])}. Give the checkpoint that the result was made "
                 "from."
             )
@@ -225,13 +227,13 @@ def _require_memory(entry: RecurrentEntry, dtype: torch.dtype, request: BenchReq
     copies = (_COPIES_IN_TRAINING if request.train else _COPIES) + _COPIES_IN_GRAPHS * request.runs_graphs
     require(
         (copies * weights + inputs) * dtype.itemsize,
-        f"Measuring {_named(entry)} beside the dense LSTM",
+        f"Measuring {_named(entry)} beside the dense one",
         "Choose smaller batches or fewer steps, or measure on a larger machine.",
     )
 
 
 def _case(job: _Bench, entry: RecurrentEntry, dense: _Dense, dtype: torch.dtype, progress: BenchProgress) -> BenchCase:
-    """One LSTM in every way, at one batch size and number of steps."""
+    """One layer in every way, at one batch size and number of steps."""
     request, mode = job.request, progress.mode
     job.tell(progress)
     x, state = inputs_of(entry, progress.batch, progress.steps, dtype, request.device, request.seed)
@@ -257,7 +259,8 @@ def _case(job: _Bench, entry: RecurrentEntry, dense: _Dense, dtype: torch.dtype,
             operations = round(seen.operations / (progress.batch * progress.steps))
         ways.append(_timing(layer.way, turns[layer.way], layer.n_params, peak, operations))
     ways += [_timing(graph.way, turns[graph.way], graph.n_params) for graph in graphs]
-    return BenchCase(entry.name, mode, progress.batch, progress.steps, tuple(ways), (*left_out, *not_written))
+    told = (*left_out, *not_written)
+    return BenchCase(entry.name, mode, progress.batch, progress.steps, tuple(ways), told, entry.type.upper())
 
 
 def _timing(

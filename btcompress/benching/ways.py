@@ -1,4 +1,4 @@
-"""The ways to run one LSTM of a file: each makes a layer, and says how it is called."""
+"""The ways to run one recurrent layer of a file: each makes a layer, and says how it is called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from btcompress.export.modules import block_term_module
 from btcompress.memory import is_out_of_memory
 from btcompress.timings import LeftOut, Mode, WayName
 
-State = tuple[Tensor, Tensor]
+#: What a layer begins from, as torch's take it: ``h`` and ``c`` of an LSTM, else ``h`` alone.
+State = Tensor | tuple[Tensor, Tensor]
 
 #: Bytes of a number in torch's dynamic int8, and of one of its biases.
 _INT8_BYTES, _BIAS_BYTES = 1, 4
@@ -29,7 +30,7 @@ class _NoSuchWayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """An LSTM run in one way.
+    """A recurrent layer run in one way.
 
     Attributes:
         way: which.
@@ -52,7 +53,7 @@ class Layer:
     def call(self, x: Tensor, state: State, mode: Mode) -> Callable[[], object]:
         """A call on inputs of shape ``(T, B, I)`` from a state, and in training the backward pass to all parameters."""
         module = self.module
-        run = _stepper(module) if isinstance(state, tuple) and state[0].dim() == 2 else module
+        run = _stepper(module) if tensors_of(state)[0].dim() == 2 else module
         if mode == "prediction":
             return lambda: run(x, state)
 
@@ -63,6 +64,11 @@ class Layer:
         return training
 
 
+def tensors_of(state: State) -> tuple[Tensor, ...]:
+    """All tensors of a state."""
+    return (state,) if isinstance(state, Tensor) else state
+
+
 def _stepper(cell: nn.Module) -> Callable[[Tensor, State], tuple[Tensor, State]]:
     """A cell as a layer: one call for each step."""
 
@@ -70,7 +76,7 @@ def _stepper(cell: nn.Module) -> Callable[[Tensor, State], tuple[Tensor, State]]
         outputs = []
         for step in x.unbind(0):
             state = cell(step, state)
-            outputs.append(state[0])
+            outputs.append(tensors_of(state)[0])
         return (torch.stack(outputs) if torch.is_grad_enabled() else outputs[-1]), state
 
     return run
@@ -97,21 +103,22 @@ def inputs_of(
         return torch.randn(*size, generator=generator).to(device, dtype)
 
     x = draw(steps, batch, entry.input_size)
-    lead = (batch,) if entry.kind == "cell" else (entry.num_layers * (1 + entry.bidirectional), batch)
-    return x, (draw(*lead, entry.proj_size or entry.hidden_size), draw(*lead, entry.hidden_size))
+    lead = (batch,) if entry.is_cell else (entry.num_layers * (1 + entry.bidirectional), batch)
+    h = draw(*lead, entry.proj_size or entry.hidden_size)
+    return x, h if entry.n_states == 1 else (h, draw(*lead, entry.hidden_size))
 
 
 def block_term_layer(
     compressed: CompressedCheckpoint, entry: RecurrentEntry, dtype: torch.dtype, device: str, mode: Mode
 ) -> Layer:
-    """The LSTM as :func:`btcompress.apply` puts it into a model."""
+    """The layer as :func:`btcompress.apply` puts it into a model."""
     return _layer("block_terms", block_term_module(compressed, entry, dtype, device), mode)
 
 
 def dense_layers(
     module: nn.Module, entry: RecurrentEntry, device: str, mode: Mode
 ) -> tuple[list[Layer], list[LeftOut]]:
-    """The ways that a dense LSTM can be run in here, and the others with the reason."""
+    """The ways that a dense layer can be run in here, and the others with the reason."""
     names: tuple[WayName, ...] = ("dense_onednn", "dense_native") if device == "cpu" else ("dense_cudnn",)
     operations = 2 * sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
     plain = replace(_layer(names[0], module, mode), operations=operations if mode == "prediction" else None)
@@ -131,6 +138,7 @@ def _obstacle_to_onednn(module: nn.Module, entry: RecurrentEntry) -> str | None:
     """Why torch takes its own kernel whatever it is told; None if it does not."""
     obstacles = {
         "this torch is built without it": not torch.backends.mkldnn.is_available(),
+        "torch has its kernel for LSTMs alone": entry.type != "lstm",
         "it has no projections": entry.proj_size > 0,
         "it has no float64": next(module.parameters()).dtype == torch.float64,
     }
@@ -175,10 +183,12 @@ def _int8_layer(module: nn.Module, entry: RecurrentEntry, device: str, mode: Mod
             quantized = quantize_dynamic(nn.Sequential(module), {type(module)}, dtype=torch.qint8)[0]
     except (ImportError, AttributeError):
         raise _NoSuchWayError("this torch has it no longer") from None
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
         raise _NoSuchWayError(f"torch cannot make it ({_first_line(error)})") from error
+    if type(quantized) is type(module):
+        raise _NoSuchWayError(f"torch has no {entry.class_name} of it")
     sizes = [
         parameter.numel() * (_INT8_BYTES if parameter.dim() == 2 else _BIAS_BYTES) for parameter in module.parameters()
     ]

@@ -3,19 +3,19 @@
 The weights of a trained matrix count as much as the inputs that meet them, and its errors as much as the recurrence
 lets them grow; only the hidden states say both. So each matrix is fitted to its inputs first, as its outputs count for
 the hidden states. What is to be stored in fewer bits is then rounded, its errors fed back. Then the matrices of each
-LSTM with sample inputs, and with them all else that it has, are trained, through the rounding, for a short while to
-give the dense LSTM's hidden states. Linear layers are fitted to their inputs and rounded alone.
+recurrent layer with sample inputs, and with them all else that it has, are trained, through the rounding, for a short
+while to give the dense one's hidden states. Linear layers are fitted to their inputs and rounded alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from btcompress.calibration.inputs import dtype_of
 from btcompress.calibration.linear import linear_jobs
-from btcompress.calibration.lstm import LSTMCalibration, work_of_run
 from btcompress.calibration.progress import Job, OnProgress, Tell, do_jobs
+from btcompress.calibration.recurrent import RecurrentCalibration, work_of_run
 from btcompress.calibration.request import CalibrationRequest
 from btcompress.calibration.rounding import weighed_anew
 from btcompress.calibration.sampling import samples_of
@@ -53,9 +53,7 @@ def gather_samples(
         BTCompressError: the inputs are not those of layers of the file, or one of the matrices meets only zeros.
         MemoryLimitError: the samples would take more memory than there is.
     """
-    sources = sources_of(dense.tensors, request.inputs, keys)
-    jobs = [_gathering(source, dense, request, seed, keys) for source in sources]
-    return _not_zero(do_jobs(jobs, {}, on_progress))
+    return _gathered(sources_of(dense, request.inputs, keys), dense, request, seed, keys, on_progress)
 
 
 def calibrate(
@@ -67,20 +65,20 @@ def calibrate(
     samples: Mapping[str, Samples] | None = None,
     precisions: Mapping[str, Precision] | None = None,
 ) -> CompressedCheckpoint:
-    """Fit matrices to their inputs, then train each LSTM that has any to give the hidden states of the dense one.
+    """Fit matrices to their inputs, then train each recurrent layer that has any to give the dense one's hidden states.
 
     What is to be stored in fewer bits is rounded in between, and the training goes on through the rounding; so it does
     through that of what is stored in fewer bits already, which is not fitted anew.
 
-    No labels are needed. An LSTM's other tensors, ``U`` and the biases, change along, unless ``config.freeze`` names
-    them. The best state on the sequences held back is kept, the start included. Layers without sample inputs stay as
-    they are. Seeds the global generators of ``random``, NumPy and torch.
+    No labels are needed. The other tensors of such a layer, ``U`` and the biases, change along, unless
+    ``config.freeze`` names them. The best state on the sequences held back is kept, the start included. Layers without
+    sample inputs stay as they are. Seeds the global generators of ``random``, NumPy and torch.
 
     Args:
         compressed: a factorized checkpoint.
         dense: what it was factorized from.
         request: on what.
-        config: how to train; ``epochs`` are those over all layers of an LSTM together, and each layer on its own has
+        config: how to train; ``epochs`` are those over all layers of an entry together, and each layer on its own has
             half as many. Without a learning rate it is that of :func:`btcompress.finetune.config.rate_from`.
         on_progress: called as each part of it goes on.
         samples: what :func:`gather_samples` gave for the same request and seed; gathered anew where left out.
@@ -98,8 +96,8 @@ def calibrate(
     """
     precisions = precisions or {}
     chosen = {*compressed.chosen, *precisions}
-    every = sources_of(compressed.outline(), request.inputs, chosen)
-    sources = [source for source in every if any(key in chosen for key in source.keys)]
+    every = sources_of(compressed, request.inputs, chosen)
+    sources = [source for source in every if source.chosen(chosen)]
     passed_over = [source.name for source in every if source not in sources]
     if not sources:
         raise BTCompressError(
@@ -107,11 +105,35 @@ def calibrate(
             "choose some of its matrices."
         )
     if samples is None:
-        samples = gather_samples(dense, request, config.seed, chosen, on_progress)
+        samples = _gathered(every, dense, request, config.seed, chosen, on_progress)
     jobs = [job for source in sources for job in _jobs(source, compressed, dense, samples, request, config, precisions)]
     notices = [f"{name} has sample inputs, but no compressed matrices: it was not calibrated." for name in passed_over]
     started = replace(compressed, notices=(*compressed.notices, *notices))
-    return weighed_anew(do_jobs(jobs, started, on_progress), dense)
+    return weighed_anew(_under_all_names(do_jobs(jobs, started, on_progress), sources), dense)
+
+
+def _gathered(
+    sources: Sequence[Source],
+    dense: Checkpoint,
+    request: CalibrationRequest,
+    seed: int,
+    keys: Collection[str] | None,
+    on_progress: OnProgress | None,
+) -> dict[str, Samples]:
+    jobs = [_gathering(source, dense, request, seed, keys) for source in sources]
+    return _not_zero(do_jobs(jobs, {}, on_progress))
+
+
+def _under_all_names(compressed: CompressedCheckpoint, sources: Sequence[Source]) -> CompressedCheckpoint:
+    """With what is said of matrices that were rounded said of them under each of their names."""
+    rounded = {
+        name: compressed.rounded[key]
+        for source in sources
+        for key in source.keys
+        if key in compressed.rounded
+        for name in source.aliases(key)
+    }
+    return compressed.with_tensors(rounded=rounded)
 
 
 def _gathering(
@@ -121,8 +143,10 @@ def _gathering(
     dtype = dtype_of(source.entry, dense.tensors)
 
     def do(found: dict[str, Samples], tell: Tell) -> dict[str, Samples]:
-        own = samples_of(dense, source.entry, train, held, dtype, head=source.head, keys=keys, seed=seed, tell=tell)
-        return found | own
+        names = {key: [name for name in source.aliases(key) if keys is None or name in keys] for key in source.keys}
+        asked = [key for key, own in names.items() if own]
+        given = samples_of(dense, source.entry, train, held, dtype, head=source.head, keys=asked, seed=seed, tell=tell)
+        return found | {name: samples for key, samples in given.items() for name in names[key]}
 
     work = work_of_run(source.entry, source.data) if isinstance(source.entry, RecurrentEntry) else 1.0
     return Job(f"running the dense {source.entry.name or 'layer'} over {source.data.name}", work, do)
@@ -138,12 +162,18 @@ def _jobs(
     precisions: Mapping[str, Precision],
 ) -> Iterator[Job[CompressedCheckpoint]]:
     train, held = source.split(request, config.seed)
-    chosen = {*compressed.chosen, *precisions}
-    own = {key: samples[key] for key in source.keys if key in samples and key in chosen}
-    bits = {key: precisions[key] for key in own if key in precisions and not compressed.has_fewer_bits(key)}
+    # What a layer under several names has, and how it is stored, may be said of any of them.
+    names = {key: source.aliases(key) for key in source.chosen({*compressed.chosen, *precisions})}
+    own = {key: samples[name] for key, every in names.items() for name in every if name in samples}
+    bits = {
+        key: precisions[name]
+        for key in own
+        for name in names[key]
+        if name in precisions and not compressed.has_fewer_bits(key)
+    }
     if isinstance(source.entry, RecurrentEntry):
-        calibration = LSTMCalibration(source.entry, source.head, train, held, dense, own, config, bits)
-        own_matrices = any(key in chosen for key in source.entry.matrix_keys)
+        calibration = RecurrentCalibration(source.entry, source.head, train, held, dense, own, config, bits)
+        own_matrices = any(key in names for key in source.entry.matrix_keys)
         yield from calibration.jobs(compressed, train=request.train and own_matrices)
     else:
         key = source.entry.key

@@ -36,7 +36,7 @@ class _Measured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputMeasure:
-    """Measures forms of matrices, and what LSTMs give, on sample inputs, for :func:`btcompress.report`.
+    """Measures forms of matrices, and what recurrent layers give, on sample inputs, for :func:`btcompress.report`.
 
     Attributes:
         compressed: holds the layers with chosen matrices.
@@ -68,10 +68,10 @@ class InputMeasure:
         return next((layer.samples[key] for layer in self.layers if key in layer.samples), None)
 
     def hidden_state_errors(self, matrices: Mapping[str, Tensor]) -> dict[str, float]:
-        """``||h - h'|| / ||h||`` of each dense LSTM with other matrices in the place of its chosen ones, by its name.
+        """``||h - h'|| / ||h||`` of each dense layer with other matrices in the place of its chosen ones, by its name.
 
         Args:
-            matrices: by key; an LSTM of whose chosen matrices one is missing is left out.
+            matrices: by key; a recurrent layer of whose chosen matrices one is missing is left out.
 
         Raises:
             BTCompressError: an error is not a number.
@@ -86,10 +86,10 @@ class InputMeasure:
         return found
 
     def reports(self) -> tuple[InputsReport, ...]:
-        """What each LSTM gives on its inputs, beside the dense one, from the initial states that they have.
+        """What each recurrent layer gives on its inputs, beside the dense one, from the initial states that they have.
 
         Raises:
-            BTCompressError: the dense LSTM gives only zeros, or numbers that are not finite.
+            BTCompressError: the dense one gives only zeros, or numbers that are not finite.
         """
         return tuple(
             self._report(source.entry, source.data)
@@ -106,12 +106,12 @@ class InputMeasure:
 def hidden_state_error(
     compressed: CompressedCheckpoint, dense: Checkpoint, entry: RecurrentEntry, data: Data, batch_size: int = 32
 ) -> float:
-    """``||h - h'|| / ||h||`` of the hidden states that an LSTM gives on sequences, dense and with block terms.
+    """``||h - h'|| / ||h||`` of the hidden states that a recurrent layer gives, dense and with block terms.
 
     Runs on the CPU, from the initial states that the data give.
 
     Raises:
-        CheckpointError: the dense checkpoint lacks a tensor of the LSTM, or holds it in another shape.
+        CheckpointError: the dense checkpoint lacks a tensor of the layer, or holds it in another shape.
         BTCompressError: an input is not finite, or the error is not a number.
     """
     dtype = dtype_of(entry, compressed.outline())
@@ -154,7 +154,7 @@ def activation_errors(
         weights: what the outputs of each matrix count, by its key, as :class:`btcompress.fit.Samples` has it; matrices
             without any are left out.
         batch_size: sequences at once.
-        head: the linear layer on an LSTM's outputs, if it is to be measured too.
+        head: the linear layer on a recurrent layer's outputs, if it is to be measured too.
 
     Returns:
         For each version the errors of each matrix by its key; a matrix whose products are all zero has none.
@@ -204,7 +204,7 @@ def on_inputs(compressed: CompressedCheckpoint, dense: Checkpoint, inputs: Seque
         CheckpointError: the dense checkpoint does not fit.
     """
     chosen = compressed.chosen
-    sources = sources_of(compressed.outline(), inputs, chosen)
+    sources = sources_of(compressed, inputs, chosen)
     used = [source for source in sources if any(key in chosen for key in source.keys)]
     if not used:
         raise BTCompressError(
@@ -242,7 +242,7 @@ def errors_of_forms(
         weights: what the outputs of each matrix count, by its key.
         dtype: to compute in.
         batch_size: sequences at once.
-        head: the linear layer on an LSTM's outputs, if it is to be measured too.
+        head: the linear layer on a recurrent layer's outputs, if it is to be measured too.
 
     Returns:
         The errors of each form by the key, in the order given; a matrix whose products are all zero has none.

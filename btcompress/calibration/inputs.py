@@ -52,7 +52,7 @@ def meets(entry: Entry, dense: Checkpoint, dtype: torch.dtype, head: LinearEntry
         entry: the layer.
         dense: holds it.
         dtype: to run it in.
-        head: the linear layer that meets an LSTM's hidden states of all steps, if it is among the matrices.
+        head: the linear layer that meets a recurrent layer's hidden states of all steps, if it is among the matrices.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -115,7 +115,7 @@ def _unprojected(
     network: Recurrent, direction: int, below: Tensor, before: Tensor, counts: Tensor, cell: Tensor | None
 ) -> Tensor:
     """What the projection of a direction is multiplied with: ``sigmoid(o) tanh(c)``, shape ``(B, T, H)``."""
-    tensors = dict(network.lstm.named_parameters())
+    tensors = dict(network.layer.named_parameters())
     suffix = ("_l0", "_l0_reverse")[direction]
     z = linear(below, tensors[f"weight_ih{suffix}"], bias_of(tensors, suffix))
     z = z + linear(before, tensors[f"weight_hh{suffix}"])

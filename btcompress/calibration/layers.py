@@ -1,4 +1,4 @@
-"""One layer of an LSTM as an LSTM of its own: cut out of a checkpoint, run alone, and put back."""
+"""One layer of a recurrent entry as an entry of its own: cut out of a checkpoint, run alone, and put back."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry
 from btcompress.checkpoint.precisions import Stored
+from btcompress.finetune.data import State
 from btcompress.finetune.networks import Recurrent, teacher_of
 
-State = tuple[Tensor, Tensor]
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer of an LSTM, both directions.
+    """A layer of a recurrent entry, both directions.
 
     Attributes:
-        lstm: the whole of it.
+        whole: the entry with all its layers.
         number: which layer, from 0.
     """
 
-    lstm: RecurrentEntry
+    whole: RecurrentEntry
     number: int
 
     @property
     def entry(self) -> RecurrentEntry:
-        """The layer as an LSTM of one layer, under the same prefix."""
-        return replace(self.lstm, num_layers=1, input_size=input_size(self.lstm, self.number))
+        """The layer as an entry of one layer, under the same prefix."""
+        return replace(self.whole, num_layers=1, input_size=input_size(self.whole, self.number))
 
     @property
     def keys(self) -> dict[str, str]:
-        """The keys of the whole LSTM that are of this layer, by those of :attr:`entry`."""
+        """The keys of the whole that are of this layer, by those of :attr:`entry`."""
         return {key: self.named(key) for key in self.entry.keys}
 
     def named(self, own: str) -> str:
-        """What the whole LSTM calls a tensor of :attr:`entry`, or a tensor of its block terms."""
-        part, dot, rest = own.removeprefix(self.lstm.prefix).partition(".")
-        return f"{self.lstm.prefix}{part.replace('_l0', f'_l{self.number}')}{dot}{rest}"
+        """What the whole calls a tensor of :attr:`entry`, or a tensor of its block terms."""
+        part, dot, rest = own.removeprefix(self.whole.prefix).partition(".")
+        return f"{self.whole.prefix}{part.replace('_l0', f'_l{self.number}')}{dot}{rest}"
 
     def state(self, state: State | None) -> State | None:
         """The initial states of this layer among those of all layers."""
         if state is None:
             return None
         own = self.positions
-        return state[0][own], state[1][own]
+        return tuple(each[own] for each in state)
 
     @property
     def positions(self) -> slice:
         """Where this layer's directions are among those of all layers."""
-        n = 1 + self.lstm.bidirectional
+        n = 1 + self.whole.bidirectional
         return slice(self.number * n, (self.number + 1) * n)
 
     def cut(self, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
@@ -99,26 +99,26 @@ def _renamed(values: Mapping[str, _T], names: Mapping[str, str]) -> dict[str, _T
     return {new: values[old] for new, old in names.items() if old in values}
 
 
-def layers_of(lstm: RecurrentEntry) -> list[Layer]:
+def layers_of(entry: RecurrentEntry) -> list[Layer]:
     """Its layers from the lowest on."""
-    return [Layer(lstm, n) for n in range(lstm.num_layers)]
+    return [Layer(entry, n) for n in range(entry.num_layers)]
 
 
-def dense_layers(lstm: RecurrentEntry, dense: Checkpoint, dtype: torch.dtype) -> list[Recurrent]:
-    """Each layer of a dense LSTM as a network of its own.
+def dense_layers(entry: RecurrentEntry, dense: Checkpoint, dtype: torch.dtype) -> list[Recurrent]:
+    """Each layer of a dense entry as a network of its own.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
     """
-    whole = teacher_of(dense, lstm, dtype).requires_grad_(False).eval().file_tensors()
+    whole = teacher_of(dense, entry, dtype).requires_grad_(False).eval().file_tensors()
     return [
         Recurrent(layer.entry, {own: whole[key] for own, key in layer.keys.items()}, {}, dtype)
         .requires_grad_(False)
         .eval()
-        for layer in layers_of(lstm)
+        for layer in layers_of(entry)
     ]
 
 
-def input_size(lstm: RecurrentEntry, layer: int) -> int:
+def input_size(entry: RecurrentEntry, layer: int) -> int:
     """Inputs of a layer."""
-    return lstm.input_size if not layer else (1 + lstm.bidirectional) * (lstm.proj_size or lstm.hidden_size)
+    return entry.input_size if not layer else entry.n_outputs

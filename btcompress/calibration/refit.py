@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from torch import Tensor
 
 from btcompress.calibration.progress import Job, silent
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
@@ -24,7 +25,7 @@ def refit(compressed: CompressedCheckpoint, dense: Checkpoint, samples: Mapping[
         dense: holds the matrices.
         samples: by the key of the matrix; those of matrices that stayed dense are left out.
     """
-    tensors = dict(compressed.tensors)
+    tensors: dict[str, Tensor] = {}
     for key, matrix in compressed.matrices.items():
         if key not in samples:
             continue
@@ -32,7 +33,7 @@ def refit(compressed: CompressedCheckpoint, dense: Checkpoint, samples: Mapping[
         for names, part in zip(part_names(key, matrix.shape), fitted.parts, strict=True):
             trained = zip(names[: len(part.tensors)], part.tensors, strict=True)  # orders, behind them, stay
             tensors |= {name: tensor.to(matrix.dtype) for name, tensor in trained}
-    return replace(compressed, tensors=tensors)
+    return compressed.with_tensors(tensors)
 
 
 def fit_job(

@@ -15,8 +15,8 @@ class SampleInputs:
 
     Attributes:
         data: sequences of inputs, as fine-tuning takes them; labels are not looked at.
-        layer: name of the LSTM or linear layer that they are inputs of. May be left out for a recorded file, which says
-            it itself, and where the checkpoint has but one LSTM.
+        layer: name of the recurrent or linear layer that they are inputs of. May be left out for a recorded file, which
+            says it itself, and where the checkpoint has but one recurrent layer.
         scale: what to multiply the inputs of files by.
 
     Raises:
@@ -41,7 +41,7 @@ class CalibrationRequest:
     Attributes:
         inputs: sample inputs, those of each layer once.
         held_fraction: share of the sequences of each that is held back, to stop on and to measure on.
-        train: whether to train the LSTMs after the matrices are fitted to the inputs.
+        train: whether to train the recurrent layers after the matrices are fitted to the inputs.
 
     Raises:
         BTCompressError: there are no sample inputs, two for one layer, or the share is not between 0 and 1.

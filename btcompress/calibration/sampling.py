@@ -1,10 +1,10 @@
 """Gather what matrices are fitted and priced on: samples of their inputs, and what their outputs count.
 
-What output ``j`` of ``z = W x + U h + b`` counts is how much an error there moves the hidden states that the LSTM
-gives: ``s_j^2 = E[sum_t' ||dh_t' / dz_tj||^2] / E[||h_t||^2]`` over sequences and steps ``t``; what output ``j`` of a
-projection counts, likewise, with the projected ``h`` in place of ``z``. To first order, and if errors at different
-places have nothing to do with one another, the squared hidden-state error is then the sum over all matrices of
-``E[sum_j s_j^2 (dz_j)^2]``. The gradient of the hidden states' product with random numbers of variance 1 gives each
+What output ``j`` of ``z = W x + b`` counts is how much an error there moves the hidden states that the recurrent layer
+gives: ``s_j^2 = E[sum_t' ||dh_t' / dz_tj||^2] / E[||h_t||^2]`` over sequences and steps ``t``; what output ``j`` of
+``U h + b`` counts, or of a projection, likewise, with these in place of ``z``. To first order, and if errors at
+different places have nothing to do with one another, the squared hidden-state error is then the sum over all matrices
+of ``E[sum_j s_j^2 (dz_j)^2]``. The gradient of the hidden states' product with random numbers of variance 1 gives each
 term of ``s_j^2`` in the mean, so one pass backward serves all of them.
 
 Of a linear layer all outputs count alike, ``s_j^2 = 1 / E[||W x||^2]``: the sum is the squared relative error of its
@@ -19,18 +19,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from btcompress.calibration.inputs import Entry, Meets, bias_of, matrices_of, meets, rows_of
+from btcompress.calibration.inputs import Entry, Meets, matrices_of, meets, rows_of
 from btcompress.calibration.layers import dense_layers, layers_of
 from btcompress.calibration.progress import Tell
+from btcompress.calibration.steps import run_by_steps
 from btcompress.checkpoint import Checkpoint, LinearEntry, RecurrentEntry
-from btcompress.finetune.data import Batch, Data
+from btcompress.finetune.data import Batch, Data, State
 from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
 from btcompress.memory import require
-from btcompress.nn.recurrence import recur
 from btcompress.seeds import check_seed
 
 #: Inputs up to which all steps count, through their second moments; of more inputs, steps with so many entries in all
@@ -59,7 +58,7 @@ def samples_of(
     batch_size: int = 32,
     tell: Tell | None = None,
 ) -> dict[str, Samples]:
-    """Samples for the matrices of a dense LSTM or linear layer, by their keys.
+    """Samples for the matrices of a dense recurrent or linear layer, by their keys.
 
     Args:
         dense: holds the layer.
@@ -67,7 +66,7 @@ def samples_of(
         train: sequences of its inputs, to fit on.
         held: sequences to measure on.
         dtype: to run the layer in.
-        head: the linear layer on an LSTM's outputs, if there are to be samples of it too.
+        head: the linear layer on a recurrent layer's outputs, if there are to be samples of it too.
         keys: of the matrices asked for; all of them where left out. Those of one do not depend on the others.
         seed: of the steps and the random numbers drawn.
         batch_size: sequences at once.
@@ -114,7 +113,7 @@ class _Steps:
 
 
 def _bytes_to_sample(dense: Checkpoint, entry: Entry, keys: Collection[str], dtype: torch.dtype) -> int:
-    """What two copies of an LSTM, one of them cut into its layers, and the samples take at their peak."""
+    """What two copies of a recurrent layer, one of them cut into its layers, and the samples take at their peak."""
     copies = 0
     if isinstance(entry, RecurrentEntry):
         copies = 2 * dtype.itemsize * sum(map(math.prod, entry.shapes.values()))
@@ -193,88 +192,65 @@ def _output_weights(
     batch_size: int,
     steps: _Steps,
 ) -> dict[str, Tensor]:
-    """``s_j`` for each matrix, shape ``(outputs,)``, float64; ``W`` and ``U`` of a layer's direction have the same."""
+    """``s_j`` for each matrix, shape ``(outputs,)``, float64."""
     rows = torch.arange(len(data))
     if len(rows) > _PROBED:
         rows = torch.randperm(len(rows), generator=generator)[:_PROBED].sort().values
     dtype = next(networks[0].parameters()).dtype
-    matrices = [(w, u) for w, u in zip(entry.input_keys, entry.recurrent_keys, strict=True)]
-    sharing: list[tuple[str, ...]] = [*matrices, *((key,) for key in entry.projection_keys)]
-    squares: dict[tuple[str, ...], Tensor] = {}
+    squares: dict[str, Tensor] = {}
     size = 0.0
     for some in rows.split(batch_size):
         batch = data.batch(some).to(torch.device("cpu"), dtype)
-        gradients, hidden = _probed(entry, networks, batch, generator)
+        of_batch, hidden = _probed(entry, networks, batch, generator)
         size += float(hidden.double().square().sum())
-        for keys, gradient in zip(sharing, gradients, strict=True):
-            square = gradient.double().square().sum(0)
-            squares[keys] = squares[keys] + square if keys in squares else square
+        squares = {key: squares[key] + square if key in squares else square for key, square in of_batch.items()}
         steps.add(3 * len(some))
     found: dict[str, Tensor] = {}
-    for keys, square in squares.items():
+    for key, square in squares.items():
         weights = (square / size).sqrt() if size else square
-        weights = weights.clamp_min(_LEAST_WEIGHT * weights.max()) if weights.any() else torch.ones_like(weights)
-        found |= dict.fromkeys(keys, weights)
+        found[key] = weights.clamp_min(_LEAST_WEIGHT * weights.max()) if weights.any() else torch.ones_like(weights)
     return found
 
 
 def _probed(
     entry: RecurrentEntry, networks: list[Recurrent], batch: Batch, generator: torch.Generator
-) -> tuple[list[Tensor], Tensor]:
-    """Gradients of the last layer's hidden states times random numbers, and these hidden states.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Squares of gradients of the last layer's hidden states times random numbers, and these hidden states.
 
     Returns:
-        For each layer and direction the gradients in ``z`` at all steps that count, shape ``(n, 4H)``, then those in
-        the projected ``h``, if it is projected; and the hidden states, shape ``(n, ..)``.
+        For each matrix, by its key, the squares of the gradients in its outputs, summed over all steps that count,
+        shape ``(outputs,)``, float64; and the hidden states, shape ``(n, ..)``.
     """
-    n_directions = 1 + entry.bidirectional
     lengths = torch.full((len(batch.x),), batch.x.shape[1]) if batch.lengths is None else batch.lengths
     packed = pack_padded_sequence(batch.x, lengths, batch_first=True, enforce_sorted=False)
-    below, size = packed.data, (n_directions, len(batch.x))
-    zeros = (
-        below.new_zeros(*size, entry.proj_size or entry.hidden_size),
-        below.new_zeros(*size, entry.hidden_size),
-    )
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-    recurrent: list[Tensor] = []
+    suffixes = ("_l0", "_l0_reverse")[: 1 + entry.bidirectional]
+    below = packed.data
+    sums: dict[str, list[Tensor]] = {}
     for layer, network in zip(layers_of(entry), networks, strict=True):
-        tensors = {name: tensor.detach() for name, tensor in network.lstm.named_parameters()}
-        suffixes = ("_l0", "_l0_reverse")[:n_directions]
-        z = [linear(below, tensors[f"weight_ih{suffix}"], bias_of(tensors, suffix)) for suffix in suffixes]
-        inputs += [each if each.requires_grad else each.requires_grad_() for each in z]
-        kinds = ("weight_hh", "weight_hr")
-        steps = [[tensors[f"{kind}{suffix}"] for kind in kinds if f"{kind}{suffix}" in tensors] for suffix in suffixes]
-        state = layer.state(batch.state)
-        ordered = zeros if state is None else (_in_order(state[0], packed), _in_order(state[1], packed))
-        below, _ = recur(torch.cat(z, dim=-1), ordered, steps, packed.batch_sizes)
-        outputs.append(below)
-        recurrent += [tensors[f"weight_hh{suffix}"] for suffix in suffixes]
+        tensors = {name: tensor.detach() for name, tensor in network.layer.named_parameters()}
+        state = _in_order(layer.state(batch.state) or network.zeros(batch.x), packed)
+        outputs = []
+        for n, suffix in enumerate(suffixes):
+            own = tuple(each[n] for each in state)
+            run = run_by_steps(entry, tensors, suffix, below, packed.batch_sizes, own, reverse=bool(n))
+            keys = (every[layer.positions][n : n + 1] for every in _keys_of(entry))
+            for key, each in zip(keys, ([run.inputs], run.recurrent, run.projected), strict=True):
+                sums |= dict.fromkeys(key, each)
+            outputs.append(run.outputs)
+        below = torch.cat(outputs, dim=-1)
     probe = torch.randn(below.shape, generator=generator, dtype=torch.float64).to(below.dtype)
-    projected = outputs if entry.proj_size else []
-    found = list(torch.autograd.grad((below * probe).sum(), [*inputs, *projected]))
-    in_z, in_outputs = found[: len(inputs)], found[len(inputs) :]
-    own = [part for both in in_outputs for part in both.chunk(n_directions, dim=-1)]
-    # An error of a projected h is passed on to the layer above, and to the next step.
-    in_h = [
-        part + _next_step(gradient, packed, reverse=bool(n % n_directions)) @ weight
-        for n, (part, gradient, weight) in enumerate(zip(own, in_z, recurrent, strict=bool(own)))
-    ]
-    return [*in_z, *in_h], below.detach()
+    gradients = iter(torch.autograd.grad((below * probe).sum(), [each for own in sums.values() for each in own]))
+    squares = {
+        key: torch.stack([next(gradients).double().square().sum(0) for _ in own]).sum(0) for key, own in sums.items()
+    }
+    return squares, below.detach()
 
 
-def _in_order(state: Tensor, packed: PackedSequence) -> Tensor:
+def _keys_of(entry: RecurrentEntry) -> tuple[tuple[str, ...], ...]:
+    return entry.input_keys, entry.recurrent_keys, entry.projection_keys
+
+
+def _in_order(state: State, packed: PackedSequence) -> State:
     """States of a batch in the order in which its sequences are packed."""
     order = packed.sorted_indices
-    return state if order is None else state.index_select(1, order)
-
-
-def _next_step(values: Tensor, packed: PackedSequence, *, reverse: bool) -> Tensor:
-    """At each step of packed sequences, the values of the step that follows in a direction; 0 where none does."""
-    padded, lengths = pad_packed_sequence(PackedSequence(values, packed.batch_sizes), batch_first=True)
-    following = torch.zeros_like(padded)
-    if reverse:
-        following[:, 1:] = padded[:, :-1]
-    else:
-        following[:, :-1] = padded[:, 1:]
-    return pack_padded_sequence(following, lengths, batch_first=True).data
+    return state if order is None else tuple(each.index_select(1, order) for each in state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,20 @@ from torch import Tensor
 from btcompress.calibration.inputs import Entry, matrices_of, rows_of
 from btcompress.calibration.lengths import by_length
 from btcompress.calibration.request import CalibrationRequest, SampleInputs
-from btcompress.checkpoint import LinearEntry, RecurrentEntry, check_plain, find_linear, find_recurrent
+from btcompress.checkpoint import (
+    Checkpoint,
+    CompressedCheckpoint,
+    LinearEntry,
+    RecurrentEntry,
+    check_plain,
+    find_linear,
+    tied_layers,
+)
+from btcompress.checkpoint.tied import Tied
 from btcompress.errors import BTCompressError, ShapeError
 from btcompress.finetune.data import Data, open_data, recorded_layers, split
 from btcompress.finetune.heads import deciding_head
-from btcompress.finetune.networks import check_inputs
+from btcompress.finetune.networks import check_inputs, kinds_of, named
 from btcompress.finetune.recorded import is_same_layer
 from btcompress.text import listed
 
@@ -30,12 +39,15 @@ class Source:
     Attributes:
         entry: the layer.
         data: sequences of its inputs.
-        head: the linear layer that takes an LSTM's outputs, where the file says which and it has no inputs of its own.
+        head: the linear layer that takes a recurrent layer's outputs, where the file says which and it has no inputs of
+            its own.
+        tied: the names, as layers, of a recurrent layer that has several, its own among them.
     """
 
     entry: Entry
     data: Data
     head: LinearEntry | None = None
+    tied: tuple[RecurrentEntry, ...] = ()
 
     @property
     def name(self) -> str:
@@ -47,6 +59,15 @@ class Source:
         """Of all matrices whose inputs are known."""
         return (*matrices_of(self.entry), *(() if self.head is None else (self.head.key,)))
 
+    def aliases(self, key: str) -> tuple[str, ...]:
+        """All keys of a matrix, where the layer has several names."""
+        own = self.entry.keys if isinstance(self.entry, RecurrentEntry) else ()
+        return tuple(each.keys[own.index(key)] for each in self.tied) if key in own else (key,)
+
+    def chosen(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Those of its matrices that are among these under any of their names."""
+        return tuple(key for key in self.keys if any(name in keys for name in self.aliases(key)))
+
     def split(self, request: CalibrationRequest, seed: int) -> tuple[Data, Data]:
         """The sequences to fit and train on, and those held back, each by length."""
         train, held = split(self.data, request.held_fraction, seed)
@@ -54,51 +75,64 @@ class Source:
 
 
 def sources_of(
-    tensors: Mapping[str, Tensor], inputs: Sequence[SampleInputs], keys: Collection[str] | None = None
+    checkpoint: Checkpoint | CompressedCheckpoint,
+    inputs: Sequence[SampleInputs],
+    keys: Collection[str] | None = None,
 ) -> tuple[Source, ...]:
-    """The layers that sample inputs are for, in the order of the checkpoint, LSTMs first.
+    """The layers that sample inputs are for, in the order of the checkpoint, recurrent ones first.
 
     Args:
-        tensors: the plain state dict; meta tensors serve.
+        checkpoint: holds them.
         inputs: the sample inputs.
-        keys: of the matrices asked for. Where it is not said which LSTM inputs are for, it is the only one with such
-            matrices; linear layers of a recorded file without any are left out.
+        keys: of the matrices asked for. Where it is not said which recurrent layer inputs are for, it is the only one
+            with such matrices; linear layers of a recorded file without any are left out.
 
     Raises:
-        CheckpointError: tensors lie beside those of an LSTM, so that its hidden states are not known.
+        CheckpointError: tensors lie beside those of a recurrent layer, so that its hidden states are not known.
         BTCompressError: there is no such layer, it is not clear which is meant, there are two inputs for one layer,
             or a file cannot be read.
         ShapeError: the inputs of a layer have other sizes.
     """
-    found = find_recurrent(tensors)
-    lstms = [entry for entry in found if isinstance(entry, RecurrentEntry)]
+    tensors = checkpoint.tensors if isinstance(checkpoint, Checkpoint) else checkpoint.outline()
+    found, tied = checkpoint.recurrent(), tied_layers(checkpoint)
     linear = list(find_linear(tensors, found))
     given: dict[Entry, SampleInputs] = {}
     for each in inputs:
-        for entry in _layers_for(each, lstms, linear, keys):
-            if entry in given:
+        for entry in _layers_for(each, tied, linear, keys):
+            same = tied[entry] if isinstance(entry, RecurrentEntry) else (entry,)
+            if other := next((one for one in same if one in given), None):
+                names = " and ".join(dict.fromkeys((_name(other), _name(entry))))
+                one = "" if other == entry else ", which are one and the same layer"
                 raise BTCompressError(
-                    f"{given[entry].data} and {each.data} are both for {_name(entry)}. Give one for each layer."
+                    f"{given[other].data} and {each.data} are both for {names}{one}. Give one for each layer."
                 )
             if isinstance(entry, RecurrentEntry):
                 check_plain(entry, "calibrating and measuring on its inputs", _WITHOUT)
             given[entry] = each
-    order: list[Entry] = [*lstms, *linear]
+    order: list[Entry] = [*tied, *linear]
     opened = {entry: _opened(given[entry], entry) for entry in order if entry in given}
-    return tuple(Source(entry, data, _head(tensors, entry, opened, keys)) for entry, data in opened.items())
+    return tuple(
+        Source(
+            entry,
+            data,
+            _head(tensors, entry, opened, keys),
+            tied[entry] if isinstance(entry, RecurrentEntry) else (),
+        )
+        for entry, data in opened.items()
+    )
 
 
 def _layers_for(
-    inputs: SampleInputs, lstms: Sequence[RecurrentEntry], linear: Sequence[LinearEntry], keys: Collection[str] | None
+    inputs: SampleInputs, tied: Tied, linear: Sequence[LinearEntry], keys: Collection[str] | None
 ) -> Iterator[Entry]:
-    entries: list[Entry] = [*lstms, *linear]
+    entries: list[Entry] = [*tied, *linear]
     recorded = recorded_layers(inputs.data)
     if inputs.layer is not None:
         named = [entry for entry in entries if entry.name == inputs.layer]
         if not named:
             raise BTCompressError(
-                f"there is no LSTM or linear layer named {inputs.layer!r} for {inputs.data}: those in the checkpoint "
-                f"are {_listed(entries)}. Name one of them: NAME={inputs.data}."
+                f"there is no {kinds_of([*tied])} or linear layer named {inputs.layer!r} for {inputs.data}: those in "
+                f"the checkpoint are {_listed(entries)}. Name one of them: NAME={inputs.data}."
             )
         yield named[0]
     elif recorded:
@@ -110,15 +144,25 @@ def _layers_for(
                 f"{inputs.data} holds inputs of {listed(recorded, _MOST_SHOWN)}, but none of them is a layer of "
                 f"the checkpoint, which has {_listed(entries)}. Say which one they are for."
             )
-        yield from (entry for entry in known if isinstance(entry, RecurrentEntry) or _is_asked(entry, keys))
+        yield from _once([entry for entry in known if isinstance(entry, RecurrentEntry)], tied)
+        yield from (entry for entry in known if isinstance(entry, LinearEntry) and _is_asked(entry, keys))
     else:
-        asked = [entry for entry in lstms if _is_asked(entry, keys)]
-        if len(lstms) != 1 and len(asked) != 1:
+        every = _once(tied, tied)
+        asked = _once([entry for entry in tied if _is_asked(entry, keys)], tied)
+        if len(every) != 1 and len(asked) != 1:
             raise BTCompressError(
-                f"it is not clear which LSTM {inputs.data} is for: they are {_listed(asked or lstms)}. "
-                f"Name one of them: NAME={inputs.data}."
+                f"it is not clear which {kinds_of(asked or every)} {inputs.data} is for: they are "
+                f"{_listed(asked or every)}. Name one of them: NAME={inputs.data}."
             )
-        yield asked[0] if len(asked) == 1 else lstms[0]
+        yield asked[0] if len(asked) == 1 else every[0]
+
+
+def _once(entries: Iterable[RecurrentEntry], tied: Tied) -> list[RecurrentEntry]:
+    """The entries, of those that are one and the same the first."""
+    found: dict[tuple[RecurrentEntry, ...], RecurrentEntry] = {}
+    for entry in entries:
+        found.setdefault(tied[entry], entry)
+    return list(found.values())
 
 
 def _is_asked(entry: Entry, keys: Collection[str] | None) -> bool:
@@ -157,4 +201,4 @@ def _listed(entries: Sequence[Entry]) -> str:
 
 
 def _name(entry: Entry) -> str:
-    return entry.name or ("the LSTM" if isinstance(entry, RecurrentEntry) else "the linear layer")
+    return named(entry) if isinstance(entry, RecurrentEntry) else entry.name or "the linear layer"

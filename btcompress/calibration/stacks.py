@@ -14,13 +14,13 @@ from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.networks import Recurrent, States
 from btcompress.finetune.tasks import HiddenStates
 
-#: Bytes of states that are kept of one LSTM.
+#: Bytes of states that are kept of all layers of one entry.
 MOST_KEPT = 1 << 30
 
 
 @dataclass(slots=True)
 class Room:
-    """What is left of the memory that the stacks of one LSTM share.
+    """What is left of the memory that the stacks of one entry share.
 
     Attributes:
         left: bytes.
@@ -30,7 +30,7 @@ class Room:
 
 
 class Stack:
-    """The lowest layers of an LSTM, fixed: what the uppermost of them gives on sequences, and the final states of all.
+    """The lowest layers of an entry, fixed: what the uppermost of them gives on sequences, and the final states of all.
 
     States are kept where sequences have names, as long as there is room; those of the stack below then leave it. What
     is kept depends in its last digits on the batch that it came from.
@@ -50,16 +50,16 @@ class Stack:
         self._kept: dict[tuple[str, int], States] = {}
 
     def states(self, batch: Batch) -> States:
-        """Hidden states of the uppermost layer, shape ``(B, T, ..)``, and final ``h`` and ``c`` of all layers.
+        """Hidden states of the uppermost layer, shape ``(B, T, ..)``, and final states of all layers.
 
         Args:
-            batch: sequences of the LSTM's inputs, ``T`` the steps of the longest; initial states are of all layers.
+            batch: sequences of the entry's inputs, ``T`` the steps of the longest; initial states are of all layers.
         """
         names = batch.names or ()
         if names and all(name in self._kept for name in names):
-            hidden, h, c = zip(*(self._kept[name] for name in names), strict=True)
+            hidden, *final = zip(*(self._kept[name] for name in names), strict=True)
             padded, device = pad_sequence(list(hidden), batch_first=True), batch.x.device
-            return padded.to(device), torch.stack(h, 1).to(device), torch.stack(c, 1).to(device)
+            return padded.to(device), *(torch.stack(each, 1).to(device) for each in final)
         states = self._run(batch)
         self._keep(names, batch.lengths, states)
         return states
@@ -69,9 +69,9 @@ class Stack:
         own, network = self.layer.state(batch.state), self.network.to(batch.x.device).eval()
         if self.below is None:
             return cast(States, network(batch.x, batch.lengths, own))
-        below, h, c = self.below.states(batch)
-        hidden, own_h, own_c = network(below, batch.lengths, own)
-        return hidden, torch.cat([h, own_h]), torch.cat([c, own_c])
+        below, *final = self.below.states(batch)
+        hidden, *own_final = network(below, batch.lengths, own)
+        return hidden, *(torch.cat(each) for each in zip(final, own_final, strict=True))
 
     def _keep(self, names: tuple[tuple[str, int], ...], lengths: Tensor | None, states: States) -> None:
         freed = 0 if self.below is None else self.below.size_of(names)
@@ -79,10 +79,10 @@ class Stack:
             return
         if self.below is not None:
             self.below.forget(names)
-        hidden, h, c = (state.cpu() for state in states)
+        hidden, *final = (state.cpu() for state in states)
         for n, name in enumerate(names):
             n_steps = hidden.shape[1] if lengths is None else int(lengths[n])
-            self._kept[name] = (hidden[n, :n_steps].clone(), h[:, n].clone(), c[:, n].clone())
+            self._kept[name] = (hidden[n, :n_steps].clone(), *(state[:, n].clone() for state in final))
             self.room.left -= _size(self._kept[name])
 
     def size_of(self, names: tuple[tuple[str, int], ...]) -> int:
@@ -105,7 +105,7 @@ class TaughtBatch(Batch):
     """Some sequences, and the states that are to be given on them.
 
     Attributes:
-        wanted: hidden states at all steps, and final ``h`` and ``c``.
+        wanted: hidden states at all steps, and final states.
     """
 
     wanted: States | None = None
@@ -113,14 +113,14 @@ class TaughtBatch(Batch):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taught:
-    """Inputs of an LSTM, or of one of its layers, with the states of the dense one.
+    """Inputs of an entry, or of one of its layers, with the states of the dense one.
 
     Attributes:
-        source: sequences of the LSTM's inputs.
-        teacher: the dense LSTM, or its layers up to this one.
+        source: sequences of the entry's inputs.
+        teacher: the dense entry, or its layers up to this one.
         device: to compute on.
         dtype: to compute in.
-        part: the layer; None for the whole LSTM.
+        part: the layer; None for the whole.
         below: what gives the layer its inputs, the layers below it; None for the first and for the whole.
     """
 
@@ -154,7 +154,7 @@ class Taught:
             return TaughtBatch(batch.x, None, batch.lengths, batch.names, batch.state, wanted)
         own = self.part.positions
         x = batch.x if self.below is None else self.below.states(batch)[0]
-        state, wanted = self.part.state(batch.state), (wanted[0], wanted[1][own], wanted[2][own])
+        state, wanted = self.part.state(batch.state), (wanted[0], *(each[own] for each in wanted[1:]))
         return TaughtBatch(x, None, batch.lengths, batch.names, state, wanted)
 
 
@@ -166,6 +166,4 @@ class GivenStates(HiddenStates):
 
     def wanted(self, batch: Batch) -> States:
         """Those of the batch."""
-        hidden, h, c = cast(States, cast(TaughtBatch, batch).wanted)
-        device = batch.x.device
-        return hidden.to(device), h.to(device), c.to(device)
+        return tuple(each.to(batch.x.device) for each in cast(States, cast(TaughtBatch, batch).wanted))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from btcompress.checkpoint.siblings import check_plain, oddity
     from btcompress.checkpoint.source import Source, digest
     from btcompress.checkpoint.tensors import find_aliases, same_bits
+    from btcompress.checkpoint.tied import tied_layers
     from btcompress.checkpoint.writer import check_storable, read_compressed, record_bench, write, write_dense
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "record_bench",
     "replacing",
     "same_bits",
+    "tied_layers",
     "write",
     "write_dense",
 ]
@@ -84,6 +86,7 @@ __getattr__ = on_first_use(
         "record_bench": "writer",
         "replacing": "atomic",
         "same_bits": "tensors",
+        "tied_layers": "tied",
         "write": "writer",
         "write_dense": "writer",
     },

@@ -221,12 +221,12 @@ class CompressedCheckpoint:
 
         What is one and the same tensor counts once, and in full where other matrices have it as well.
         """
-        return self._bytes_of(self._names_of(key))
+        return self._bytes_of(self.names_of(key))
 
     def precisions_of_matrix(self, key: str) -> tuple[Precision, ...]:
         """How the numbers of one chosen matrix are stored: each precision once, that of the most numbers first."""
         counts: dict[Precision, int] = {}
-        for name in self._names_of(key):
+        for name in self.names_of(key):
             tensor, how = self.tensors[name], self.stored.get(name)
             if tensor.is_floating_point():  # orders are no numbers of it
                 kind = tensor.dtype if how is None else precision(how)
@@ -235,7 +235,7 @@ class CompressedCheckpoint:
 
     def has_fewer_bits(self, key: str) -> bool:
         """Whether a matrix, or any of its cores and factors, is stored otherwise than as it is."""
-        return any(name in self.stored for name in self._names_of(key))
+        return any(name in self.stored for name in self.names_of(key))
 
     def is_same_but_for_precision(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor that was not chosen is this one of the dense checkpoint, rounded to what it is stored as.
@@ -262,7 +262,18 @@ class CompressedCheckpoint:
         """
         sizes = (matrix.shape.dense_params * matrix.dtype.itemsize for matrix in self.matrices.values())
         require(sum(sizes), f"The dense form of {self.source.name}", "Use it in block-term form (btcompress.apply).")
-        return {key: self._dense(key) if key in self.matrices else self.tensors[key] for key in self.keys}
+        formed: dict[tuple[int, ...], Tensor] = {}
+        dense = {}
+        for key in self.keys:
+            if key not in self.matrices:
+                dense[key] = self.tensors[key]
+                continue
+            # What is one under two names stays one.
+            same = tuple(self.tensors[name].data_ptr() for name in self.names_of(key))
+            if same not in formed:
+                formed[same] = self._dense(key)
+            dense[key] = formed[same]
+        return dense
 
     def dense_layout(self) -> Layout:
         """How the dense checkpoint was arranged, with all keys that are one tensor."""
@@ -287,7 +298,7 @@ class CompressedCheckpoint:
 
     def only(self, keys: Sequence[str]) -> CompressedCheckpoint:
         """The part of it that has these keys of the dense checkpoint alone, without history; tensors are shared."""
-        names = [name for key in keys for name in self._names_of(key)]
+        names = [name for key in keys for name in self.names_of(key)]
         return replace(
             self,
             tensors={name: self.tensors[name] for name in names},
@@ -329,7 +340,8 @@ class CompressedCheckpoint:
         """The same with other tensors, or with tensors stored otherwise.
 
         Args:
-            tensors: new values by name; all others stay.
+            tensors: new values by name; all others stay, but what was one with any of these and has none of its own
+                follows.
             stored: how tensors are stored from now on, by name; None for one that is stored as it is. Where no new
                 values are given, those of the tensor and of all that are tied to it become what is left of them so.
             rounded: matrices that are rounded from now on, or were measured anew, by key.
@@ -340,12 +352,38 @@ class CompressedCheckpoint:
         changed, kept = self._changed(tensors, stored)
         return replace(self, tensors=changed, stored=kept, rounded={**self.rounded, **(rounded or {})})
 
+    def with_twins(self, twins: Mapping[str, str]) -> CompressedCheckpoint:
+        """The same where keys have what other keys have: block terms, how a matrix is rounded, or the tensor.
+
+        Args:
+            twins: the other key of each; of a matrix that was not chosen under either nothing is changed.
+        """
+        tensors, matrices = dict(self.tensors), dict(self.matrices)
+        rounded, stored = dict(self.rounded), dict(self.stored)
+        for key, first in twins.items():
+            if (key in self.matrices) != (first in self.matrices):
+                continue
+            for held in (matrices, rounded):
+                held.pop(key, None)
+            for name in self.names_of(key):
+                tensors.pop(name)
+                stored.pop(name, None)
+            matrices |= {key: self.matrices[first]} if first in self.matrices else {}
+            rounded |= {key: self.rounded[first]} if first in self.rounded else {}
+            for name in self.names_of(first):
+                own = key + name.removeprefix(first)
+                tensors[own] = self.tensors[name]
+                stored |= {own: self.stored[name]} if name in self.stored else {}
+        return replace(self, tensors=tensors, matrices=matrices, rounded=rounded, stored=stored)
+
     def _changed(
         self, tensors: Mapping[str, Tensor] | None, stored: Mapping[str, Stored | None] | None
     ) -> tuple[dict[str, Tensor], dict[str, Stored]]:
         """All tensors, and how they are stored, once these are changed."""
         changed, given = dict(tensors or {}), dict(stored or {})
-        before = _tied(self.tensors) if given else {}
+        before = _tied(self.tensors)
+        for name, value in (tensors or {}).items():
+            changed |= {other: value for other in before.get(name, ()) if other not in (tensors or {})}
         for name, how in given.items():
             if how is not None and name in self.tensors and name not in (tensors or {}):
                 value = values_of(self.tensors[name], how)
@@ -356,7 +394,7 @@ class CompressedCheckpoint:
         kept = {name: how for name, how in {**self.stored, **follow, **given}.items() if how is not None}
         return merged, kept
 
-    def _names_of(self, key: str) -> tuple[str, ...]:
+    def names_of(self, key: str) -> tuple[str, ...]:
         """The names of all tensors that stand for a matrix, chosen or not."""
         if key not in self.matrices:
             return (key,)

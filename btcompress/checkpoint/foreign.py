@@ -14,7 +14,13 @@ from btcompress.checkpoint.source import Stretch
 from btcompress.dialects import Dialect, Found
 
 #: By the kind of file the module beside this one whose ``read_file`` reads it.
-_READERS: dict[str, str] = {"hdf5": "kerasfiles", "keras": "kerasfiles"}
+_READERS: dict[str, str] = {
+    "flax": "flaxfiles",
+    "hdf5": "kerasfiles",
+    "keras": "kerasfiles",
+    "mxnet": "mxnetfiles",
+    "onnx": "onnxfiles",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +32,14 @@ class Foreign:
         found: its recurrent layers, each with the dialect that it is written in, where the file itself says which there
             are; None where their names have to tell.
         notices: what a user should know about how it was read.
+        files: others that it keeps tensors in.
         checksums: of stretches of the file, not compared yet.
     """
 
     tensors: Mapping[str, Tensor]
     found: tuple[tuple[Dialect, Found], ...] | None = None
     notices: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
     checksums: Sequence[Stretch] = ()
 
 

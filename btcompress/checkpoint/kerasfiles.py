@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -63,7 +64,7 @@ def read_file(path: Path) -> Foreign:
     config = members.get("config.json")
     text = None if config is None else unpacked(path, config, _MOST_CONFIG).decode("utf-8", "replace")
     found = _foreign(_of_member(path, weights[0]), text, str(path))
-    return Foreign(found.tensors, found.found, found.notices, stored_checksums(members))
+    return replace(found, checksums=stored_checksums(members))
 
 
 def _of_member(path: Path, member: Member) -> Hdf5:

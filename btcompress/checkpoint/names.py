@@ -292,8 +292,8 @@ def _classify(prefix: str, layered: bool, group: Mapping[str, Tensor]) -> Recurr
         )
     type_ = _BY_GATES[gates]
     if projection is not None and (type_ != "lstm" or not layered):
-        class_name = f"{type_.upper()}{'' if layered else 'Cell'}"
-        return other(f"a {class_name} with a projection (weight_hr), which torch's does not have")
+        what = type_.upper() if layered else f"{type_.upper()} cell"
+        return other(f"{what} with a projection (weight_hr), which torch's does not have")
     entry = RecurrentEntry(
         prefix,
         _KINDS[type_][0 if layered else 1],

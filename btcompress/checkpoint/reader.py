@@ -122,10 +122,10 @@ def read(path: str | PathLike[str], container: str | None = None, *, strict: boo
         files = (path, *(path.parent / shard for shard in sorted(set(weight_map.values()))))
         flat, checksums = _read_shards(path, weight_map, container, strict=strict)
     elif is_foreign(kind):
-        files = (path,)
         if container is not None:
             raise CheckpointError(f"{path} holds one model: leave the container out.")
         foreign = read_foreign(path, kind)
+        files = (path, *foreign.files)
         flat, found = Flattened(dict(foreign.tensors), foreign.notices), foreign.found
         checksums = {path: foreign.checksums}
     else:

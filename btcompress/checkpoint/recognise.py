@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import zipfile
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from btcompress.checkpoint.safetensorsfiles import read_header
 from btcompress.errors import CheckpointError
 
-Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "hdf5", "keras"]
+Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "flax", "hdf5", "keras", "mxnet", "onnx"]
 
 #: The key of a result's description in the header of its ``.safetensors`` file.
 METADATA_KEY = "btcompress"
@@ -20,6 +21,12 @@ METADATA_KEY = "btcompress"
 #: The number that opens every file that torch.save wrote before zip archives, pickled.
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 
+#: The number that opens MXNet's lists of arrays, and eight bytes that it keeps for later.
+_MXNET = b"\x12\x01" + bytes(14)
+#: How a mapping begins in MessagePack, and how a text does.
+_MAPPING, _TEXT = re.compile(rb"[\x81-\x8f]|\xde..|\xdf....", re.DOTALL), re.compile(rb"[\xa0-\xbf\xd9\xda\xdb]")
+#: How the fields begin that may follow the version of an ONNX model: producer, domain, version, graph, operators.
+_AFTER_VERSION = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 #: What HDF5 files begin with, as Keras writes them.
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -35,6 +42,7 @@ _FOREIGN = (
         "Fetch them with `git lfs pull`",
     ),
     (4, b"TFL3", "a TensorFlow Lite model", "Only PyTorch weights can be read"),
+    (4, b"ORTM", "a model in ONNX Runtime's own format", "Use the .onnx file that it was made from"),
     (
         0,
         b"\x93NUMPY",
@@ -77,9 +85,14 @@ def recognise(path: Path) -> Kind:
             f"{path} is {content}, not a file written by torch.save. In your own code, save a state dict of "
             "tensors: torch.save({name: torch.as_tensor(value), ...}, 'weights.pt')."
         )
+    if head.startswith(_MXNET):
+        return "mxnet"
+    if _is_flax(head):
+        return "flax"
     if _is_text(head):
         return _recognise_text(path, head, size)
-    _refuse_protobuf(path, head)
+    if _is_onnx(path, head):
+        return "onnx"
     raise CheckpointError(
         f"{path} is no checkpoint that can be read: it is neither .safetensors nor written by torch.save. "
         "If it should be one, it is damaged: download or save it again."
@@ -159,12 +172,19 @@ def _recognise_text(path: Path, head: bytes, size: int) -> Kind:
     )
 
 
-def _refuse_protobuf(path: Path, head: bytes) -> None:
+def _is_flax(head: bytes) -> bool:
+    """Whether it is MessagePack that begins with a mapping of texts, as the parameters of Flax are."""
+    mapping = _MAPPING.match(head)
+    return mapping is not None and _TEXT.match(head, mapping.end()) is not None
+
+
+def _is_onnx(path: Path, head: bytes) -> bool:
     """ONNX and TensorFlow files have no magic number, but both begin with a small version number as field 1."""
-    if head[:1] != b"\x08" or head[1:2] > b"\x40" or head[2:3] not in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a"):
-        return
-    what = "a TensorFlow SavedModel" if head[1:2] == b"\x01" else "an ONNX model"
-    raise CheckpointError(f"{path} is {what}. Give the PyTorch checkpoint that it was exported from.")
+    if head[:1] != b"\x08" or head[1:2] > b"\x40" or head[2:3] not in _AFTER_VERSION:
+        return False
+    if head[1:2] == b"\x01":
+        raise CheckpointError(f"{path} is a TensorFlow SavedModel. Save the weights of the model in it with Keras.")
+    return True
 
 
 def _is_text(data: bytes) -> bool:

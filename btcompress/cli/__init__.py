@@ -29,7 +29,7 @@ _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="btcompress",
-    help="Compress trained LSTMs: write their weight matrices in block-term form.",
+    help="Compress trained LSTMs, GRUs and RNNs: write their weight matrices in block-term form.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

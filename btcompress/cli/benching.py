@@ -29,7 +29,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Measure this LSTM alone. Default: all with block terms.",
+            help="Measure this recurrent layer alone. Default: all with block terms.",
             show_default=False,
             rich_help_panel=TAKE,
         ),
@@ -50,7 +50,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME[,NAME]",
-            help="What runs the LSTMs: torch, onnx (ONNX Runtime, dense and block terms, each in int8 too), or both.",
+            help="What runs the layers: torch, onnx (ONNX Runtime, dense and block terms, each in int8 too), or both.",
             rich_help_panel=EFFORT,
         ),
     ] = "torch",
@@ -63,7 +63,7 @@ def bench(
     ] = None,
     seconds: Annotated[
         float,
-        typer.Option(help="How long to measure each LSTM, batch size and number of steps.", rich_help_panel=EFFORT),
+        typer.Option(help="How long to measure each layer, batch size and number of steps.", rich_help_panel=EFFORT),
     ] = 2.0,
     seed: Seed = 0,
     record: Annotated[
@@ -76,7 +76,7 @@ def bench(
     ] = False,
     json: JSON = False,
 ) -> None:
-    """Measure how fast a result's LSTMs run on this machine, beside the dense ones, and what memory that takes."""
+    """Measure how fast a result's recurrent layers run here, beside the dense ones, and what memory that takes."""
     from btcompress import benching, display
     from btcompress.checkpoint import read
 

@@ -34,8 +34,8 @@ def export(
         Target,
         typer.Option(
             "--to",
-            help="onnx: a graph of each LSTM, for ONNX Runtime and others; dense: a checkpoint for the code that the "
-            "model was trained with; torch: a program of each LSTM, for torch alone.",
+            help="onnx: a graph of each recurrent layer, for ONNX Runtime and others; dense: a checkpoint for the code "
+            "that the model was trained with; torch: a program of each, for torch alone.",
             show_default=False,
         ),
     ],
@@ -43,8 +43,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Export this LSTM alone (onnx, torch). Default: all that have a matrix that was factorized or "
-            "rounded.",
+            help="Export this recurrent layer alone (onnx, torch). Default: all that have a matrix that was factorized "
+            "or rounded.",
             show_default=False,
             rich_help_panel=TAKE,
         ),
@@ -92,10 +92,10 @@ def export(
         ),
     ] = None,
     onnx_form: Annotated[
-        Literal["auto", "lstm", "scan"] | None,
+        Literal["auto", "operator", "scan", "lstm"] | None,
         typer.Option(
-            help="Write every layer with ONNX's LSTM operator, or with Scan over its steps. Default: auto, the one "
-            "that is expected to be faster.",
+            help="Write every layer with ONNX's operator for it (LSTM, GRU, RNN), or with Scan over its steps; "
+            "lstm says the same as operator. Default: auto, the one that is expected to be faster.",
             show_default=False,
             rich_help_panel=_GRAPH,
         ),
@@ -122,7 +122,7 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            help="File to write; of several LSTMs OUT.NAME.onnx for each. Default: COMPRESSED with .onnx, .pt2, or "
+            help="File to write; of several layers OUT.NAME.onnx for each. Default: COMPRESSED with .onnx, .pt2, or "
             ".dense.pt or .dense.safetensors for its ending.",
             show_default=False,
             rich_help_panel=OUTPUT,

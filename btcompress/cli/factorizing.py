@@ -54,8 +54,8 @@ class FitChoices:
         int,
         typer.Option(
             min=0,
-            help="Passes over the sample inputs that train all layers of an LSTM together, once they are fitted to "
-            "them; each of several layers is trained by itself before, with half as many. 0: none.",
+            help="Passes over the sample inputs that train all layers of an LSTM, GRU or RNN together, once they are "
+            "fitted to them; each of several layers is trained by itself before, with half as many. 0: none.",
             rich_help_panel=INPUTS,
         ),
     ] = 10
@@ -108,7 +108,7 @@ def factorize(
     save_recipe: SaveRecipe = None,
     json: JSON = False,
 ) -> None:
-    """Write matrices of a checkpoint in block-term form, in fewer bits, or both: its LSTMs', and others if asked to."""
+    """Write matrices of a checkpoint in block-term form, in fewer bits, or both: recurrent, and linear if asked to."""
     from btcompress import compression, display, reporting
     from btcompress.checkpoint import check_target
 

@@ -74,7 +74,8 @@ Matrices = Annotated[
     str,
     typer.Option(
         metavar="KIND[,KIND...]",
-        help="Kinds of matrices: input (an LSTM's weight_ih), recurrent (its weight_hh and weight_hr), linear layers.",
+        help="Kinds of matrices: input (weight_ih of an LSTM, GRU or RNN), recurrent (its weight_hh and weight_hr), "
+        "linear layers.",
         rich_help_panel=TAKE,
     ),
 ]
@@ -104,7 +105,7 @@ LSTMOption = Annotated[
     typer.Option(
         "--lstm",
         metavar="NAME",
-        help="The LSTM that the sample inputs are for, instead of NAME= before a file.",
+        help="The recurrent layer that the sample inputs are for, instead of NAME= before a file.",
         show_default=False,
         rich_help_panel=INPUTS,
     ),
@@ -277,7 +278,7 @@ class JobOptions:
         bool,
         typer.Option(
             "--order-units",
-            help="Reorder rows and columns, or an LSTM's hidden units, where that is worth the integers it takes.",
+            help="Reorder rows and columns, or the hidden units of a layer, where that is worth the integers it takes.",
             rich_help_panel=SMALL,
         ),
     ] = False
@@ -285,8 +286,8 @@ class JobOptions:
         list[str] | None,
         typer.Option(
             metavar="[LAYER=]FILE",
-            help="Sequences of the inputs of an LSTM or a linear layer, without labels, as btcompress.recording writes "
-            "them, or MODULE:FACTORY: forms are chosen and fitted by what they give on these. Repeatable.",
+            help="Sequences of the inputs of a recurrent or linear layer, without labels, as btcompress.recording "
+            "writes them, or MODULE:FACTORY: forms are chosen and fitted by what they give on these. Repeatable.",
             show_default=False,
             rich_help_panel=INPUTS,
         ),
@@ -351,7 +352,7 @@ def given_inputs(option: str, texts: list[str] | None, scale: str, lstm: str | N
     """Sample inputs, as an option gives them, once or several times.
 
     Raises:
-        BTCompressError: there are none, and yet it is said how to take them; or one LSTM is named for several.
+        BTCompressError: there are none, and yet it is said how to take them; or one layer is named for several.
     """
     from dataclasses import replace
 
@@ -368,5 +369,5 @@ def given_inputs(option: str, texts: list[str] | None, scale: str, lstm: str | N
     if lstm is None:
         return inputs
     if len(inputs) > 1 or inputs[0].layer is not None:
-        raise BTCompressError(f"--lstm names one LSTM for one file. Write {option} NAME=FILE for each instead.")
+        raise BTCompressError(f"--lstm names one layer for one file. Write {option} NAME=FILE for each instead.")
     return (replace(inputs[0], layer=lstm),)

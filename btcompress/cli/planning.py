@@ -82,7 +82,7 @@ def inspect(
     strict: Strict = False,
     json: JSON = False,
 ) -> None:
-    """Show what a checkpoint holds: its LSTMs, and what each matrix would cost at these ranks and bits."""
+    """Show what a checkpoint holds: its recurrent layers, and what each matrix would cost at these ranks and bits."""
     from btcompress import compression, display
     from btcompress.recipe import FactorizeStep
 

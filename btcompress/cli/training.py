@@ -56,7 +56,7 @@ def finetune(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Train this LSTM alone, on its inputs, to give the teacher's hidden states.",
+            help="Train this recurrent layer alone, on its inputs, to give the teacher's hidden states.",
             rich_help_panel=TEACH,
         ),
     ] = None,

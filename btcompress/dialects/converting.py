@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from btcompress.dialects import (
+    allennlp,
+    batchnorm,
+    flax,
+    gatewise,
+    haste,
+    mxnet,
+    quantizable,
+    torchaudio,
+    torchscript,
+    unconverted,
+)
 from btcompress.dialects.found import Converted, Dialect, Refused
 from btcompress.dialects.keras import KERAS
 from btcompress.dialects.tensorflow1 import TENSORFLOW1
@@ -15,7 +27,20 @@ from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
 
 #: All that are known, each in a file of its own; the first that finds a layer has it.
-DIALECTS: tuple[Dialect, ...] = (KERAS, TENSORFLOW1)
+DIALECTS: tuple[Dialect, ...] = (
+    allennlp.DIALECT,
+    torchaudio.DIALECT,
+    quantizable.DIALECT,
+    torchscript.DIALECT,
+    batchnorm.DIALECT,
+    haste.DIALECT,
+    KERAS,
+    TENSORFLOW1,
+    flax.DIALECT,
+    mxnet.DIALECT,
+    gatewise.DIALECT,
+    unconverted.DIALECT,
+)
 
 _MOST_SHOWN = 8
 
@@ -52,11 +77,13 @@ def convert(tensors: Mapping[str, Tensor], label: str, dialects: Sequence[Dialec
     """
     found: list[tuple[Dialect, Converted | Refused]] = []
     taken: set[str] = set()
+    names: set[str] = set()
     for dialect in dialects:
         for layer in dialect.find(tensors):
-            if taken.isdisjoint(layer.keys):
+            if taken.isdisjoint(layer.keys) and not (isinstance(layer, Converted) and _is_there(layer, names, tensors)):
                 found.append((dialect, layer))
                 taken |= set(layer.keys)
+                names.add(layer.name)
     return converted(tensors, found, label)
 
 
@@ -103,6 +130,13 @@ def converted(
         {layer.name: layer.nonlinearity for _, layer in foreign if layer.nonlinearity is not None},
         {layer.name: name for name, layer in foreign},
     )
+
+
+def _is_there(layer: Converted, names: Collection[str], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether another layer has the name that it is to get."""
+    prefix = f"{layer.name}." if layer.name else ""
+    keys = {f"{prefix}weight_ih", f"{prefix}weight_ih_l0"} - set(layer.keys)
+    return layer.name in names or not keys.isdisjoint(tensors)
 
 
 def _identity(tensor: Tensor) -> Hashable:

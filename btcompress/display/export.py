@@ -50,11 +50,11 @@ def _error(value: float | None) -> str:
 
 def _form_lines(forms: Mapping[str, str]) -> Iterator[str]:
     """How layers are written, those that are written alike on one line."""
-    operators = {"lstm": "LSTM operator", "scan": "Scan over steps"}
     for form in dict.fromkeys(forms.values()):
-        yield f"  {', '.join(suffix for suffix, own in forms.items() if own == form)}: {operators.get(form, form)}"
+        how = "Scan over steps" if form == "scan" else f"{form.upper()} operator"
+        yield f"  {', '.join(suffix for suffix, own in forms.items() if own == form)}: {how}"
 
 
 def _sentence(file: Mapping[str, Any], text: str, n_files: int) -> str:
-    """A sentence, with the LSTM that it is of where there are several."""
+    """A sentence, with the layer that it is of where there are several."""
     return text if n_files == 1 else f"{_name(file)}: {text}"

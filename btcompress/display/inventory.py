@@ -10,31 +10,32 @@ from btcompress.memory import size_text
 from btcompress.wording import form_lines, precision_words, rank_text, ratio_text
 
 if TYPE_CHECKING:
-    from btcompress.checkpoint import Checkpoint
+    from btcompress.checkpoint import Checkpoint, RecurrentEntry
     from btcompress.plan import Plan, PlannedMatrix, PlannedRounding
     from btcompress.shapes import MatrixShape
 
 
 def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Print what a checkpoint holds: its LSTMs, what looks alike, and what each matrix would cost."""
+    """Print what a checkpoint holds: its recurrent layers, what looks alike, and what each matrix would cost."""
     console = make_console()
     source = checkpoint.source
     counts = f"{len(checkpoint.tensors)} tensors, {source.n_params:,} parameters, {size_text(source.n_bytes)}"
     show_line(f"{source.name}: {counts}")
-    table = NumberTable(["LSTM", "inputs", "hidden", "layers", "directions", "projection", "biases"])
-    for lstm in plan.recurrent:
+    table = NumberTable(["layer", "class", "inputs", "hidden", "layers", "directions", "projection", "biases"])
+    for layer in plan.recurrent:
         table.add_row(
-            f"{lstm.name or '(top)'}{' (cell)' if lstm.kind == 'cell' else ''}",
-            *(f"{number:,}" for number in (lstm.input_size, lstm.hidden_size, lstm.num_layers)),
-            "2" if lstm.bidirectional else "1",
-            f"{lstm.proj_size:,}" if lstm.proj_size else "none",
-            "yes" if lstm.bias else "no",
+            layer.name or "(top)",
+            f"{layer.class_name} (relu)" if layer.nonlinearity == "relu" else layer.class_name,
+            *(f"{number:,}" for number in (layer.input_size, layer.hidden_size, layer.num_layers)),
+            "2" if layer.bidirectional else "1",
+            f"{layer.proj_size:,}" if layer.proj_size else "none",
+            "yes" if layer.bias else "no",
         )
     if plan.recurrent:
         show_table(console, table)
     else:
-        show_line("No LSTM found.")
-    show_list(console, "No LSTM", [f"{other.name or '(top)'}: {other.reason}." for other in plan.others])
+        show_line("No LSTM, GRU or plain RNN found.")
+    show_list(console, "Not taken", [f"{other.name or '(top)'}: {other.reason}." for other in plan.others])
     show_plan(checkpoint, plan)
 
 
@@ -71,19 +72,10 @@ def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
         "name": source.name,
         "params": source.n_params,
         "bytes": source.n_bytes,
-        "lstms": [
-            {
-                "name": lstm.name,
-                "kind": lstm.kind,
-                "input_size": lstm.input_size,
-                "hidden_size": lstm.hidden_size,
-                "num_layers": lstm.num_layers,
-                "bidirectional": lstm.bidirectional,
-                "proj_size": lstm.proj_size,
-                "bias": lstm.bias,
-                "siblings": list(lstm.siblings),
-            }
-            for lstm in plan.recurrent
+        "lstms": [_layer_json(layer) for layer in plan.recurrent if layer.type == "lstm"],
+        "grus": [_layer_json(layer) for layer in plan.recurrent if layer.type == "gru"],
+        "rnns": [
+            _layer_json(layer) | {"nonlinearity": layer.nonlinearity} for layer in plan.recurrent if layer.type == "rnn"
         ],
         "others": [{"name": other.name, "kind": other.kind, "reason": other.reason} for other in plan.others],
         "matrices": _matrices_json(checkpoint, plan),
@@ -91,6 +83,20 @@ def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:
         "notices": [*checkpoint.notices, *plan.told],
     }
     show_json(value)
+
+
+def _layer_json(layer: RecurrentEntry) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "input_size": layer.input_size,
+        "hidden_size": layer.hidden_size,
+        "num_layers": layer.num_layers,
+        "bidirectional": layer.bidirectional,
+        "proj_size": layer.proj_size,
+        "bias": layer.bias,
+        "siblings": list(layer.siblings),
+    }
 
 
 def form_json(name: str, shape: MatrixShape) -> dict[str, Any]:

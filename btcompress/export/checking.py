@@ -67,10 +67,10 @@ def session(path: Path, *, threads: int = 0, takes_turns: bool = False) -> onnxr
 def drawn_inputs(
     entry: RecurrentEntry, steps: int = _STEPS, batch: int = _BATCH, *, batch_first: bool, lengths: bool = False
 ) -> dict[str, Tensor]:
-    """Random inputs of an exported LSTM in float32, by name, states among them.
+    """Random inputs of an exported layer in float32, by name, states among them.
 
     Args:
-        entry: which LSTM.
+        entry: which layer.
         steps: ``T``.
         batch: ``B``.
         batch_first: whether ``x`` is ``(B, T, I)``.
@@ -82,7 +82,7 @@ def drawn_inputs(
     sizes = {
         "x": (*lead, entry.input_size),
         "h0": (n_states, batch, entry.proj_size or entry.hidden_size),
-        "c0": (n_states, batch, entry.hidden_size),
+        **({"c0": (n_states, batch, entry.hidden_size)} if entry.n_states > 1 else {}),
     }
     inputs = {name: torch.randn(*size, generator=generator) for name, size in sizes.items()}
     if lengths:
@@ -91,8 +91,8 @@ def drawn_inputs(
 
 
 def module_outputs(module: ExportedLayer, inputs: Mapping[str, Tensor], *, batch_first: bool) -> list[Tensor]:
-    """What an LSTM gives: ``y``, ``hn`` and ``cn``."""
-    lengths, states = inputs.get("lengths"), (inputs["h0"], inputs["c0"])
+    """What a layer gives: outputs and final states."""
+    lengths, states = inputs.get("lengths"), [inputs[name] for name in ("h0", "c0") if name in inputs]
     with torch.no_grad(), warnings.catch_warnings():
         # Torch then takes its own kernel, as it should.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
@@ -100,8 +100,8 @@ def module_outputs(module: ExportedLayer, inputs: Mapping[str, Tensor], *, batch
             return list(module(inputs["x"], *states))
         steps = inputs["x"].shape[1 if batch_first else 0]
         packed = pack_padded_sequence(inputs["x"], lengths, batch_first=batch_first, enforce_sorted=False)
-        outputs, (hn, cn) = module.lstm(packed, states)
-        return [pad_packed_sequence(outputs, batch_first=batch_first, total_length=steps)[0], hn, cn]
+        outputs, *final = module.run(packed, *states)
+        return [pad_packed_sequence(outputs, batch_first=batch_first, total_length=steps)[0], *final]
 
 
 def run(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -111,11 +111,11 @@ def run(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def check_outputs(path: Path, module: ExportedLayer, inputs: Mapping[str, Tensor], *, batch_first: bool) -> float:
-    """Compare a graph with an LSTM.
+    """Compare a graph with a layer.
 
     Args:
         path: the graph.
-        module: the LSTM; it is converted to float64 and stays so.
+        module: the layer; it is converted to float64 and stays so.
         inputs: by name.
         batch_first: whether ``x`` is ``(B, T, I)``.
 
@@ -147,12 +147,12 @@ def relative_error(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> fl
 
 
 def layer_error(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """The same of an LSTM's ``y``, ``hn`` and ``cn``: ``hn`` is of the size of ``y``, of which it has a few steps."""
-    (y, hn, cn), (right_y, right_hn, right_cn) = outputs, reference
+    """The same of a layer's ``y`` and states: ``hn`` is of the size of ``y``, of which it has a few steps."""
+    (y, hn, *rest), (right_y, right_hn, *right_rest) = outputs, reference
     if y.shape != right_y.shape or hn.shape != right_hn.shape:
         return torch.inf
     both, right = (torch.cat([each.flatten() for each in pair]) for pair in ((y, hn), (right_y, right_hn)))
-    return relative_error([both, cn], [right, right_cn])
+    return relative_error([both, *rest], [right, *right_rest])
 
 
 def most_of_rounding(own_error: float) -> float:

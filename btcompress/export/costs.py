@@ -1,13 +1,14 @@
 """How long the forms of a layer take in ONNX Runtime, and the one that is expected to be the fastest.
 
 Times are sums of what there is to do, each times a constant of the operator that does it. The constants were fitted to
-what ``tests/benchmarks/onnx_speed.py`` measured with one thread of a CPU, and are printed by it.
+what ``tests/benchmarks/onnx_speed.py`` measured of LSTMs with one thread of a CPU, and are printed by it. Other cells
+are taken to differ by the number of their gates alone.
 """
 
 from __future__ import annotations
 
 from btcompress.errors import BTCompressError
-from btcompress.export.forms import Form, possible_forms
+from btcompress.export.forms import Form, has_operator, possible_forms
 from btcompress.export.request import GraphRequest
 from btcompress.export.weights import Direction, Weight
 from btcompress.nn.costs import NEAR, Quantities, chain_work, estimated
@@ -29,12 +30,14 @@ _CONSTANTS: dict[str, Quantities] = {
         links=2.22,
     ),
 }
+#: Gates of the cell that they were measured of.
+_GATES = 4
 
 
 def seconds(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> float:
     """Estimated seconds of one run of a direction."""
     found = quantities(form, direction, hidden_size, request)
-    return estimated(_CONSTANTS[form.steps], found)
+    return estimated(_CONSTANTS["scan" if form.steps == "scan" else "lstm"], found)
 
 
 def quantities(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> Quantities:
@@ -46,7 +49,7 @@ def quantities(form: Form, direction: Direction, hidden_size: int, request: Grap
     return Quantities(
         call=1,
         step=steps,
-        gate=rows * hidden_size,
+        gate=rows * hidden_size * len(direction.cell.gates) / _GATES,
         product=rows * recurrent / 1e6,
         read=steps * recurrent / 1e6,
         far=steps * max(0.0, recurrent - NEAR) / 1e6,
@@ -76,8 +79,14 @@ def choose_form(direction: Direction, hidden_size: int, request: GraphRequest) -
     found = min(forms, key=lambda form: seconds(form, direction, hidden_size, request), default=None)
     if found is None:
         raise BTCompressError(
-            f"the layer of {direction.w.name} cannot be written with ONNX's LSTM operator: it has no projections, and "
-            "takes dense matrices, which are not formed where they are very large. Leave the form to be chosen, or "
-            "take scan."
+            f"the layer of {direction.w.name} cannot be written with ONNX's {direction.cell.operator} operator: "
+            f"{_obstacle(direction, request)}. Leave the form to be chosen, or take scan."
         )
     return found
+
+
+def _obstacle(direction: Direction, request: GraphRequest) -> str:
+    """Why there is no operator for a direction."""
+    if not has_operator(direction, request) and direction.p is None:
+        return f"ONNX Runtime has no {direction.cell.operator} in integers"
+    return "it has no projections, and takes dense matrices, which are not formed where they are very large"

@@ -19,8 +19,8 @@ class Form:
 
     Attributes:
         steps: by which operator.
-        inputs: what multiplies the inputs, for all steps at once. The ``LSTM`` operator does it with a dense matrix, or
-            with the left factor of a low-rank one.
+        inputs: what multiplies the inputs, for all steps at once. An operator does it with a dense matrix, or with the
+            left factor of a low-rank one.
         recurrent: what multiplies the hidden states, step by step.
     """
 
@@ -32,20 +32,25 @@ class Form:
 def possible_forms(direction: Direction, request: GraphRequest) -> Iterator[Form]:
     """All forms of a direction that are asked for, in the order of preference.
 
-    The operator has no projections, and takes dense matrices for the states. What it would have to be given may be too
-    large to be formed, and integers of what is formed take more bytes than those of factors: they are for whom asks for
-    the operator.
+    ONNX's operators have no projections, and take dense matrices for the states. What they would have to be given may
+    be too large to be formed, and integers of what is formed take more bytes than those of factors: they are for whom
+    asks for the operator, if it is one that can be in integers.
     """
     recurrent = [weight for weight in (direction.u, direction.p) if weight is not None]
     operands = operands_of(recurrent, request)
-    if request.form != "scan" and direction.p is None and "dense" in operands:
+    if request.form != "scan" and has_operator(direction, request) and "dense" in operands:
         low_rank = direction.w.shape is not None and is_low_rank(direction.w.shape)
         if low_rank or "dense" in operands_of([direction.w], request):
-            yield Form("lstm", "factors" if low_rank else "dense", "dense")
-    if request.form != "lstm":
+            yield Form(direction.cell.steps, "factors" if low_rank else "dense", "dense")
+    if request.form != "operator":
         for inputs in operands_of([direction.w], request):
             for states in operands:
                 yield Form("scan", inputs, states)
+
+
+def has_operator(direction: Direction, request: GraphRequest) -> bool:
+    """Whether there is an operator for the steps of a direction."""
+    return direction.p is None and (direction.cell.in_integers or not request.int8)
 
 
 def operands_of(weights: list[Weight], request: GraphRequest) -> tuple[Operand, ...]:
@@ -54,5 +59,5 @@ def operands_of(weights: list[Weight], request: GraphRequest) -> tuple[Operand, 
     if not shapes:
         return ("dense",)
     small = all(shape.dense_params <= _MOST_FORMED for shape in shapes)
-    formed = small and (not request.int8 or request.form == "lstm")
+    formed = small and (not request.int8 or request.form == "operator")
     return ("factors", "dense") if formed else ("factors",)

@@ -1,4 +1,4 @@
-"""The LSTMs of a result as ONNX files, each checked before it takes its name."""
+"""The recurrent layers of a result as ONNX files, each checked before it takes its name."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def export_graphs(
     force: bool = False,
     on_graph: OnGraph | None = None,
 ) -> tuple[ExportedGraph, ...]:
-    """Write each LSTM of a result as an ONNX graph, its factors as factors.
+    """Write each LSTM, GRU and plain RNN of a result as an ONNX graph, its factors as factors.
 
     Inputs are ``x`` ``(T, B, I)``, ``h0`` and ``c0`` ``(layers * directions, B, H)``, and ``lengths`` ``(B,)`` where it
-    is asked for; outputs are ``y`` ``(T, B, directions * H)``, ``hn`` and ``cn``. All are float32, lengths int64, and
-    ``T`` and ``B`` may be any. A cell is a layer of any number of steps.
+    is asked for; outputs are ``y`` ``(T, B, directions * H)``, ``hn`` and ``cn``. LSTMs alone have ``c0`` and ``cn``.
+    All are float32, lengths int64, and ``T`` and ``B`` may be any. A cell is a layer of any number of steps.
 
     Args:
         compressed: a result file, or what :func:`btcompress.load` or :func:`btcompress.factorize` gave.
-        path: the file; with several LSTMs, ``OUT.NAME.onnx`` of ``OUT.onnx`` for each.
+        path: the file; with several layers, ``OUT.NAME.onnx`` of ``OUT.onnx`` for each.
         request: how they are to be written.
         lstm: the name of the only one; None for all that have a matrix that was factorized or rounded.
         force: replace existing files.
@@ -132,7 +132,7 @@ def _warnings(error: float, n_bytes: int, n_bytes_before: int) -> Iterator[str]:
     """What to know of a graph that computes in integers: its error and its size, beside that which does not."""
     if not error < _LARGE:
         yield (
-            f"computed in integers, outputs on random inputs are off by {error:.0%} of the largest. Some LSTMs do not "
+            f"computed in integers, outputs on random inputs are off by {error:.0%} of the largest. Some layers do not "
             "bear that: measure your task before you use it."
         )
     if n_bytes >= n_bytes_before:
@@ -143,29 +143,29 @@ def _warnings(error: float, n_bytes: int, n_bytes_before: int) -> Iterator[str]:
 
 
 def graph_of(weights: Weights, request: GraphRequest) -> tuple[onnx.ModelProto, dict[str, Steps], int]:
-    """The graph of an LSTM, how each layer is written, and the opset."""
+    """The graph of a recurrent layer, how each layer is written, and the opset."""
     import onnx_ir as ir
 
     nodes = Nodes()
     n_states = len(weights.layers) * weights.n_directions
     lead = ("B", "T") if request.batch_first else ("T", "B")
-    x = value("x", *lead, weights.input_size)
-    sizes: dict[str, tuple[int | str, ...]] = {"y": (*lead, weights.n_directions * weights.output_size)}
-    for letter, size in (("h", weights.output_size), ("c", weights.hidden_size)):
-        sizes |= {f"{letter}0": (n_states, "B", size), f"{letter}n": (n_states, "B", size)}
-    h0, c0 = (value(name, *sizes[name]) for name in ("h0", "c0"))
-    inputs, lengths = [x, h0, c0], None
+    x, y = (
+        value(name, *lead, size)
+        for name, size in (("x", weights.input_size), ("y", weights.n_directions * weights.output_size))
+    )
+    sizes = {"h": weights.output_size, "c": weights.hidden_size}
+    before, after = (
+        [value(f"{letter}{end}", n_states, "B", sizes[letter]) for letter in weights.cell.states] for end in "0n"
+    )
+    inputs, lengths = [x, *before], None
     if request.lengths:
         lengths = value("lengths", "B", dtype="INT64")
         inputs.append(lengths)
-    found, forms = written(nodes, weights, request, x, h0, c0, lengths)
-    outputs = []
-    for name, each in zip(("y", "hn", "cn"), found, strict=True):
-        typed = value(name, *sizes[name])
-        each.name, each.type, each.shape = name, typed.type, typed.shape
-        outputs.append(each)
+    outputs, forms = written(nodes, weights, request, x, before, lengths)
+    for each, typed in zip(outputs, (y, *after), strict=True):
+        each.name, each.type, each.shape = typed.name, typed.type, typed.shape
     model = ir.Model(
-        nodes.graph("lstm", inputs, outputs),
+        nodes.graph(weights.cell.steps, inputs, outputs),
         ir_version=_IR_VERSIONS[nodes.opset],
     )
     return proto_of(model), dict(forms), nodes.opset

@@ -96,7 +96,7 @@ class Inlining:
     def _layer(self, name: str, node: ir.Node, inputs: list[ir.Value]) -> list[ir.Value]:
         module, layer = self.modules[name], node.attributes["layer"].as_string()
         if isinstance(module, BTLinear):
-            raise TypeError(f"{name} is no LSTM")
+            raise TypeError(f"{name} is no recurrent layer")
         batch_first = bool(node.attributes["batch_first"].as_int())
         steps, batch = self.sizes[name, layer]
         request = replace(
@@ -106,11 +106,12 @@ class Inlining:
             batch_first=batch_first,
         )
         weights = Weights.of_module(name, module)
-        if not isinstance(module, nn.LSTM):
+        if not isinstance(module, nn.RNNBase):
             weights = weights.layer(list(module.layers()).index(layer))
         shape = inputs[0].shape
         one_step = shape is not None and shape[1 if batch_first else 0] == 1
-        outputs, forms = written(self.nodes, weights, request, *inputs, one_step=one_step)
+        x, *states = inputs
+        outputs, forms = written(self.nodes, weights, request, x, states, one_step=one_step)
         prefix = f"{name}." if name else ""
         self.forms |= {f"{prefix}{suffix}": form for suffix, form in forms.items()}
         return list(outputs)

@@ -1,8 +1,8 @@
-"""All layers of an LSTM as nodes of a graph."""
+"""All layers of an LSTM, a GRU or a plain RNN as nodes of a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from btcompress.export.costs import choose_form
@@ -15,36 +15,32 @@ from btcompress.export.weights import Weights
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: Values of a graph: ``y``, ``hn`` and ``cn``.
-Outputs = tuple["ir.Value", "ir.Value", "ir.Value"]
-
 
 def written(
     nodes: Nodes,
     weights: Weights,
     request: GraphRequest,
     x: ir.Value,
-    h0: ir.Value,
-    c0: ir.Value,
+    states: Sequence[ir.Value],
     lengths: ir.Value | None = None,
     *,
     one_step: bool = False,
-) -> tuple[Outputs, Mapping[str, Steps]]:
-    """An LSTM as nodes.
+) -> tuple[tuple[ir.Value, ...], Mapping[str, Steps]]:
+    """A recurrent layer as nodes.
 
     Args:
         nodes: of the graph, to which they are added.
         weights: matrices and biases.
         request: how it is to be written.
         x: inputs, ``(T, B, I)``, or ``(B, T, I)`` where that is asked for.
-        h0: initial hidden states, ``(layers * directions, B, H)``, or of the projected size.
-        c0: initial cell states, ``(layers * directions, B, H)``.
+        states: initial hidden states, ``(layers * directions, B, H)``, or of the projected size; and of an LSTM the
+            cell states, ``(layers * directions, B, H)``.
         lengths: steps of each sequence, int32 or int64, shape ``(B,)``; None where all have as many.
         one_step: whether there is never more than one step; without lengths.
 
     Returns:
-        ``y``, ``(T, B, directions * H)``, or the batch first; ``hn`` and ``cn``, as the initial ones; and how the steps
-        of each layer and direction are written, by its suffix.
+        ``y``, ``(T, B, directions * H)``, or the batch first, and the final states as the initial ones; and how the
+        steps of each layer and direction are written, by its suffix.
 
     Raises:
         BTCompressError: no form that is asked for can write a layer.
@@ -55,7 +51,7 @@ def written(
     # The quantizer makes integers of floats alone.
     dequantizer = None if request.int8 else Dequantizer(nodes, weights.tensors(), request.dequantize)
     forms: dict[str, Steps] = {}
-    finals: list[tuple[ir.Value, ir.Value]] = []
+    finals: list[tuple[ir.Value, ...]] = []
     for directions in weights.layers:
         given, found = outputs, []
         for direction in directions:
@@ -63,15 +59,13 @@ def written(
             forms[direction.suffix] = form.steps
             sizes = weights.hidden_size, weights.output_size
             run = Run(nodes, direction, *sizes, dequantizer, lengths, one_step, request.int8)
-            h, c = (_state(nodes, states, weights, len(finals)) for states in (h0, c0))
-            y, *final = run.written(form, given, h, c)
+            y, final = run.written(form, given, [_state(nodes, each, weights, len(finals)) for each in states])
             found.append(y)
-            finals.append((final[0], final[1]))
+            finals.append(final)
         outputs = _joined(nodes, found, 2)
     if request.batch_first:
         outputs = nodes.op("Transpose", outputs, perm=[1, 0, 2])
-    hn, cn = (_joined(nodes, list(states), 0) for states in zip(*finals, strict=True))
-    return (outputs, hn, cn), forms
+    return (outputs, *(_joined(nodes, list(each), 0) for each in zip(*finals, strict=True))), forms
 
 
 def _state(nodes: Nodes, states: ir.Value, weights: Weights, number: int) -> ir.Value:

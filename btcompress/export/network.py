@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from btcompress.export.graphs import proto_of, require_onnx
 from btcompress.export.inlining import Inlining
 from btcompress.export.integers import has_integers, quantize, require_quantizer
 from btcompress.export.quiet import without_logs
-from btcompress.export.request import ExportedGraph, GraphRequest
+from btcompress.export.request import ExportedGraph, FormRequest, GraphRequest
 from btcompress.export.standins import is_supported, modules_of, traced, watched
 
 if TYPE_CHECKING:
@@ -48,16 +48,17 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     batch: int | None = None,
     steps: int | None = None,
-    form: Literal["auto", "lstm", "scan"] = "auto",
+    form: FormRequest = "auto",
     int8: bool = False,
     force: bool = False,
 ) -> ExportedGraph:
-    """Write a network with :class:`BTLSTM`, :class:`BTLSTMCell` and :class:`BTLinear` inside as one ONNX graph.
+    """Write a network with block-term layers inside, recurrent or linear ones, as one ONNX graph.
 
     Torch's exporter writes all of it but these layers, which become the graphs that ``btcompress export`` writes:
-    not unrolled over time, and with their factors; so do dense LSTMs. The network is exported in eval mode, and left as
-    it was. Layers compute in float32, whatever the network does. The graph is compared with the network on the example,
-    and on one with one more of everything that is dynamic, in ONNX Runtime where that is installed.
+    not unrolled over time, and with their factors; so do dense LSTMs, GRUs and plain RNNs. The network is exported in
+    eval mode, and left as it was. Layers compute in float32, whatever the network does. The graph is compared with the
+    network on the example, and on one with one more of everything that is dynamic, in ONNX Runtime where that is
+    installed.
 
     Args:
         model: the network, such as :func:`btcompress.apply` gives.
@@ -73,7 +74,8 @@ def export_onnx(
         batch: sequences in a run for which layers are to be fast; those that each layer met in the example where left
             out.
         steps: of each sequence, likewise.
-        form: how the steps of all layers are written; ``"auto"`` for whichever is faster.
+        form: how the steps of all layers are written: ``"operator"`` for ONNX's of the cell, ``"scan"``, or ``"auto"``
+            for whichever is faster.
         int8: compute the matrix products of block-term layers in integers.
         force: replace an existing file.
 
@@ -89,8 +91,8 @@ def export_onnx(
     _require(int8=int8)
     if not isinstance(model, nn.Module):
         raise BTCompressError(
-            f"a network is an nn.Module, but a {type(model).__name__} was given. The LSTMs of a result are exported by "
-            "btcompress.export_graphs."
+            f"a network is an nn.Module, but a {type(model).__name__} was given. The layers of a result are exported "
+            "by btcompress.export_graphs."
         )
     network = getattr(model, "_orig_mod", model)  # of torch.compile
     target = Path(path)
@@ -139,7 +141,7 @@ def _require(*, int8: bool) -> None:
     if not is_supported():
         raise BTCompressError(
             f"exporting a whole network needs torch 2.8 or later, but {torch.__version__} is installed. Update torch, "
-            "or export the LSTMs of the result alone (btcompress export)."
+            "or export the layers of the result alone (btcompress export)."
         )
     if int8:
         require_quantizer()

@@ -1,10 +1,10 @@
-"""The LSTMs of a result as programs that torch alone loads and runs, each checked before it takes its name."""
+"""The recurrent layers of a result as programs that torch alone runs, each checked before it takes its name."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.errors import BTCompressError
 from btcompress.export.checking import TIMES, drawn_inputs, in_float64, layer_error, module_outputs
-from btcompress.export.modules import ExportedLayer, layer_module
+from btcompress.export.modules import ExportedLayer, layer_module, whole
 from btcompress.export.record import RECORD, record_of
 from btcompress.export.targets import planned, replacing_all, shown_name
 from btcompress.models import Compressed, opened
-from btcompress.nn import BTLSTM
-from btcompress.nn.recurrence import Multiplier, Weight, lstm_step
-from btcompress.nn.weight import multiply
+from btcompress.nn.layers import BTRecurrent
+from btcompress.nn.weight import Multiplier, Weight, multiply
 
 #: Told the file of each program before it is written.
 OnProgram = Callable[[Path], None]
@@ -43,9 +42,9 @@ class ExportedProgram:
 
     Attributes:
         path: its file.
-        lstm: name of the LSTM; empty at the top of a checkpoint.
+        lstm: name of the layer; empty at the top of a checkpoint.
         n_bytes: of the file.
-        tensor_bytes: of the LSTM's tensors as the result stores them.
+        tensor_bytes: of the layer's tensors as the result stores them.
         error: largest difference of its outputs from those in float64 on random inputs, over the largest of these.
     """
 
@@ -70,16 +69,17 @@ def export_program(
     force: bool = False,
     on_program: OnProgram | None = None,
 ) -> tuple[ExportedProgram, ...]:
-    """Write each LSTM of a result as a ``torch.export`` program, which torch alone loads and runs.
+    """Write each LSTM, GRU and plain RNN of a result as a ``torch.export`` program, which torch alone loads and runs.
 
     Inputs are ``x`` ``(T, B, I)``, ``h0`` and ``c0`` ``(layers * directions, B, H)``; outputs are ``y``
     ``(T, B, directions * H)``, ``hn`` and ``cn``; ``H`` of ``h0``, ``hn`` and ``y`` is the projected size, if there is
-    one. All are of the LSTM's dtype, and ``T`` and ``B`` may be any from 1 on. A cell is a layer of any number of
-    steps. The file holds cores and factors, in the LSTM's dtype; matrices are formed of them in the program.
+    one. LSTMs alone have ``c0`` and ``cn``. All are of the layer's dtype, and ``T`` and ``B`` may be any from 1 on. A
+    cell is a layer of any number of steps. The file holds cores and factors, in the layer's dtype; matrices are formed
+    of them in the program.
 
     Args:
         compressed: a result file, or what :func:`btcompress.load` or :func:`btcompress.factorize` gave.
-        path: the file; with several LSTMs, ``OUT.NAME.pt2`` of ``OUT.pt2`` for each.
+        path: the file; with several layers, ``OUT.NAME.pt2`` of ``OUT.pt2`` for each.
         lstm: the name of the only one; None for all that have a matrix that was factorized or rounded.
         batch_first: whether ``x`` and ``y`` are ``(B, T, ...)``.
         one_step: whether the programs take one step at each call, ``T = 1``: by factors alone, no matrix is formed.
@@ -119,35 +119,21 @@ class _Request:
         return {name: each.to(dtype) for name, each in inputs.items()}
 
 
-class _OneStep(nn.Module):
-    """One step of an LSTM as it is defined, by its factors.
-
-    Args:
-        module: the LSTM.
-    """
-
-    def __init__(self, module: ExportedLayer) -> None:
-        super().__init__()
-        self.lstm = module.lstm
-
-    def forward(self, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``(1, B, I)``, or ``(B, 1, I)``, and states ``(layers * directions, B, H)``, to the like."""
-        if not isinstance(self.lstm, BTLSTM):
-            y, (hn, cn) = self.lstm(x, (h0, c0))
-            return y, hn, cn
-        time, finals = int(self.lstm.batch_first), list[tuple[Tensor, Tensor]]()
-        rows = x.squeeze(time)
-        for layer in self.lstm.layers().values():
-            outputs = []
-            for own in layer:
-                state = (h0[len(finals)], c0[len(finals)])
-                finals.append(
-                    lstm_step(multiply(rows, _by_factors(own.w), own.bias), state, *map(_by_factors, own.recurrent))
-                )
-                outputs.append(finals[-1][0])
-            rows = torch.cat(outputs, dim=-1)
-        hn, cn = (torch.stack(each) for each in zip(*finals, strict=True))
-        return rows.unsqueeze(time), hn, cn
+def _one_step(layer: nn.Module, x: Any, states: Sequence[Tensor]) -> tuple[Any, ...]:  # noqa: ANN401 - as any run
+    """One step of a recurrent layer as it is defined, by its factors: ``(1, B, I)``, or ``(B, 1, I)``."""
+    if not isinstance(layer, BTRecurrent):
+        return whole(layer, x, states)
+    time, finals = int(layer.batch_first), list[tuple[Tensor, ...]]()
+    rows = x.squeeze(time)
+    for directions in layer.layers().values():
+        outputs = []
+        for own in directions:
+            before = tuple(each[len(finals)] for each in states)
+            z = multiply(rows, _by_factors(own.w), own.bias)
+            finals.append(own.cell.step(z, before, [_by_factors(each) for each in own.recurrent], own.recurrent_bias))
+            outputs.append(finals[-1][0])
+        rows = torch.cat(outputs, dim=-1)
+    return rows.unsqueeze(time), *(torch.stack(each) for each in zip(*finals, strict=True))
 
 
 def _by_factors(weight: Weight) -> Multiplier:
@@ -169,24 +155,24 @@ def _written(result: CompressedCheckpoint, entry: RecurrentEntry, path: Path, re
 
 
 def _program_of(module: ExportedLayer, entry: RecurrentEntry, request: _Request) -> torch.export.ExportedProgram:
-    """The program of an LSTM, for any number of sequences, and of steps unless it takes one.
+    """The program of a layer, for any number of sequences, and of steps unless it takes one.
 
     Raises:
         BTCompressError: torch cannot make it.
     """
     dtype = next(module.parameters()).dtype
-    example = tuple(torch.zeros_like(each) for each in request.drawn(entry, *_TRACED, dtype).values())
+    drawn = request.drawn(entry, *_TRACED, dtype)
+    example = tuple(torch.zeros_like(each) for each in drawn.values())
     steps, batch = torch.export.Dim("steps", min=1), torch.export.Dim("batch", min=1)
     x = {0: batch, 1: steps} if request.batch_first else {0: steps, 1: batch}
     if request.one_step:
         x = {axis: size for axis, size in x.items() if size is batch}
-    sizes = {"x": x, "h0": {1: batch}, "c0": {1: batch}}
+    sizes = {"x": x, **{name: {1: batch} for name in drawn if name != "x"}}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                _OneStep(module) if request.one_step else module, example, dynamic_shapes=sizes, strict=False
-            )
+            traced = type(module)(module.layer, _one_step) if request.one_step else module
+            program = torch.export.export(traced, example, dynamic_shapes=sizes, strict=False)
     except (RuntimeError, ValueError) as error:
         why = shorten(str(error).partition("\n")[0], 200, placeholder=" ...")
         raise BTCompressError(

@@ -1,4 +1,4 @@
-"""What an exported LSTM was made of, as it stands in the file."""
+"""What an exported layer was made of, as it stands in the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RECORD = "btcompress"
 
 
 def record_of(result: CompressedCheckpoint, entry: RecurrentEntry) -> dict[str, Any]:
-    """The LSTM, the dense checkpoint that it comes from, what was done since, and the forms of its matrices."""
+    """The layer, the dense checkpoint that it comes from, what was done since, and the forms of its matrices."""
     source = result.source
     matrices = {}
     for key in entry.matrix_keys:
@@ -24,6 +24,7 @@ def record_of(result: CompressedCheckpoint, entry: RecurrentEntry) -> dict[str, 
             }
     return {
         "lstm": entry.name,
+        "class": entry.class_name,
         "source": {"name": source.name, "sha256": source.sha256},
         "steps": [step["step"] for step in result.history],
         "matrices": matrices,

@@ -9,8 +9,11 @@ from typing import Any, Literal, get_args
 
 from btcompress.errors import BTCompressError
 
-#: How the steps of a layer are written: ONNX's ``LSTM`` operator, or a ``Scan`` over the definition of a step.
-Steps = Literal["lstm", "scan"]
+#: How the steps of a layer are written: ONNX's operator of the cell, or a ``Scan`` over the definition of a step.
+Steps = Literal["lstm", "gru", "rnn", "scan"]
+
+#: What may be asked of that: any, an operator of the cell, of which ``"lstm"`` is another name, or a ``Scan``.
+FormRequest = Literal["auto", "operator", "scan", "lstm"]
 
 #: When numbers in few bits become floats: once, as a session is made; or at each run, by ``DequantizeLinear``.
 Dequantize = Literal["load", "run"]
@@ -21,12 +24,13 @@ _MOST = 10**6
 
 @dataclass(frozen=True, slots=True)
 class GraphRequest:
-    """How LSTMs are written as ONNX graphs.
+    """How recurrent layers are written as ONNX graphs.
 
     Attributes:
         batch: sequences in a run for which the graph is to be fast; it runs with any number.
         steps: of each sequence in a run, likewise.
-        form: how the steps of every layer are written; ``"auto"`` for whichever is faster.
+        form: how the steps of every layer are written: ``"operator"`` for ONNX's of the cell (``"lstm"`` says the
+            same), ``"scan"`` for the definition step by step, ``"auto"`` for whichever is faster.
         lengths: whether the graph takes the number of steps of each sequence.
         batch_first: whether ``x`` and ``y`` are ``(B, T, ...)``.
         int8: compute matrix products in integers.
@@ -38,7 +42,7 @@ class GraphRequest:
 
     batch: int = 1
     steps: int = 1
-    form: Literal["auto", "lstm", "scan"] = "auto"
+    form: FormRequest = "auto"
     lengths: bool = False
     batch_first: bool = False
     int8: bool = False
@@ -51,12 +55,14 @@ class GraphRequest:
                 raise BTCompressError(
                     f"{name} must be a whole number from 1 to {_MOST:,}, but {value!r:.30} was given."
                 )
-        known = {"form": ("auto", *get_args(Steps)), "dequantize": get_args(Dequantize)}
+        known = {"form": get_args(FormRequest), "dequantize": get_args(Dequantize)}
         for name, values in known.items():
             if (given := getattr(self, name)) not in values:
                 raise BTCompressError(
                     f"{name} must be {', '.join(values[:-1])} or {values[-1]}, but {given!r:.30} was given."
                 )
+        if self.form == "lstm":
+            object.__setattr__(self, "form", "operator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +71,11 @@ class ExportedGraph:
 
     Attributes:
         path: its file.
-        lstm: name of the LSTM; empty at the top of a checkpoint, or for a whole network.
+        lstm: name of the layer; empty at the top of a checkpoint, or for a whole network.
         forms: how the steps of each layer and direction are written, by its suffix such as ``"l0_reverse"``.
         n_bytes: of the file.
         opset: of ONNX's operators.
-        tensor_bytes: of the LSTM's tensors as the result stores them; None for a whole network.
+        tensor_bytes: of the layer's tensors as the result stores them; None for a whole network.
         error: largest difference of its outputs from the module's on random inputs, over the module's largest output;
             None where onnxruntime is not installed.
         int8_error: of a graph that computes in integers, the same beside the graph that does not.

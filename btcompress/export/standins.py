@@ -1,8 +1,8 @@
 """Stand-ins for what block-term modules compute while a network is traced: one node for each call of a layer.
 
 A module stays where it is, with its hooks and its checks of what it is given; of what it does, only the running of a
-layer is another for as long as the network is traced. Dense LSTMs have stand-ins as well: torch's exporter would fix
-their number of steps.
+layer is another for as long as the network is traced. Dense recurrent layers have stand-ins as well: torch's exporter
+would fix their number of steps.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from btcompress.errors import BTCompressError
-from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
-from btcompress.nn.recurrence import Direction, State
+from btcompress.nn import BTLinear
+from btcompress.nn.celltype import State
+from btcompress.nn.recurrence import Direction
+from btcompress.nn.running import Running
 
 #: Of the operators that stand for calls in a traced graph.
 DOMAIN = "btcompress"
-#: The operators: layers of an LSTM, a cell among them; a product with a matrix.
+#: The operators: recurrent layers, cells among them; a product with a matrix.
 LAYERS, LINEAR = "Layers", "Linear"
 
 #: What has a stand-in.
-Module = BTLSTM | BTLSTMCell | BTLinear | nn.LSTM
+Module = Running | BTLinear | nn.RNNBase
 
-#: Steps and sequences, or rows, that each layer met; by the names of module and layer, which a dense LSTM has none of.
+#: The dense ones, whose classes say how they are called.
+_DENSE = (nn.LSTM, nn.GRU, nn.RNN)
+
+#: Steps and sequences, or rows, that each layer met; by the names of module and layer, which a dense one has none of.
 Sizes = dict[tuple[str, str], tuple[int, int]]
 
 #: What makes a function of a module, by its name, that is run in place of the module's own.
@@ -38,12 +43,12 @@ Maker = Callable[[str, Any], Callable[..., Any]]
 def modules_of(network: nn.Module) -> dict[str, Module]:
     """Those of a network that have stand-ins, by name; under the first of its names, where a module has several.
 
-    Dense LSTMs and linear layers whose ``forward`` is one of their own have none.
+    Dense recurrent layers and linear layers whose ``forward`` is one of their own have none.
     """
     return {
         name: cast(Module, module)
         for name, module in network.named_modules()
-        if isinstance(module, BTLSTM | BTLSTMCell) or _is_plain(module, BTLinear) or _is_plain(module, nn.LSTM)
+        if isinstance(module, Running) or any(_is_plain(module, kind) for kind in (BTLinear, *_DENSE))
     }
 
 
@@ -56,7 +61,7 @@ def watched(modules: Mapping[str, Module]) -> Iterator[Sizes]:
     """
     sizes: Sizes = {}
 
-    def of_layers(name: str, module: BTLSTM | BTLSTMCell) -> Callable[..., Any]:
+    def of_layers(name: str, module: Running) -> Callable[..., Any]:
         run = module.run
 
         def watching(
@@ -75,10 +80,10 @@ def watched(modules: Mapping[str, Module]) -> Iterator[Sizes]:
 
         return watching
 
-    def of_lstm(name: str, module: nn.LSTM) -> Callable[..., Any]:
+    def of_dense(name: str, module: nn.RNNBase) -> Callable[..., Any]:
         forward = module.forward
 
-        def watching(input: Tensor, hx: State | None = None) -> Any:  # noqa: A002, ANN401 - torch's name
+        def watching(input: Tensor, hx: Any = None) -> Any:  # noqa: A002, ANN401 - torch's name
             if isinstance(input, PackedSequence):
                 raise _packed(name)
             batched = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
@@ -97,10 +102,10 @@ def watched(modules: Mapping[str, Module]) -> Iterator[Sizes]:
         return watching
 
     for module in modules.values():
-        if not isinstance(module, nn.LSTM):
+        if not isinstance(module, nn.RNNBase):
             # What was kept for inputs of the same shape would go past what watches.
             module.drop_formed()
-    with _instead(modules, of_layers, of_lstm, of_linear):
+    with _instead(modules, of_layers, of_dense, of_linear):
         yield sizes
 
 
@@ -110,20 +115,19 @@ def traced(modules: Mapping[str, Module]) -> Iterator[None]:
     from torch.onnx.ops import symbolic, symbolic_multi_out
 
     def node(
-        name: str, layer: str, inputs: Tensor, state: State, outputs: int, batch_first: bool
-    ) -> tuple[Tensor, State]:
-        h, c = state
-        y, hn, cn = symbolic_multi_out(
+        name: str, layer: str, inputs: Tensor, states: Sequence[Tensor], outputs: int, batch_first: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, *final = symbolic_multi_out(
             f"{DOMAIN}::{LAYERS}",
-            (inputs, h, c),
+            (inputs, *states),
             attrs={"module": name, "layer": layer, "batch_first": int(batch_first)},
-            dtypes=[inputs.dtype] * 3,
-            shapes=[(*inputs.shape[:2], outputs), tuple(h.shape), tuple(c.shape)],
+            dtypes=[inputs.dtype] * (1 + len(states)),
+            shapes=[(*inputs.shape[:2], outputs), *(tuple(each.shape) for each in states)],
             version=1,
         )
-        return y, (hn, cn)
+        return y, tuple(final)
 
-    def of_layers(name: str, _: BTLSTM | BTLSTMCell) -> Callable[..., Any]:
+    def of_layers(name: str, _: Running) -> Callable[..., Any]:
         def standing_in(
             layer: str,
             directions: Sequence[Direction],
@@ -139,17 +143,22 @@ def traced(modules: Mapping[str, Module]) -> Iterator[None]:
 
         return standing_in
 
-    def of_lstm(name: str, module: nn.LSTM) -> Callable[..., Any]:
-        def standing_in(input: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # noqa: A002 - torch's name
-            if input.dim() == 2:
-                axis = 0 if module.batch_first else 1
-                y, (hn, cn) = standing_in(input.unsqueeze(axis), hx and (hx[0].unsqueeze(1), hx[1].unsqueeze(1)))
-                return y.squeeze(axis), (hn.squeeze(1), cn.squeeze(1))
-            directions, size = 1 + module.bidirectional, module.proj_size or module.hidden_size
+    def of_dense(name: str, module: nn.RNNBase) -> Callable[..., Any]:
+        directions, size = 1 + module.bidirectional, module.proj_size or module.hidden_size
+
+        def standing_in(input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # noqa: A002, ANN401 - torch's name
+            is_batched, batch = input.dim() == 3, 0 if module.batch_first else 1
+            inputs = input if is_batched else input.unsqueeze(batch)
             if hx is None:
-                lead = (directions * module.num_layers, input.shape[0 if module.batch_first else 1])
-                hx = input.new_zeros(*lead, size), input.new_zeros(*lead, module.hidden_size)
-            return node(name, "", input, hx, directions * size, module.batch_first)
+                sizes = (size, module.hidden_size) if isinstance(module, nn.LSTM) else (size,)
+                lead = (directions * module.num_layers, inputs.shape[batch])
+                states = [inputs.new_zeros(*lead, each) for each in sizes]
+            else:
+                states = [each if is_batched else each.unsqueeze(1) for each in (hx if type(hx) is tuple else (hx,))]
+            y, final = node(name, "", inputs, states, directions * size, module.batch_first)
+            if not is_batched:
+                y, final = y.squeeze(batch), tuple(each.squeeze(1) for each in final)
+            return y, final if isinstance(module, nn.LSTM) else final[0]
 
         return standing_in
 
@@ -166,20 +175,20 @@ def traced(modules: Mapping[str, Module]) -> Iterator[None]:
 
         return standing_in
 
-    with _instead(modules, of_layers, of_lstm, of_linear):
+    with _instead(modules, of_layers, of_dense, of_linear):
         yield
 
 
 @contextmanager
-def _instead(modules: Mapping[str, Module], of_layers: Maker, of_lstm: Maker, of_linear: Maker) -> Iterator[None]:
+def _instead(modules: Mapping[str, Module], of_layers: Maker, of_dense: Maker, of_linear: Maker) -> Iterator[None]:
     """Run other functions in place of modules' own, until the block ends, however it does."""
     put: list[tuple[nn.Module, str]] = []
     try:
         for name, module in modules.items():
-            if isinstance(module, BTLSTM | BTLSTMCell):
+            if isinstance(module, Running):
                 own, make = "run", of_layers
             else:
-                own, make = "forward", of_lstm if isinstance(module, nn.LSTM) else of_linear
+                own, make = "forward", of_dense if isinstance(module, nn.RNNBase) else of_linear
             setattr(module, own, make(name, module))
             put.append((module, own))
         yield
@@ -201,7 +210,7 @@ def _steps_and_batch(inputs: Tensor, *, batch_first: bool) -> tuple[int, int]:
 def _packed(name: str) -> BTCompressError:
     return BTCompressError(
         f"{name or 'the network'} gets packed sequences, which cannot be traced. Give the network padded ones to "
-        "export it, all of the same number of steps, or export its LSTMs alone with lengths (export --lengths)."
+        "export it, all of the same number of steps, or export its layers alone with lengths (export --lengths)."
     )
 
 

@@ -1,4 +1,4 @@
-"""The steps of one direction of a layer as nodes: ONNX's ``LSTM`` operator, or a ``Scan`` over the step as defined.
+"""The steps of one direction of a layer as nodes: ONNX's operator of the cell, or a ``Scan`` over the step as defined.
 
 A single step needs no ``Scan`` around it.
 """
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from btcompress.export.cells import Sums
 from btcompress.export.forms import Form
 from btcompress.export.graphs import Nodes, value
 from btcompress.export.matrices import Matrix
@@ -21,9 +21,6 @@ from btcompress.export.weights import Direction, Weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-#: Torch's gates are i, f, g, o, and ONNX's i, o, f, c, which is g (onnx.ai, operator LSTM).
-_ONNX_GATES = (0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,29 +52,28 @@ class Run:
         """Whether it begins with the last step."""
         return self.direction.suffix.endswith("_reverse")
 
-    def written(self, form: Form, x: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def written(self, form: Form, x: ir.Value, states: Sequence[ir.Value]) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         """All steps.
 
         Args:
             form: how they are written.
             x: inputs, ``(T, B, I)``.
-            h: initial hidden state, ``(1, B, H)``, or the projected size.
-            c: initial cell state, ``(1, B, H)``.
+            states: initial ones, ``(1, B, H)`` each; the hidden state of the projected size, where there is one.
 
         Returns:
             Outputs ``(T, B, H)``, and the final states as the initial ones. Outputs after the end of a sequence are 0,
             and the states are those at its end.
         """
-        if form.steps == "lstm":
-            return self._by_operator(x, h, c)
-        return self._by_definition(form, x, h, c)
+        if form.steps == "scan":
+            return self._by_definition(form, x, states)
+        return self._by_operator(x, states)
 
     def _matrix(self, weight: Weight, rows: Tensor | None = None) -> Matrix:
         return Matrix(self.nodes, weight, self.dequantizer, rows, self.int8)
 
-    def _by_operator(self, x: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        nodes, direction = self.nodes, self.direction
-        gates = _gate_rows(self.hidden_size)
+    def _by_operator(self, x: ir.Value, states: Sequence[ir.Value]) -> tuple[ir.Value, tuple[ir.Value, ...]]:
+        nodes, direction, cell = self.nodes, self.direction, self.direction.cell
+        gates = cell.rows(self.hidden_size)
         w, u = self._matrix(direction.w, gates), self._matrix(direction.u, gates)
         if w.is_low_rank:
             left, right = w.low_rank()
@@ -90,86 +86,90 @@ class Run:
         if direction.biases is not None:
             own = [Operand.of(each, self.dequantizer).taken(nodes, gates, 0).value(nodes) for each in direction.biases]
             bias = nodes.op("Unsqueeze", nodes.op("Concat", *own, axis=0), nodes.integers(0))
-        y, hn, cn = nodes.ops(
-            "LSTM",
+        y, *final = nodes.ops(
+            cell.operator,
             x,
             *matrices,
             bias,
             self.lengths,
-            h,
-            c,
-            n_outputs=3,
+            *states,
+            n_outputs=1 + len(states),
             hidden_size=self.hidden_size,
             direction="reverse" if self.is_reverse else "forward",
+            **cell.attributes,
         )
-        return nodes.op("Squeeze", y, nodes.integers(1)), hn, cn
+        return nodes.op("Squeeze", y, nodes.integers(1)), tuple(final)
 
-    def _by_definition(self, form: Form, x: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _by_definition(
+        self, form: Form, x: ir.Value, states: Sequence[ir.Value]
+    ) -> tuple[ir.Value, tuple[ir.Value, ...]]:
         nodes, direction = self.nodes, self.direction
         z = self._matrix(direction.w).product(x, by_factors=form.inputs == "factors")
-        if direction.biases is not None:
-            first, second = direction.biases
-            bias = nodes.weight(first.name, (first.values.double() + second.values.double()).float().cpu())
-            z = nodes.op("Add", z, bias)
+        outer, inner = self._biases()
+        if outer is not None:
+            z = nodes.op("Add", z, outer)
         axis = nodes.integers(0)
-        states = [nodes.op("Squeeze", each, axis) for each in (h, c)]
+        rows = [nodes.op("Squeeze", each, axis) for each in states]
         if self.one_step:
-            hn, cn = (
-                nodes.op("Unsqueeze", each, axis)
-                for each in self._step(nodes, form, nodes.op("Squeeze", z, axis), *states)
-            )
-            return nodes.op("Identity", hn), hn, cn
+            found = self._step(nodes, form, nodes.op("Squeeze", z, axis), rows, inner)
+            final = tuple(nodes.op("Unsqueeze", each, axis) for each in found)
+            return nodes.op("Identity", final[0]), final
         scanned = [z] if self.lengths is None else [z, _is_running(nodes, z, self.lengths)]
         backward = int(self.is_reverse)
-        hn, cn, y = nodes.ops(
+        *last, y = nodes.ops(
             "Scan",
-            *states,
+            *rows,
             *scanned,
-            n_outputs=3,
-            body=self._body(form, masked=self.lengths is not None),
+            n_outputs=len(rows) + 1,
+            body=self._body(form, inner, masked=self.lengths is not None),
             num_scan_inputs=len(scanned),
             scan_input_directions=[backward] * len(scanned),
             scan_output_directions=[backward],
         )
-        return y, nodes.op("Unsqueeze", hn, axis), nodes.op("Unsqueeze", cn, axis)
+        return y, tuple(nodes.op("Unsqueeze", each, axis) for each in last)
 
-    def _body(self, form: Form, *, masked: bool) -> ir.Graph:
+    def _biases(self) -> tuple[ir.Value | None, ir.Value | None]:
+        """What is added to the products with all inputs, and what in each step to the last rows of ``U h``."""
+        if self.direction.biases is None:
+            return None, None
+        first, second = self.direction.biases
+        outer, inner = self.direction.cell.biases(first.values.double().cpu(), second.values.double().cpu())
+        added = self.nodes.weight(first.name, outer.float())
+        return added, None if inner is None else self.nodes.weight(second.name, inner.float())
+
+    def _body(self, form: Form, bias: ir.Value | None, *, masked: bool) -> ir.Graph:
         """A step as the body of a ``Scan``."""
-        nodes, size = self.nodes.subgraph(), self.hidden_size
-        h, c = value(nodes.name("h"), "B", self.output_size), value(nodes.name("c"), "B", size)
-        z = value(nodes.name("z"), "B", 4 * size)
-        inputs: list[ir.Value] = [h, c, z]
-        new_h, new_c = self._step(nodes, form, z, h, c)
-        y = nodes.op("Identity", new_h)
+        nodes = self.nodes.subgraph()
+        sizes = [self.output_size if letter == "h" else self.hidden_size for letter in self.direction.cell.states]
+        before = [
+            value(nodes.name(letter), "B", size) for letter, size in zip(self.direction.cell.states, sizes, strict=True)
+        ]
+        z = value(nodes.name("z"), "B", len(self.direction.cell.gates) * self.hidden_size)
+        inputs: list[ir.Value] = [*before, z]
+        after = self._step(nodes, form, z, before, bias)
+        y = nodes.op("Identity", after[0])
         if masked:
             running = value(nodes.name("running"), "B", 1, dtype="BOOL")
             inputs.append(running)
-            y = nodes.op("Where", running, new_h, nodes.number(0.0))
-            new_h, new_c = nodes.op("Where", running, new_h, h), nodes.op("Where", running, new_c, c)
-        outputs: Sequence[ir.Value] = (new_h, new_c, y)
-        return nodes.graph(nodes.name("step"), inputs, _typed(outputs, (self.output_size, size, self.output_size)))
+            y = nodes.op("Where", running, after[0], nodes.number(0.0))
+            after = tuple(nodes.op("Where", running, *pair) for pair in zip(after, before, strict=True))
+        return nodes.graph(nodes.name("step"), inputs, _typed((*after, y), (*sizes, self.output_size)))
 
-    def _step(self, nodes: Nodes, form: Form, z: ir.Value, h: ir.Value, c: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """``i, f, g, o = split(z + U h)``, ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``, then ``h'``."""
+    def _step(
+        self, nodes: Nodes, form: Form, z: ir.Value, states: Sequence[ir.Value], bias: ir.Value | None
+    ) -> tuple[ir.Value, ...]:
+        """The states after a step, of ``z`` and ``U h``; the hidden one projected where there is a projection."""
         by_factors = form.recurrent == "factors"
-        added = nodes.op("Add", self._step_product(nodes, self.direction.u, h, by_factors=by_factors), z)
-        i, f, g, o = nodes.ops("Split", added, n_outputs=4, axis=1, num_outputs=4)
-        i, f, o = (nodes.op("Sigmoid", gate) for gate in (i, f, o))
-        new_c = nodes.op("Add", nodes.op("Mul", f, c), nodes.op("Mul", i, nodes.op("Tanh", g)))
-        new_h = nodes.op("Mul", o, nodes.op("Tanh", new_c))
-        if self.direction.p is not None:
-            new_h = self._step_product(nodes, self.direction.p, new_h, by_factors=by_factors)
-        return new_h, new_c
+        u = self._step_product(nodes, self.direction.u, states[0], by_factors=by_factors)
+        after = self.direction.cell.step(nodes, Sums(z, u, bias, self.hidden_size), states)
+        if self.direction.p is None:
+            return after
+        return self._step_product(nodes, self.direction.p, after[0], by_factors=by_factors), *after[1:]
 
     def _step_product(self, nodes: Nodes, weight: Weight, h: ir.Value, *, by_factors: bool) -> ir.Value:
         """The product of states with a matrix; what is formed of constants alone stays out of the steps."""
         matrix = Matrix(nodes, weight, self.dequantizer, int8=self.int8)
         return matrix.product(h, by_factors=by_factors)
-
-
-def _gate_rows(hidden_size: int) -> Tensor:
-    """Which row of torch's each row of ONNX's matrices is."""
-    return torch.cat([torch.arange(hidden_size) + gate * hidden_size for gate in _ONNX_GATES])
 
 
 def _stacked(nodes: Nodes, matrix: Operand) -> ir.Value:

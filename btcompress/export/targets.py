@@ -1,4 +1,4 @@
-"""Which LSTMs of a result are exported, and to which files."""
+"""Which recurrent layers of a result are exported, and to which files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ELSEWHERE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[RecurrentEntry]:
-    """The LSTMs and cells of a result that are to be exported.
+    """The recurrent layers and cells of a result that are to be exported.
 
     Args:
         compressed: the result.
@@ -36,16 +36,21 @@ def chosen_lstms(compressed: CompressedCheckpoint, name: str | None) -> list[Rec
     every = [entry for entry in compressed.recurrent() if isinstance(entry, RecurrentEntry)]
     where, names = f"{compressed.source.name}, compressed", listed([shown_name(entry) for entry in every])
     if not every:
-        raise BTCompressError(f"there is no LSTM in {where}, and only LSTMs are exported. Give a file that has one.")
+        raise BTCompressError(
+            f"there is no LSTM in {where}, nor a GRU or plain RNN, and only these are exported. Give a file with one."
+        )
     if name is not None:
         found = [entry for entry in every if entry.name == name]
         if not found:
-            raise BTCompressError(f"there is no LSTM named {name!r:.80} in {where}. Those that there are: {names}.")
+            raise BTCompressError(
+                f"there is no {noun(every)} named {name!r:.80} in {where}. Those that there are: {names}."
+            )
         return _plain(found)
     found = [entry for entry in every if any(key in compressed.chosen for key in entry.matrix_keys)]
     if not found:
         raise BTCompressError(
-            f"no matrix of the LSTMs in {where} was factorized or rounded ({names}). Name the one to export (--lstm)."
+            f"no matrix of the {noun(every)}s in {where} was factorized or rounded ({names}). Name the one to export "
+            "(--lstm)."
         )
     return _plain(found)
 
@@ -57,13 +62,13 @@ def _plain(entries: list[RecurrentEntry]) -> list[RecurrentEntry]:
 
 
 def targets(path: Path, entries: Sequence[RecurrentEntry]) -> list[Path]:
-    """The file of each LSTM: the path itself for one, ``OUT.NAME.ENDING`` of ``OUT.ENDING`` for each of several.
+    """The file of each layer: the path itself for one, ``OUT.NAME.ENDING`` of ``OUT.ENDING`` for each of several.
 
-    Of a name, characters that not every file system takes become ``_``; the LSTM at the top has no name, and has the
+    Of a name, characters that not every file system takes become ``_``; the layer at the top has no name, and has the
     path itself.
 
     Raises:
-        BTCompressError: two LSTMs would have the same file.
+        BTCompressError: two layers would have the same file.
     """
     if len(entries) == 1:
         return [path]
@@ -71,14 +76,16 @@ def targets(path: Path, entries: Sequence[RecurrentEntry]) -> list[Path]:
     found = [path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path for name in names]
     same = [target for target in found if [each.name.lower() for each in found].count(target.name.lower()) > 1]
     if same:
-        raise BTCompressError(f"several LSTMs would be written to {same[0]}. Export them one by one (--lstm).")
+        raise BTCompressError(
+            f"several {noun(entries)}s would be written to {same[0]}. Export them one by one (--lstm)."
+        )
     return found
 
 
 def planned(
     compressed: CompressedCheckpoint, path: str | PathLike[str], lstm: str | None, *, force: bool
 ) -> list[tuple[RecurrentEntry, Path]]:
-    """Each LSTM that is to be exported, and its file, once all of these may be written.
+    """Each layer that is to be exported, and its file, once all of these may be written.
 
     Raises:
         BTCompressError: as :func:`chosen_lstms` and :func:`targets`.
@@ -102,6 +109,12 @@ def replacing_all(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield [stack.enter_context(replacing(path)) for path in paths]
 
 
+def noun(entries: Iterable[RecurrentEntry]) -> str:
+    """What some layers are, in messages."""
+    types = {entry.type for entry in entries}
+    return "LSTM" if types <= {"lstm"} else types.pop().upper() if len(types) == 1 else "recurrent layer"
+
+
 def shown_name(entry: RecurrentEntry) -> str:
-    """The name of an LSTM, as messages have it."""
+    """The name of a layer, as messages have it."""
     return entry.name or "(top)"

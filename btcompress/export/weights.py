@@ -1,4 +1,4 @@
-"""The matrices and biases of an LSTM with how they are stored, from a result or from a module."""
+"""The matrices and biases of a recurrent layer with how they are stored, from a result or from a module."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from btcompress.checkpoint import CompressedCheckpoint, RecurrentEntry
 from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.precisions import Stored
-from btcompress.nn import BTLSTM
+from btcompress.export.cells import OnnxCell, cell_of
+from btcompress.export.modules import kind_of
 from btcompress.nn.weight import BTWeight
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import MatrixShape, Nonlinearity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +34,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A matrix of an LSTM.
+    """A matrix of a recurrent layer.
 
     Attributes:
         name: of the matrix, such as ``weight_ih_l0``, below whatever prefix.
@@ -65,6 +66,7 @@ class Direction:
         u: ``U``.
         p: ``P``, where there is a projection.
         biases: both, where there are some.
+        cell: what is computed with them.
     """
 
     suffix: str
@@ -72,14 +74,15 @@ class Direction:
     u: Weight
     p: Weight | None
     biases: tuple[StoredTensor, StoredTensor] | None
+    cell: OnnxCell
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """All of an LSTM; a cell is one of a single layer.
+    """All of an LSTM, a GRU or a plain RNN; a cell is one of a single layer.
 
     Attributes:
-        name: of the LSTM; empty at the top.
+        name: of the layer; empty at the top.
         input_size: ``I``.
         hidden_size: ``H``.
         output_size: of hidden states: ``H``, or the projected size.
@@ -91,6 +94,11 @@ class Weights:
     hidden_size: int
     output_size: int
     layers: tuple[tuple[Direction, ...], ...]
+
+    @property
+    def cell(self) -> OnnxCell:
+        """What it computes at each step."""
+        return self.layers[0][0].cell
 
     @property
     def n_directions(self) -> int:
@@ -112,7 +120,8 @@ class Weights:
 
     @classmethod
     def of_result(cls, compressed: CompressedCheckpoint, entry: RecurrentEntry) -> Weights:
-        """Those of an LSTM or cell of a result."""
+        """Those of a recurrent layer or cell of a result."""
+        cell = cell_of(entry.type, entry.nonlinearity)
 
         def tensor(name: str) -> StoredTensor:
             return StoredTensor(name, compressed.tensors[name], compressed.stored.get(name))
@@ -131,6 +140,7 @@ class Weights:
                 weight(u),
                 weight(p) if entry.proj_size else None,
                 (tensor(b_w), tensor(b_u)) if entry.bias else None,
+                cell,
             )
 
         output_size = entry.proj_size or entry.hidden_size
@@ -140,10 +150,11 @@ class Weights:
 
     @classmethod
     def of_module(cls, name: str, module: nn.Module) -> Weights:
-        """Those of an LSTM or cell, dense or with block terms, under this name in its network."""
+        """Those of a recurrent layer or cell, dense or with block terms, under this name in its network."""
         prefix = f"{name}." if name else ""
-        lstm = module if isinstance(module, BTLSTM | nn.LSTM) else None
-        proj_size = lstm.proj_size if lstm else 0
+        cell, is_cell = kind_of(module)
+        nonlinearity: Nonlinearity = getattr(module, "nonlinearity", "tanh")
+        onnx_cell, has_projection = cell_of(cell, nonlinearity), bool(getattr(module, "proj_size", 0))
 
         def direction(suffix: str) -> Direction:
             w, u, p, b_w, b_u = (f"{each}{suffix}" for each in _NAMES)
@@ -151,15 +162,18 @@ class Weights:
                 suffix.removeprefix("_") or "l0",
                 weight_of(prefix + w, getattr(module, w)),
                 weight_of(prefix + u, getattr(module, u)),
-                weight_of(prefix + p, getattr(module, p)) if proj_size else None,
+                weight_of(prefix + p, getattr(module, p)) if has_projection else None,
                 biases_of(prefix, module, (b_w, b_u)) if module.bias else None,
+                onnx_cell,
             )
 
-        ends = ("", "_reverse") if lstm and lstm.bidirectional else ("",)
-        suffixes = [f"_l{layer}{end}" for layer in range(lstm.num_layers) for end in ends] if lstm else [""]
+        ends = ("", "_reverse") if getattr(module, "bidirectional", False) else ("",)
+        n_layers: int = getattr(module, "num_layers", 1)
+        suffixes = [""] if is_cell else [f"_l{layer}{end}" for layer in range(n_layers) for end in ends]
         directions = [direction(suffix) for suffix in suffixes]
         rows, outputs = directions[0].u.size
-        return cls(name, directions[0].w.size[1], rows // 4, outputs, _layers(directions, len(ends)))
+        hidden_size = rows // len(onnx_cell.gates)
+        return cls(name, directions[0].w.size[1], hidden_size, outputs, _layers(directions, len(ends)))
 
 
 _NAMES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")

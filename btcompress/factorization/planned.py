@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
@@ -16,7 +16,6 @@ from btcompress.checkpoint import (
     CompressedCheckpoint,
     CompressedMatrix,
     RoundedMatrix,
-    find_aliases,
     from_state_dict,
     read,
 )
@@ -26,7 +25,7 @@ from btcompress.factorization.matrices import AsItWas, Factorized, Outcome, fact
 from btcompress.factorization.told import nothing_to_do, orders_told
 from btcompress.fit import FitOptions, MatrixFit, OnSweep, described, explained, one_thread_for
 from btcompress.orders import fit_ordered, share_orders
-from btcompress.plan import Plan, PlannedMatrix
+from btcompress.plan import Plan
 from btcompress.results import FitProgress, LeftDense, Sweep
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
@@ -91,19 +90,15 @@ def factorize_as_planned(
     sizes = [planned.shape.dense_params for planned in plan.matrices] + [math.prod(each.size) for each in plan.rounded]
     with one_thread_for(max(sizes)):
         ready = _in_orders(checkpoint, plan, options, on_sweep_of) if order_units else {}
-        aliases = find_aliases(checkpoint.tensors)
-        done: dict[tuple[PlannedMatrix, bool], str] = {}
         for planned in plan.matrices:
             name, rounds = planned.name, planned.name not in unrounded
-            first = done.setdefault((replace(planned, name=aliases.get(name, name)), rounds), name)
-            if first != name:
-                outcomes[name] = outcomes[first]  # how its tensors are stored follows those that they are one with
-                continue
             fit, matrix = ready.get(name), checkpoint.tensors[name]
             outcomes[name] = factorized(planned, matrix, options, on_sweep_of(name), fit, rounds=rounds)
         for each in plan.rounded:
             if each.name not in unrounded:
                 outcomes[each.name] = rounded(each, checkpoint.tensors[each.name])
+    # How the tensors of other names are stored follows those that they are one with.
+    outcomes |= {name: outcomes[first] for name, first in plan.twins.items() if first in outcomes}
     return _put_together(checkpoint, plan, outcomes, record or {}, unrounded, told_of_orders=order_units)
 
 
@@ -124,6 +119,7 @@ def _put_together(
     left_dense = list(plan.left_dense)
     told: list[str] = []
     wanted = {planned.name: planned.shape for planned in plan.matrices}
+    wanted |= {name: wanted[first] for name, first in plan.twins.items() if first in wanted}
     for name, outcome in outcomes.items():
         if isinstance(outcome, AsItWas):
             left_dense.append(LeftDense(name, outcome.reason))

@@ -51,15 +51,15 @@ def nothing_to_do(checkpoint: Checkpoint, plan: Plan) -> str:
         )
     if any(name in notice for notice in checkpoint.notices for name in _PACKED):
         return (
-            f"{name} is of a quantized model: the weights of its LSTMs are packed in objects that are no tensors. Use "
-            "the float checkpoint from before quantization."
+            f"{name} is of a quantized model: the weights of its recurrent layers are packed in objects that are no "
+            "tensors. Use the float checkpoint from before quantization."
         )
     others = "; ".join(f"{other.name or 'the checkpoint'}: {other.reason}" for other in plan.others)
     found = f" What looks alike: {others}." if others else ""
     if "linear" in plan.kinds:
-        what, advice = "neither an LSTM nor a linear layer that was chosen", "an LSTM or a linear layer"
+        what, advice = "neither a recurrent nor a linear layer that was chosen", "an LSTM, GRU, RNN or a linear layer"
     else:
-        what, advice = "no LSTM", "an LSTM, or ask for linear matrices"
+        what, advice = "no LSTM, GRU or plain RNN", "one, or ask for linear matrices"
     return (
         f"{name} holds {what}, only {len(checkpoint.tensors)} tensors of other layers.{found} "
         f"Give a checkpoint with {advice}."

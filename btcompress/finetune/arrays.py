@@ -13,7 +13,7 @@ from torch import Tensor
 from btcompress import memory
 from btcompress.errors import BTCompressError
 from btcompress.files import Snapshot
-from btcompress.finetune.batches import Batch
+from btcompress.finetune.batches import Batch, State
 from btcompress.finetune.items import STATES
 from btcompress.finetune.recorded import array_name
 
@@ -33,7 +33,7 @@ class Arrays:
         scale: what to multiply inputs by.
         snapshot: of the file, which must stay as it is; None for arrays that lie in none.
         h0: initial ``h``, shape ``(N, directions * L, H)`` or of the projected size, or None for zeros.
-        c0: initial ``c``, shape ``(N, directions * L, H)``, or None for zeros.
+        c0: initial ``c`` of an LSTM, shape ``(N, directions * L, H)``; not without ``h0``.
         layer: the layer that these were recorded as inputs of; its name stands before those of the arrays.
         starts: first step of each sequence in ``x``, where they lie one after another.
     """
@@ -68,9 +68,8 @@ class Arrays:
         self._check_states()
 
     def _check_states(self) -> None:
-        if (self.h0 is None) != (self.c0 is None):
-            given, missing = STATES if self.c0 is None else STATES[::-1]
-            raise BTCompressError(f"{self._called(given)} is there without {missing}. Give both, or neither.")
+        if self.h0 is None and self.c0 is not None:
+            raise BTCompressError(f"{self._called('c0')} is there without h0. Give both, or neither.")
         for name, value in zip(STATES, (self.h0, self.c0), strict=True):
             if value is None:
                 continue
@@ -99,9 +98,7 @@ class Arrays:
             None if self.y is None else _labels(self.y[index]),
             None if lengths is None else torch.from_numpy(lengths),
             tuple((self.name, row) for row in rows.tolist()),
-            None
-            if self.h0 is None or self.c0 is None
-            else (self._state("h0", self.h0, index), self._state("c0", self.c0, index)),
+            self._states(index),
         )
 
     def _inputs(self, index: NDArray[Any], lengths: NDArray[np.int64] | None) -> Tensor:
@@ -113,9 +110,11 @@ class Arrays:
             padded[row, :length] = self.x[start : start + length]
         return _wide(padded)
 
-    def _state(self, name: str, states: NDArray[Any], index: NDArray[Any]) -> Tensor:
-        """Initial states of some sequences, shape ``(directions * L, B, H)``."""
-        return self._finite(name, _wide(states[index]), index).transpose(0, 1).contiguous()
+    def _states(self, index: NDArray[Any]) -> State | None:
+        """Initial states of some sequences, shapes ``(directions * L, B, H)``; None for zeros."""
+        given = {name: states for name, states in zip(STATES, (self.h0, self.c0), strict=True) if states is not None}
+        found = [self._finite(name, _wide(states[index]), index) for name, states in given.items()]
+        return tuple(each.transpose(0, 1).contiguous() for each in found) or None
 
     def _finite(self, part: str, values: Tensor, index: NDArray[Any]) -> Tensor:
         """The values, if they are all finite."""

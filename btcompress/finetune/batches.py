@@ -10,6 +10,9 @@ from torch import Tensor
 
 from btcompress.errors import BTCompressError
 
+#: Initial or final ``h`` of recurrent layers, and behind it ``c`` of an LSTM.
+State = tuple[Tensor, ...]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -20,14 +23,15 @@ class Batch:
         y: labels or targets, beginning with ``B``; None without labels.
         lengths: steps of each sequence, shape ``(B,)``, on the CPU; None where all have ``T``.
         names: of the sequences, if the same name always means the same sequence; None for what a user's code makes.
-        state: initial ``h`` and ``c`` of every layer and direction, shapes ``(directions * L, B, H)``; None for zeros.
+        state: initial ``h``, and ``c`` of an LSTM, of every layer and direction, shapes ``(directions * L, B, H)``;
+            None for zeros.
     """
 
     x: Tensor
     y: Tensor | None = None
     lengths: Tensor | None = None
     names: tuple[tuple[str, int], ...] | None = None
-    state: tuple[Tensor, Tensor] | None = None
+    state: State | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same on a device, floating-point numbers in this dtype; lengths stay, as packing wants them.
@@ -47,7 +51,7 @@ class Batch:
                 )
             return value.to(device, dtype)
 
-        state = None if self.state is None else (moved(self.state[0]), moved(self.state[1]))
+        state = None if self.state is None else tuple(map(moved, self.state))
         return replace(self, x=moved(self.x), y=None if self.y is None else moved(self.y), state=state)
 
 

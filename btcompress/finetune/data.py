@@ -16,20 +16,21 @@ from btcompress import memory
 from btcompress.errors import BTCompressError
 from btcompress.finetune.arrayfiles import names_in, read_arrays
 from btcompress.finetune.arrays import Arrays, check_lengths
-from btcompress.finetune.batches import Batch, Data
+from btcompress.finetune.batches import Batch, Data, State
 from btcompress.finetune.items import NAMES, STATES, alike, parts_of, some, states_of
 from btcompress.finetune.recorded import MARK, array_name, choose_layer, layers_in
 from btcompress.finetune.references import is_reference, resolve
 from btcompress.seeds import check_seed
 
-__all__ = ["Arrays", "Batch", "Data", "Rows", "UserData", "open_data", "recorded_layers", "split"]
+__all__ = ["Arrays", "Batch", "Data", "Rows", "State", "UserData", "open_data", "recorded_layers", "split"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UserData:
     """A user's Dataset; items are ``x``, ``(x, y)``, ``(x, y, length)`` or mappings with these names.
 
-    A mapping may hold ``h0`` and ``c0`` as well, shape ``(directions * L, H)``; those of a batch begin with ``B``.
+    A mapping may hold ``h0`` as well, and ``c0`` of an LSTM, shape ``(directions * L, H)``; those of a batch begin with
+    ``B``.
 
     Attributes:
         name: the reference to its factory.
@@ -133,9 +134,9 @@ def open_data(text: str, scale: float = 1.0, folder: Path | None = None, *, laye
         raise BTCompressError(f"{path} has no array x, only {', '.join(arrays) or 'nothing'}. Name the inputs x.")
     if mark is not None and mark.any() and h0 is None and c0 is None:
         raise BTCompressError(
-            f"{path}: {chosen or 'the LSTM'} was seen to start from states that are not zero, as {MARK} says, "
-            "but their arrays h0 and c0 are missing. Started from zeros it would compute something else: record "
-            "again, or keep these arrays."
+            f"{path}: {chosen or 'the layer'} was seen to start from states that are not zero, as {MARK} says, "
+            "but their arrays are missing: h0, and c0 of an LSTM. Started from zeros it would compute something else: "
+            "record again, or keep these arrays."
         )
     return Arrays(str(path), x, y, lengths, scale, snapshot, h0, c0, chosen or None)
 
@@ -202,18 +203,19 @@ def _check_batch(name: str, rows: list[int], batch: Batch) -> None:
         raise BTCompressError(f"{which}: one of them holds NaN or infinity in x. Repair it.")
 
 
-def _state_of_batch(which: str, parts: list[Any], batch: Batch) -> tuple[Tensor, Tensor] | None:
+def _state_of_batch(which: str, parts: list[Any], batch: Batch) -> State | None:
     """Initial states of a batch of a user's, shape ``(directions * L, B, H)``."""
     if all(part is None for part in parts):
         return None
-    for name, part in zip(STATES, parts, strict=True):
+    given = parts if parts[1] is not None else parts[:1]
+    for name, part in zip(STATES, given, strict=False):
         fits = isinstance(part, Tensor) and part.dim() == 3 and part.is_floating_point() and part.numel()
         if not fits or len(part) != len(batch.x):
-            given = f"shape {tuple(part.shape)} and dtype {part.dtype}" if isinstance(part, Tensor) else "no numbers"
+            found = f"shape {tuple(part.shape)} and dtype {part.dtype}" if isinstance(part, Tensor) else "no numbers"
             raise BTCompressError(
-                f"{which}: {name} has {given}. Give both h0 and c0, of shape (directions * layers, H) for each item."
+                f"{which}: {name} has {found}. Give h0, and c0 of an LSTM, of shape (directions * layers, H) for each "
+                "item."
             )
         if not torch.isfinite(part).all():
             raise BTCompressError(f"{which}: one of them holds NaN or infinity in {name}. Repair it.")
-    h, c = (part.transpose(0, 1).contiguous() for part in parts)
-    return h, c
+    return tuple(part.transpose(0, 1).contiguous() for part in given)

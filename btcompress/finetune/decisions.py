@@ -31,7 +31,7 @@ _MOST_OUTPUTS = 2**22
 def agreement_on(
     compressed: CompressedCheckpoint, dense: Checkpoint, entry: RecurrentEntry, data: Data, batch_size: int = 32
 ) -> Agreement | None:
-    """How often an LSTM and its head decide alike, compressed and dense, each with its own version of both.
+    """How often a recurrent layer and its head decide alike, compressed and dense, each with its own version of both.
 
     The head is the linear layer that :func:`btcompress.finetune.heads.deciding_head` finds. It decides on every step
     that counts, and once more on the final states of the last layer, directions side by side. Runs on the CPU, from
@@ -40,7 +40,7 @@ def agreement_on(
     Args:
         compressed: the result.
         dense: what it was made from.
-        entry: the LSTM.
+        entry: the recurrent layer.
         data: sequences of its inputs.
         batch_size: sequences at once.
 
@@ -48,7 +48,7 @@ def agreement_on(
         The agreement; None where it is not clear which layer is the head, or the dense checkpoint lacks it.
 
     Raises:
-        CheckpointError: the dense checkpoint lacks a tensor of the LSTM, or holds it in another shape.
+        CheckpointError: the dense checkpoint lacks a tensor of the layer, or holds it in another shape.
         BTCompressError: an input is not finite.
     """
     head = deciding_head(compressed.outline(), entry)
@@ -151,7 +151,7 @@ class _Tally:
 
 
 class _Deciding:
-    """An LSTM and its head, the head apart from it, so that it need not run over all steps at once."""
+    """A recurrent layer and its head, the head apart from it, so that it need not run over all steps at once."""
 
     def __init__(
         self, recurrent: Recurrent, key: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, MatrixShape]
@@ -161,7 +161,7 @@ class _Deciding:
 
     def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the head reads: hidden states of all steps that count, and final ones, shapes ``(n, inputs)``."""
-        hidden, h, _ = self.recurrent(batch.x, batch.lengths, batch.state)
+        hidden, h, *_ = self.recurrent(batch.x, batch.lengths, batch.state)
         n_directions = 1 + self.recurrent.entry.bidirectional
         return hidden[steps_that_count(batch, hidden.shape[1])], torch.cat(list(h[-n_directions:]), dim=-1)
 

@@ -41,6 +41,7 @@ from btcompress.finetune.networks import (
     find_head,
     freeze,
     is_compressed_in,
+    named,
     shapes_of,
     stored_tensors,
     student_of,
@@ -91,8 +92,8 @@ def finetune(
     """Train a compressed checkpoint on and write the result, whole or not at all.
 
     A user's ``model`` is trained as it is, to give the teacher's outputs where there are neither labels nor a loss;
-    else labels mean an LSTM with a linear head; else the LSTM learns to give the hidden states of the teacher's. Seeds
-    the global generators of ``random``, NumPy and torch.
+    else labels mean a recurrent layer with a linear head; else such a layer learns to give the hidden states of the
+    teacher's. Seeds the global generators of ``random``, NumPy and torch.
 
     Args:
         request: what, on what, and where to.
@@ -267,11 +268,12 @@ def _network_and_task(
         return "labels", *_labelled(config, compressed, dense, entry, first.y)
     if dense is None:
         raise BTCompressError(
-            "without labels, an LSTM learns from the dense one. Give the dense checkpoint with --teacher, or labels y."
+            f"without labels, {named(entry)} learns from the dense one. Give the dense checkpoint with "
+            "--teacher, or labels y."
         )
     if not is_compressed_in(compressed, entry):
         raise BTCompressError(
-            f"{entry.name or 'the LSTM'} has no compressed matrices, so it has nothing to learn from the dense one. "
+            f"{named(entry)} has no compressed matrices, so it has nothing to learn from the dense one. "
             "Give labels y, or the whole model with --model."
         )
     teacher = teacher_of(dense, entry, training_dtype(compressed.outline(), entry))
@@ -342,7 +344,7 @@ def _check_alike(train: Data, first: Batch, held: Data, other: Batch, *, own_mod
 
 
 def _trained_before(compressed: CompressedCheckpoint, lstm: str | None) -> dict[str, Any] | None:
-    """The last step that calibrated or fine-tuned since the file was factorized: this LSTM, where one is named."""
+    """The last step that calibrated or fine-tuned since the file was factorized; this layer, where one is named."""
     for step in reversed(compressed.history):
         if step.get("step") == "factorize":
             break

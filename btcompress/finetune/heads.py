@@ -1,4 +1,4 @@
-"""Which linear layer of a file decides on what an LSTM gives, where names and shapes leave no doubt."""
+"""Which linear layer of a file decides on what a recurrent layer gives, where names and shapes leave no doubt."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _Shapes = Mapping[str, tuple[int, ...]]
 
 
 def deciding_head(tensors: Mapping[str, Tensor], entry: RecurrentEntry) -> LinearEntry | None:
-    """The linear layer that takes an LSTM's outputs and gives what is decided on.
+    """The linear layer that takes a recurrent layer's outputs and gives what is decided on.
 
-    The file may hold more: embeddings, layers below the LSTM, other LSTMs. It is clear which layer is the head where
-    one linear layer alone has as many inputs as the LSTM has outputs, and nothing else in the file could stand between
-    the two, or behind the head. Of layers alike, those that lie in a module with another recurrent layer but not with
-    this one belong to that one; and what an ``encoder`` and its ``decoder`` could both have is the decoder's.
+    The file may hold more: embeddings, layers below, other recurrent layers. It is clear which layer is the head where
+    one linear layer alone has as many inputs as the recurrent one has outputs, and nothing else in the file could stand
+    between the two, or behind the head. Of layers alike, those that lie in a module with another recurrent layer but
+    not with this one belong to that one; and what an ``encoder`` and its ``decoder`` could both have is the decoder's.
 
     Args:
         tensors: the plain state dict; meta tensors serve.
-        entry: the LSTM.
+        entry: the recurrent layer.
 
     Returns:
         The layer, or None where it is not clear.
@@ -34,7 +34,7 @@ def deciding_head(tensors: Mapping[str, Tensor], entry: RecurrentEntry) -> Linea
     near = {key: shape for key, shape in rest.items() if not any(_nearer(key, other, entry) for other in others)}
     takers = [key for key in near if _takes(key, near, entry.n_outputs)]
     linear = [layer for layer in find_linear(tensors, recurrent) if layer.key in takers]
-    # A matrix without a bias may be an embedding; one that is not as wide as the LSTM's inputs is none of this LSTM's.
+    # A matrix without a bias may be an embedding; one that is not as wide as the inputs is none of this layer's.
     embeddings = [layer for layer in linear if not layer.bias and entry.input_size == entry.n_outputs]
     heads = [layer for layer in linear if layer not in embeddings]
     if len(heads) != 1 or len(takers) > len(heads) + len(embeddings):

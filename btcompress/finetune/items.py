@@ -12,7 +12,7 @@ from btcompress.errors import BTCompressError
 
 #: Inputs, labels, and steps that count; a mapping may call the last ``length`` as well.
 NAMES = ("x", "y", "lengths")
-#: Initial states, which only a mapping may hold.
+#: Initial states, of an LSTM both, else the first; only a mapping may hold them.
 STATES = ("h0", "c0")
 _MOST_SHOWN = 9
 

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry, tied_layers
 from btcompress.checkpoint.compressed import order_names
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
-from btcompress.finetune.data import Batch, Data
+from btcompress.finetune.data import Batch, Data, State
 from btcompress.finetune.items import STATES
 from btcompress.finetune.recorded import is_same_layer
-from btcompress.nn import BTLSTM, BTLinear
+from btcompress.nn import BTLinear
+from btcompress.nn.replacing import classes_of
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed
 
-#: ``(B, T, D H)`` hidden states of the last layer, and the final ``h`` and ``c`` of every layer.
-States = tuple[Tensor, Tensor, Tensor]
-
-
-class _Options(TypedDict):
-    bidirectional: bool
-    proj_size: int
-    dtype: torch.dtype
+#: ``(B, T, D H)`` hidden states of the last layer, and the final ``h``, and ``c`` of an LSTM, of every layer.
+States = tuple[Tensor, ...]
 
 
 class Network(nn.Module):
@@ -40,11 +35,11 @@ class Network(nn.Module):
 
 
 class Recurrent(Network):
-    """An LSTM of a file, dense or with block-term matrices; a cell runs as an LSTM of one layer.
+    """A recurrent layer of a file, dense or with block-term matrices; a cell runs as such of one layer.
 
     Args:
-        entry: the LSTM, as found in the file.
-        tensors: of the file, by name; those of the LSTM are taken.
+        entry: the recurrent layer, as found in the file.
+        tensors: of the file, by name; those of the recurrent layer are taken.
         shapes: the block-term shape of each of its factorized matrices, by key; none for the dense teacher.
         dtype: to compute in.
 
@@ -61,43 +56,63 @@ class Recurrent(Network):
     ) -> None:
         super().__init__()
         self.entry = entry
-        sizes = (entry.input_size, entry.hidden_size, entry.num_layers, entry.bias, True)
-        more: _Options = {"bidirectional": entry.bidirectional, "proj_size": entry.proj_size, "dtype": dtype}
+        more: dict[str, Any] = {"nonlinearity": entry.nonlinearity} if entry.type == "rnn" else {}
+        if entry.type == "lstm":
+            more["proj_size"] = entry.proj_size
         own = {self._inner(key): shape for key, shape in shapes.items() if key in entry.matrix_keys}
-        self.lstm: nn.Module = BTLSTM(*sizes, **more, shapes=own) if own else nn.LSTM(*sizes, **more)
-        fill(self.lstm, {self._inner(key): tensors[key] for key in tensors if key.startswith(entry.prefix)}, entry.name)
+        if own:
+            more["shapes"] = own
+        self.layer: nn.Module = classes_of(entry.type, is_cell=False)[bool(own)](
+            entry.input_size,
+            entry.hidden_size,
+            num_layers=entry.num_layers,
+            bias=entry.bias,
+            batch_first=True,
+            bidirectional=entry.bidirectional,
+            dtype=dtype,
+            **more,
+        )
+        given = {self._inner(key): tensors[key] for key in tensors if key.startswith(entry.prefix)}
+        fill(self.layer, given, entry.name)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> States:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: State | None = None) -> States:
         """Run over ``x``, shape ``(B, T, I)``, from a state; hidden states beyond a sequence's length are 0."""
-        if lengths is None:
-            hidden, (h, c) = self.lstm(x, state)
-            return hidden, h, c
-        packed, (h, c) = self.lstm(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False), state)
-        hidden, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
-        return hidden, h, c
+        # Torch's LSTM takes and gives a pair, all others a tensor.
+        given = state if state is None or self.entry.n_states > 1 else state[0]
+        inputs = x if lengths is None else pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        hidden, final = self.layer(inputs, given)
+        if lengths is not None:
+            hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=x.shape[1])
+        return (hidden, *final) if self.entry.n_states > 1 else (hidden, final)
+
+    def zeros(self, x: Tensor) -> State:
+        """The states that it begins with where none are given, for inputs of this many sequences."""
+        entry = self.entry
+        sizes = (entry.proj_size or entry.hidden_size, entry.hidden_size)[: entry.n_states]
+        return tuple(x.new_zeros(entry.num_layers * (1 + entry.bidirectional), len(x), size) for size in sizes)
 
     def file_tensors(self) -> dict[str, Tensor]:
         """See :class:`Network`."""
-        return {self._outer(name): tensor for name, tensor in self.lstm.state_dict(keep_vars=True).items()}
+        return {self._outer(name): tensor for name, tensor in self.layer.state_dict(keep_vars=True).items()}
 
     def _inner(self, key: str) -> str:
         """A key of the file as the name of a tensor of the module: a cell's have no layer number."""
         name = key.removeprefix(self.entry.prefix)
-        if self.entry.kind == "lstm":
+        if not self.entry.is_cell:
             return name
         part, dot, rest = name.partition(".")
         return f"{part}_l0{dot}{rest}"
 
     def _outer(self, name: str) -> str:
         part, dot, rest = name.partition(".")
-        return f"{self.entry.prefix}{part if self.entry.kind == 'lstm' else part.removesuffix('_l0')}{dot}{rest}"
+        return f"{self.entry.prefix}{part.removesuffix('_l0') if self.entry.is_cell else part}{dot}{rest}"
 
 
 class RecurrentWithHead(Network):
-    """An LSTM and a linear head: on each step, or on the final states of the last layer, directions side by side.
+    """A recurrent layer and a linear head: on each step, or on the last final states, directions side by side.
 
     Args:
-        recurrent: the LSTM.
+        recurrent: the recurrent layer.
         head: name of the head in the file.
         tensors: of the file, by name.
         shapes: the block-term shape of each factorized matrix of the file, by key; none for the dense teacher.
@@ -122,9 +137,9 @@ class RecurrentWithHead(Network):
         self.per_step = per_step
         self.head = linear_of(f"{head}.weight", tensors, shapes, next(recurrent.parameters()).dtype)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: State | None = None) -> Tensor:
         """Outputs of the head, shape ``(B, n_out)``, or ``(B, T, n_out)`` for each step."""
-        hidden, h, _ = self.recurrent(x, lengths, state)
+        hidden, h, *_ = self.recurrent(x, lengths, state)
         n_directions = 1 + self.recurrent.entry.bidirectional
         outputs: Tensor = self.head(hidden if self.per_step else torch.cat(list(h[-n_directions:]), dim=-1))
         return outputs
@@ -174,18 +189,19 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             if given is None or given.shape != target.shape:
                 what = "is missing" if given is None else f"has shape {tuple(given.shape)}, not {tuple(target.shape)}"
                 raise CheckpointError(
-                    f"{where or 'the LSTM'}: {name} {what}. Give the checkpoint that the result was made from."
+                    f"{where or 'the layer at the top'}: {name} {what}. Give the checkpoint that the result was made "
+                    "from."
                 )
             target.copy_(given)
 
 
 def student_of(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> Recurrent:
-    """The LSTM of a compressed checkpoint, with its block terms, to be trained."""
+    """The recurrent layer of a compressed checkpoint, with its block terms, to be trained."""
     return Recurrent(entry, compressed.tensors, shapes_of(compressed), training_dtype(compressed.outline(), entry))
 
 
 def teacher_of(dense: Checkpoint, entry: RecurrentEntry, dtype: torch.dtype) -> Recurrent:
-    """The same LSTM of the dense checkpoint, in the student's dtype.
+    """The same recurrent layer of the dense checkpoint, in the student's dtype.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -199,7 +215,10 @@ def shapes_of(compressed: CompressedCheckpoint) -> dict[str, MatrixShape]:
 
 
 def training_dtype(tensors: Mapping[str, Tensor], entry: RecurrentEntry) -> torch.dtype:
-    """The dtype to compute an LSTM in whose matrices these are: small ones would lose the small steps of training."""
+    """The dtype to compute a recurrent layer in whose matrices these are.
+
+    Small ones would lose the small steps of training.
+    """
     own = {tensors[key].dtype for key in entry.recurrent_keys}
     return torch.float64 if own == {torch.float64} else torch.float32
 
@@ -256,18 +275,18 @@ def choose_lstm(
     name: str | None,
     way_out: str = "Name one with --layer, or give the whole model with --model.",
 ) -> RecurrentEntry:
-    """The LSTM that the sequences are inputs of.
+    """The recurrent layer that the sequences are inputs of.
 
     Args:
         compressed: the file.
-        name: the LSTM's name; may be left out where only one has compressed matrices, or where none has and the
+        name: the layer's name; may be left out where only one has compressed matrices, or where none has and the
             file holds only one.
         way_out: what to do where it is not clear, for the message.
 
     Raises:
-        BTCompressError: no such LSTM, or several and none named.
+        BTCompressError: no such layer, or several and none named.
     """
-    every = _layers(compressed)
+    every = _layers(compressed, name)
     entries = [entry for entry in every if is_compressed_in(compressed, entry)]
     if not entries and len(every) == 1 and name is None:
         entries = every
@@ -275,16 +294,17 @@ def choose_lstm(
 
 
 def choose_dense_lstm(dense: Checkpoint, name: str | None, way_out: str) -> RecurrentEntry:
-    """The LSTM of a dense checkpoint that the sequences are inputs of; see :func:`choose_lstm`.
+    """The recurrent layer of a dense checkpoint that the sequences are inputs of; see :func:`choose_lstm`.
 
     Raises:
-        BTCompressError: no such LSTM, or several and none named.
+        BTCompressError: no such layer, or several and none named.
     """
-    return _only(_layers(dense), name, way_out, "those in the checkpoint")
+    return _only(_layers(dense, name), name, way_out, "those in the checkpoint")
 
 
-def _layers(checkpoint: Checkpoint | CompressedCheckpoint) -> list[RecurrentEntry]:
-    return [entry for entry in checkpoint.recurrent() if isinstance(entry, RecurrentEntry)]
+def _layers(checkpoint: Checkpoint | CompressedCheckpoint, name: str | None) -> list[RecurrentEntry]:
+    """Its recurrent layers; of those that are one and the same the first, unless one is named."""
+    return [entry for entry, same in tied_layers(checkpoint).items() if name is not None or same[0] == entry]
 
 
 def _only(entries: Sequence[RecurrentEntry], name: str | None, way_out: str, what: str) -> RecurrentEntry:
@@ -293,22 +313,27 @@ def _only(entries: Sequence[RecurrentEntry], name: str | None, way_out: str, wha
     if len(chosen) == 1:
         return chosen[0]
     names = ", ".join(f"{entry.name or '(top)'} ({entry.input_size} inputs)" for entry in entries) or "none"
-    wanted = "it is not clear which LSTM the sequences are for" if name is None else f"there is no LSTM named {name!r}"
+    kinds = kinds_of(entries)
+    wanted = (
+        f"it is not clear which {kinds} the sequences are for"
+        if name is None
+        else f"there is no {kinds} named {name!r}"
+    )
     raise BTCompressError(f"{wanted}: {what} are {names}. {way_out}")
 
 
 def is_compressed_in(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> bool:
-    """Whether an LSTM of the file has matrices that are block terms, or dense ones in fewer bits."""
+    """Whether a recurrent layer of the file has matrices that are block terms, or dense ones in fewer bits."""
     return any(key in compressed.chosen for key in entry.matrix_keys)
 
 
 def check_inputs(data: Data, first: Batch, entry: RecurrentEntry) -> None:
-    """Refuse sequences that are not inputs of the LSTM, and initial states that are not its.
+    """Refuse sequences that are not inputs of a recurrent layer, and initial states that are not its.
 
     Raises:
         ShapeError: they have other sizes, or were recorded at another layer.
     """
-    name = entry.name or "the LSTM"
+    name = named(entry)
     if data.layer is not None and not is_same_layer(data.layer, entry.name):
         raise ShapeError(
             f"{data.name} holds inputs of {data.layer}, but they are to be those of {name}. Record its inputs, or name "
@@ -317,13 +342,15 @@ def check_inputs(data: Data, first: Batch, entry: RecurrentEntry) -> None:
     if first.x.dim() != 3 or first.x.shape[2] != entry.input_size:
         raise ShapeError(
             f"{data.name}: x has sequences of shape {tuple(first.x.shape[1:])}, but {name} takes "
-            f"(T, {entry.input_size}): {entry.input_size} inputs at each step. Give the inputs of this LSTM."
+            f"(T, {entry.input_size}): {entry.input_size} inputs at each step. Give the inputs of this "
+            f"{entry.class_name}."
         )
     if first.state is None:
         return
+    _check_n_states(data, first.state, entry)
     n_states = entry.num_layers * (1 + entry.bidirectional)
     sizes = (entry.proj_size or entry.hidden_size, entry.hidden_size)
-    for what, state, size in zip(STATES, first.state, sizes, strict=True):
+    for what, state, size in zip(STATES, first.state, sizes, strict=False):
         if (state.shape[0], state.shape[2]) != (n_states, size):
             raise ShapeError(
                 f"{data.name}: {what} has states of shape ({state.shape[0]}, {state.shape[2]}) for each sequence, but "
@@ -331,11 +358,36 @@ def check_inputs(data: Data, first: Batch, entry: RecurrentEntry) -> None:
             )
 
 
+def _check_n_states(data: Data, state: State, entry: RecurrentEntry) -> None:
+    """Refuse initial states that are more or fewer than the layer has."""
+    if len(state) < entry.n_states:
+        raise ShapeError(
+            f"{data.name}: h0 is there without c0, but {named(entry)}, of the class {entry.class_name}, starts from "
+            "both. Give both, or neither."
+        )
+    if len(state) > entry.n_states:
+        raise ShapeError(
+            f"{data.name}: c0 is there, but {named(entry)}, of the class {entry.class_name}, starts from h0 alone. "
+            "Leave c0 out."
+        )
+
+
+def named(entry: RecurrentEntry) -> str:
+    """What to call a recurrent layer in messages: by its name, or by its class where it is at the top."""
+    return entry.name or f"the {entry.class_name}"
+
+
+def kinds_of(entries: Sequence[RecurrentEntry]) -> str:
+    """What to call one of several recurrent layers: by its class where all are of one, but for cells."""
+    types = {entry.type for entry in entries}
+    return types.pop().upper() if len(types) == 1 else "recurrent layer"
+
+
 def find_head(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> str:
-    """The linear layer on top of the LSTM: all that the file holds beside it.
+    """The linear layer on top of a recurrent layer: all that the file holds beside it.
 
     Raises:
-        BTCompressError: the rest of the file is not one linear layer that takes the LSTM's outputs.
+        BTCompressError: the rest of the file is not one linear layer that takes the recurrent layer's outputs.
     """
     outline = compressed.outline()
     rest = {key: tuple(outline[key].shape) for key in compressed.keys if key not in entry.shapes}
@@ -344,9 +396,9 @@ def find_head(compressed: CompressedCheckpoint, entry: RecurrentEntry) -> str:
     others = [key for key in rest if len(heads) != 1 or key not in (f"{heads[0]}.weight", f"{heads[0]}.bias")]
     if len(heads) == 1 and not others:
         return heads[0]
-    what = f"the linear layers that take the {n_in} outputs of {entry.name or 'the LSTM'} are {listed(heads)}"
+    what = f"the linear layers that take the {n_in} outputs of {named(entry)} are {listed(heads)}"
     raise BTCompressError(
-        f"with labels and no --model, a file must hold one LSTM and one linear head, but {what}"
+        f"with labels and no --model, a file must hold one {entry.class_name} and one linear head, but {what}"
         + (f", and there is more beside them: {listed(others)}" if len(heads) == 1 else "")
         + ". Build your network with --model package.module:factory."
     )

@@ -17,7 +17,7 @@ _N_SEQUENCES, _N_STEPS = 2, 3
 
 
 def check_same_outputs(compressed: CompressedCheckpoint, again: CompressedCheckpoint) -> None:
-    """Run every LSTM and every linear layer with a chosen matrix on random inputs, as it is and as it was read back.
+    """Run every recurrent and linear layer with a chosen matrix on random inputs, as it is and as it was read back.
 
     Args:
         compressed: the result in memory.

@@ -28,7 +28,7 @@ class FineTuneRequest:
         data: sequences to train on: a file, or ``package.module:factory``.
         output: the result file to write.
         teacher: the dense checkpoint.
-        layer: name of the LSTM that the sequences are inputs of; trains that LSTM alone.
+        layer: name of the recurrent layer that the sequences are inputs of; trains that layer alone.
         held: sequences to measure on; taken from ``data`` when left out.
         held_fraction: share of ``data`` that is then held back.
         scale: what to multiply the inputs of files by.

@@ -50,11 +50,11 @@ class Task(Protocol[Outputs]):
 class HiddenStates:
     """Give the teacher's hidden sequences and final states: relative error of what the next layer would see.
 
-    Loss ``||v - v'||^2 / ||v||^2`` with ``v`` the hidden sequence, the final ``h`` and the final ``c``; metric
-    ``||h - h'|| / ||h||`` of the hidden sequences alone.
+    Loss ``||v - v'||^2 / ||v||^2`` with ``v`` the hidden sequence, the final ``h``, and the final ``c`` of an LSTM;
+    metric ``||h - h'|| / ||h||`` of the hidden sequences alone.
 
     Args:
-        teacher: the dense LSTM.
+        teacher: the dense recurrent layer.
     """
 
     metric = "hidden-state error"

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btcompress.checkpoint import Checkpoint, CompressedCheckpoint
-from btcompress.checkpoint.wrappers import matched, plain_name
+from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry, check_plain
+from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
+from btcompress.finetune.data import State
 from btcompress.finetune.networks import Network, fill
-from btcompress.models import apply, make_plain, name_in, named_as_in
+from btcompress.models import apply, held_elsewhere, make_plain, name_in, named_as_in
+
+_WITHOUT_IT = "Factorize the checkpoint without it (--layer '!NAME'): it is then trained as it is."
 
 
 class UserNetwork(Network):
@@ -20,15 +23,18 @@ class UserNetwork(Network):
 
     Args:
         model: the network.
-        names: of the tensors of its file; matched with its own, but for what wrappers put into them.
+        names: of the tensors of its file; matched with its own, but for what wrappers put into them. Raw weights, of
+            which some are dropped at each call, are plain there; what the file holds under another name, to which it is
+            tied in the network, is none of its tensors.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str] = ()) -> None:
         super().__init__()
         self.model = model
-        self._names = {own: name for name, own in matched(names, model.state_dict()).items()}
+        named = named_as_in(model, {name: name for name in names})
+        self._given = {plain_name(own): name for own, name in named.items()}
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None) -> object:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, state: State | None = None) -> object:
         """What the network gives; it begins with whatever states are its own.
 
         Raises:
@@ -36,15 +42,23 @@ class UserNetwork(Network):
         """
         if state is not None:
             raise BTCompressError(
-                "the sequences have initial states (h0, c0), which a network of your own (--model) is not called "
-                "with. Leave them out, or train one LSTM alone with --layer."
+                "the sequences have initial states (h0), which a network of your own (--model) is not called "
+                "with. Leave them out, or train one recurrent layer alone with --layer."
             )
         return self.model(x) if lengths is None else self.model(x, lengths)
 
     def file_tensors(self) -> dict[str, Tensor]:
         """See :class:`btcompress.finetune.networks.Network`."""
         live = self.model.state_dict(keep_vars=True)
-        return {self._names.get(name, plain_name(name)): tensor for name, tensor in live.items()}
+        called = {own: name_in(self._given, own) for own in live}
+        raw = {key for own, key in called.items() if plain_name(own) != key}
+        # Beside raw weights there may be those of the last call, under the plain name.
+        others = held_elsewhere(self.model, self._given) | raw
+        return {
+            self._given.get(called[own], called[own]): tensor
+            for own, tensor in live.items()
+            if plain_name(own) not in others
+        }
 
 
 def build_student(reference: str, factory: Callable[[], Any], compressed: CompressedCheckpoint) -> UserNetwork:
@@ -52,8 +66,12 @@ def build_student(reference: str, factory: Callable[[], Any], compressed: Compre
 
     Raises:
         BTCompressError: the factory gives no module.
-        CheckpointError: the file does not fit the network.
+        CheckpointError: the file does not fit the network, or a factorized layer of it computes something else than
+            torch's.
     """
+    for entry in compressed.recurrent():
+        if isinstance(entry, RecurrentEntry) and any(key in compressed.matrices for key in entry.matrix_keys):
+            check_plain(entry, "block-term layers", _WITHOUT_IT)
     model = apply(_built(reference, factory), compressed)
     floating = {value.dtype for value in model.parameters()}
     return UserNetwork(model.float() if floating & {torch.float16, torch.bfloat16} else model, compressed.tensors)
@@ -70,7 +88,10 @@ def build_teacher(reference: str, factory: Callable[[], Any], dense: Checkpoint,
     given = {plain_name(name): tensor for name, tensor in named_as_in(teacher.model, dense.tensors).items()}
     make_plain(teacher.model, given)
     names = {name: name_in(given, name) for name in teacher.model.state_dict()}
-    fill(teacher.model, {name: given[key] for name, key in names.items() if key in given}, dense.source.name)
+    tied = held_elsewhere(teacher.model, given)
+    tensors = {name: given[key] for name, key in names.items() if key in given}
+    own = {name: tensor for name, tensor in teacher.model.state_dict().items() if plain_name(name) in tied}
+    fill(teacher.model, own | tensors, dense.source.name)
     return teacher
 
 

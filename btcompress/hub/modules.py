@@ -20,8 +20,10 @@ from btcompress.checkpoint.tensors import is_countable
 from btcompress.errors import BTCompressError, CheckpointError
 from btcompress.hub.mixin import HubMixin, built
 from btcompress.hub.weights import Saved
-from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+from btcompress.nn import BTGRU, BTLSTM, BTRNN, BTGRUCell, BTLinear, BTLSTMCell, BTRNNCell
+from btcompress.nn.replacing import classes_of
 from btcompress.nn.ways import Method
+from btcompress.shapes import Nonlinearity
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -42,25 +44,38 @@ class _CellArguments(Struct):
     keeps_formed: bool = True
 
 
-class _LSTMArguments(Struct):
-    input_size: Size
-    hidden_size: Size
+class _RNNCellArguments(_CellArguments):
+    nonlinearity: Nonlinearity = "tanh"
+
+
+class _LayerArguments(_CellArguments):
     num_layers: Size = 1
-    bias: bool = True
     batch_first: bool = False
     dropout: Annotated[float, Meta(ge=0, le=1)] = 0.0
     bidirectional: bool = False
+
+
+class _LSTMArguments(_LayerArguments):
     proj_size: Count = 0
-    method: Method = "auto"
-    keeps_formed: bool = True
+
+
+class _RNNArguments(_LayerArguments):
+    nonlinearity: Nonlinearity = "tanh"
 
 
 #: What the modules of this package are built with beside shapes, dtype and device.
-_ARGUMENTS: dict[type, type[_LinearArguments | _CellArguments | _LSTMArguments]] = {
+_ARGUMENTS: dict[type, type[_LinearArguments | _CellArguments]] = {
     BTLSTM: _LSTMArguments,
+    BTGRU: _LayerArguments,
+    BTRNN: _RNNArguments,
     BTLSTMCell: _CellArguments,
+    BTGRUCell: _CellArguments,
+    BTRNNCell: _RNNCellArguments,
     BTLinear: _LinearArguments,
 }
+
+#: Which of them follow from the tensors, and from what else a result says.
+_HELD = ("input_size", "hidden_size", "bias", "num_layers", "bidirectional", "proj_size", "nonlinearity")
 
 
 def save_pretrained(
@@ -207,12 +222,15 @@ def _held(build: type[nn.Module], saved: Saved) -> dict[str, Any]:
         if shape is not None and outline.keys() <= {"weight", "bias"}:
             return {"in_features": shape.in_size, "out_features": shape.out_size, "bias": "bias" in outline}
     else:
-        names = ["input_size", "hidden_size", "bias"]
-        names += ["num_layers", "bidirectional", "proj_size"] if build is BTLSTM else []
-        entries = find_recurrent(outline)
+        result = saved.result
+        # Plain tensors do not say a nonlinearity.
+        unknown = {"nonlinearity"} if result is None else set[str]()
+        names = [name for name in _ARGUMENTS[build].__struct_fields__ if name in _HELD and name not in unknown]
+        entries = find_recurrent(outline, None if result is None else result.nonlinearities)
         for entry in entries if len(entries) == 1 else ():
-            fits = isinstance(entry, RecurrentEntry) and (entry.kind == "lstm") == (build is BTLSTM)
-            if isinstance(entry, RecurrentEntry) and fits and set(entry.keys) == outline.keys() and not entry.prefix:
+            if not isinstance(entry, RecurrentEntry) or build not in classes_of(entry.type, entry.is_cell):
+                continue
+            if set(entry.keys) == outline.keys() and not entry.prefix:
                 return {name: getattr(entry, name) for name in names}
     raise CheckpointError(
         f"the files do not hold a {build.__name__} and nothing else. Load them with the class that they were saved of."

@@ -1,4 +1,4 @@
-"""One LSTM layer where a compiler, exporter or tracer records operations, to run them on inputs of any sizes."""
+"""One recurrent layer where a compiler, exporter or tracer records operations, to run them on inputs of any sizes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from btcompress.contraction import autocast
-from btcompress.nn.recurrence import Direction, State, Weight, run_kernel
+from btcompress.nn.celltype import State
+from btcompress.nn.recurrence import Direction, run_kernel
 from btcompress.nn.ways import Method
-from btcompress.nn.weight import BTWeight, Products
+from btcompress.nn.weight import BTWeight, Products, Weight
 
 #: Rows that inputs are taken to have, as their true number is not known: 50 steps of one sequence.
 ROWS = 50
@@ -45,7 +46,17 @@ def captured_layer(
     w = [_input_multiplier(own.w, method) for own in directions]
     recurrent = [[_formed(each) for each in own.recurrent] for own in directions]
     biases = [[autocast(bias)[0] for bias in own.biases or ()] for own in directions]
-    return run_kernel(w, recurrent, biases, inputs, state, batch_sizes, training=training, batch_first=batch_first)
+    return run_kernel(
+        w,
+        recurrent,
+        biases,
+        inputs,
+        state,
+        batch_sizes,
+        training=training,
+        batch_first=batch_first,
+        cell=directions[0].cell,
+    )
 
 
 def _input_multiplier(weight: Weight, method: Method) -> Tensor | Products:

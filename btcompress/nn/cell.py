@@ -1,36 +1,41 @@
-"""A single LSTM step with matrices in block-term form."""
+"""Single steps of LSTMs, GRUs and plain RNNs with matrices in block-term form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Generic, Self, TypeVar, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from btcompress.contraction import autocast, is_captured
+from btcompress.contraction import is_captured
 from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
+from btcompress.nn.celltype import CellType, State
 from btcompress.nn.conversion import fill_dense, fill_factorized
-from btcompress.nn.options import ShapeOptions, lstm_shapes
+from btcompress.nn.grutype import GRU
+from btcompress.nn.lstmtype import LSTM
+from btcompress.nn.options import ShapeOptions, recurrent_shapes
 from btcompress.nn.prediction import Prediction
 from btcompress.nn.pretrained import Pretrained
-from btcompress.nn.recurrence import Direction, State
+from btcompress.nn.recurrence import Direction
+from btcompress.nn.rnntype import RNN
 from btcompress.nn.running import Layer, Running
 from btcompress.nn.ways import Method
 from btcompress.nn.weight import BTWeight
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import MatrixShape, Nonlinearity
+
+#: Torch's module whose place is taken.
+Plain = TypeVar("Plain", bound=nn.RNNCellBase)
 
 
-class BTLSTMCell(Pretrained, Running):
-    """One LSTM step with matrices in block-term form; takes the place of :class:`torch.nn.LSTMCell`.
+class BTCell(Pretrained, Running, Generic[Plain]):
+    """One step with matrices in block-term form: what LSTMs, GRUs and plain RNNs have in common.
 
-    ``i, f, g, o = split(W x + U h + b)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``;
-    ``h' = sigmoid(o) tanh(c')``. Parameters: ``weight_ih.cores`` and ``weight_ih.factors.0`` to
-    ``weight_ih.factors.{d-1}`` (or those of each gate), ``weight_hh``, or the like for it, ``bias_ih`` and
-    ``bias_hh``.
+    Parameters: ``weight_ih.cores`` and ``weight_ih.factors.0`` to ``weight_ih.factors.{d-1}`` (or those of each gate),
+    ``weight_hh``, or the like for it, ``bias_ih`` and ``bias_hh``.
 
     Args:
         input_size: ``I``.
@@ -42,13 +47,17 @@ class BTLSTMCell(Pretrained, Running):
         shapes: block-term shapes by name, ``weight_ih`` and ``weight_hh``, in place of ``shape``; one that is
             missing or ``None`` stays dense.
         matrices: for which matrices shapes are chosen: ``"input"`` for ``W``, ``"recurrent"`` for ``U``.
-        method: as that of :class:`BTLSTM`, of whose steps this is one.
-        keeps_formed: as that of :class:`BTLSTM`.
+        method: as that of :class:`btcompress.BTLSTM` or its like, of whose steps this is one.
+        keeps_formed: as that of :class:`btcompress.BTLSTM`.
 
     Raises:
         ShapeError: a shape is not that of its matrix, or none can be chosen.
         BTCompressError: unknown method or kind of matrices.
     """
+
+    #: What torch's class is built with beside sizes, device and dtype, and its defaults.
+    _arguments: ClassVar[Mapping[str, object]] = {"bias": True}
+    _plain: type[Plain]
 
     weight_ih: nn.Parameter | BTWeight
     weight_hh: nn.Parameter | BTWeight
@@ -76,20 +85,26 @@ class BTLSTMCell(Pretrained, Running):
         if isinstance(shape, MatrixShape):
             shapes = {"weight_ih": shape} if shapes is None else shapes
             shape = ShapeRequest()
-        sizes = {"weight_ih": (4 * hidden_size, input_size), "weight_hh": (4 * hidden_size, hidden_size)}
-        factorized = lstm_shapes(sizes, shapes, shape, matrices)
+        rows = self._cell.n_gates * hidden_size
+        sizes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
+        factorized = recurrent_shapes(sizes, shapes, shape, matrices, self._cell.n_gates)
         for name, size in sizes.items():
             if name in factorized:
                 self.add_module(name, BTWeight(factorized[name], device, dtype))
             else:
                 self.register_parameter(name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
         for name in ("bias_ih", "bias_hh"):
-            value = nn.Parameter(torch.empty(4 * hidden_size, device=device, dtype=dtype)) if bias else None
+            value = nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None
             self.register_parameter(name, value)
         self.reset_parameters()
 
+    @property
+    def _cell(self) -> CellType:
+        """What is computed."""
+        raise NotImplementedError
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw parameters so that each has the variance that :class:`torch.nn.LSTMCell` gives it."""
+        """Draw parameters so that each has the variance that torch's class gives it."""
         bound = self.hidden_size**-0.5
         for matrix in self.children():
             if isinstance(matrix, BTWeight):
@@ -97,7 +112,129 @@ class BTLSTMCell(Pretrained, Running):
         for parameter in self.parameters(recurse=False):
             init.uniform_(parameter, -bound, bound, generator)
 
-    def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002 - torch's name
+    def _call(self, given: Tensor, hx: State | None) -> State:
+        """The next state; arguments as those of ``forward``, states in a tuple."""
+        if type(given) is Tensor and hx is not None:
+            kept = self.kept_run(given, hx)
+            h, last = hx[0], hx[-1]
+            fits = h.dtype == last.dtype == given.dtype
+            if kept is not None and fits and h.shape == last.shape == (*given.shape[:-1], self.hidden_size):
+                return _run_again(kept[0], given, hx)
+        if given.dim() not in (1, 2):
+            raise ValueError(f"input must have 1 or 2 dimensions, (I) or (B, I), but it has {given.dim()}.")
+        if hx is not None and any(value.dim() not in (1, 2) for value in hx):
+            has = " and ".join(f"{name} has {each.dim()}" for name, each in zip(self._cell.states, hx, strict=True))
+            raise ValueError(f"hx must have 1 or 2 dimensions, but {has}.")
+        if given.dim() == 1:
+            state = self._step(given.unsqueeze(0), hx and tuple(each.unsqueeze(0) for each in hx), given)
+            return tuple(each.squeeze(0) for each in state)
+        return self._step(given, hx, given)
+
+    def _step(self, rows: Tensor, state: State | None, given: Tensor) -> State:
+        if not is_captured():
+            # What is asked about sizes would hold for these alone; torch's kernel refuses what does not fit.
+            self._check_sizes(rows, state)
+        ((name, directions),) = self.layers().items()
+        cell = directions[0].cell
+        if state is None:
+            state = (rows.new_zeros(rows.shape[0], self.hidden_size),) * len(cell.states)
+        rows, state = cell.autocast(rows, state)
+        whole = tuple(each.unsqueeze(0) for each in state)
+        _, final, layer = self.run(name, directions, rows.unsqueeze(0), whole)
+        if layer is not None:
+            self.keep_run(given, [layer])
+        return tuple(each.squeeze(0) for each in final)
+
+    def _check_sizes(self, rows: Tensor, state: State | None) -> None:
+        if rows.shape[1] != self.input_size:
+            raise RuntimeError(f"input has {rows.shape[1]} features, but input_size is {self.input_size}.")
+        expected = (len(rows), self.hidden_size)
+        if state is not None and any(value.shape != expected for value in state):
+            names, have = " and ".join(self._cell.states), "have" if len(state) > 1 else "has"
+            raise RuntimeError(
+                f"{names} must have shape {expected} for this input, but {have} "
+                f"{' and '.join(str(tuple(each.shape)) for each in state)}."
+            )
+
+    def layers(self) -> dict[str, list[Direction]]:
+        """Matrices and biases of the one layer that this is."""
+        biases = None if self.bias_ih is None or self.bias_hh is None else (self.bias_ih, self.bias_hh)
+        return {"cell": [Direction(self.weight_ih, self.weight_hh, None, biases, self._cell)]}
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: Plain,
+        *,
+        options: FitOptions = FitOptions(),
+        matrices: Sequence[MatrixKind] = ("input",),
+        method: Method = "auto",
+        **shape: Unpack[ShapeOptions],
+    ) -> Self:
+        """Fit ``W``, or what ``matrices`` says, and copy the rest.
+
+        Dtype, device, training and gradient flags are those of ``dense``.
+
+        Args:
+            dense: torch's cell; never changed, and shares no storage with the result.
+            options: effort, seed and device of the fit.
+            matrices: as the constructor's.
+            method: as the constructor's.
+            **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out.
+
+        Raises:
+            ShapeError: modes, ranks and sizes do not fit together.
+            BTCompressError: a matrix is not finite, or a cell has no such kind of matrices.
+        """
+        shape.setdefault("cp_rank", 2)
+        weight = dense.weight_hh
+        arguments = {name: getattr(dense, name) for name in cls._arguments}
+        build: Callable[..., Self] = cls
+        module = build(
+            dense.input_size,
+            dense.hidden_size,
+            **arguments,
+            device="meta",
+            dtype=weight.dtype,
+            shape=ShapeRequest(**shape),
+            matrices=matrices,
+            method=method,
+        )
+        return fill_factorized(module.to_empty(device=weight.device), dense, options)
+
+    def to_dense(self) -> Plain:
+        """Torch's cell, every matrix formed; shares no storage with this one."""
+        weight = self.weight_hh
+        arguments = {name: getattr(self, name) for name in self._arguments}
+        build: Callable[..., Plain] = self._plain
+        cell = build(self.input_size, self.hidden_size, **arguments, device="meta", dtype=weight.dtype)
+        return fill_dense(cell.to_empty(device=weight.device), self)
+
+    def extra_repr(self) -> str:
+        """Sizes, and arguments that are not at their defaults, as torch's class shows them."""
+        given = ((name, getattr(self, name), default) for name, default in self._arguments.items())
+        changed = [f"{name}={own}" for name, own, default in given if own != default]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
+
+
+class BTLSTMCell(BTCell[nn.LSTMCell]):
+    """One LSTM step with matrices in block-term form; takes the place of :class:`torch.nn.LSTMCell`.
+
+    ``i, f, g, o = split(W x + U h + b)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``;
+    ``h' = sigmoid(o) tanh(c')``. Parameters, arguments and errors are those of :class:`BTCell`.
+    """
+
+    _plain = nn.LSTMCell
+
+    @property
+    def _cell(self) -> CellType:
+        return LSTM
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        hx: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """One step.
 
         Args:
@@ -111,106 +248,102 @@ class BTLSTMCell(Pretrained, Running):
             ValueError: an argument does not have one or two dimensions.
             RuntimeError: sizes do not fit together.
         """
-        if type(input) is Tensor and hx is not None:
-            cell = self.kept_run(input, hx)
-            fits = hx[0].dtype == hx[1].dtype == input.dtype
-            if cell is not None and fits and hx[0].shape == hx[1].shape == (*input.shape[:-1], self.hidden_size):
-                return _run_again(cell[0], input, hx)
-        if input.dim() not in (1, 2):
-            raise ValueError(f"input must have 1 or 2 dimensions, (I) or (B, I), but it has {input.dim()}.")
-        if hx is not None and any(value.dim() not in (1, 2) for value in hx):
-            raise ValueError(f"hx must have 1 or 2 dimensions, but h has {hx[0].dim()} and c has {hx[1].dim()}.")
-        if input.dim() == 1:
-            h, c = self._step(input.unsqueeze(0), hx and (hx[0].unsqueeze(0), hx[1].unsqueeze(0)), input)
-            return h.squeeze(0), c.squeeze(0)
-        return self._step(input, hx, input)
+        h, c = self._call(input, hx)
+        return h, c
 
-    def _step(self, rows: Tensor, state: State | None, given: Tensor) -> State:
-        if not is_captured():
-            # What is asked about sizes would hold for these alone; torch's kernel refuses what does not fit.
-            self._check_sizes(rows, state)
-        if state is None:
-            zeros = rows.new_zeros(rows.shape[0], self.hidden_size)
-            state = (zeros, zeros)
-        rows, h, c = autocast(rows, *state)
-        whole = (h.unsqueeze(0), c.unsqueeze(0))
-        ((name, directions),) = self.layers().items()
-        _, (h, c), layer = self.run(name, directions, rows.unsqueeze(0), whole)
-        if layer is not None:
-            self.keep_run(given, [layer])
-        return h.squeeze(0), c.squeeze(0)
 
-    def _check_sizes(self, rows: Tensor, state: State | None) -> None:
-        if rows.shape[1] != self.input_size:
-            raise RuntimeError(f"input has {rows.shape[1]} features, but input_size is {self.input_size}.")
-        expected = (len(rows), self.hidden_size)
-        if state is not None and any(value.shape != expected for value in state):
-            raise RuntimeError(
-                f"h and c must have shape {expected} for this input, but have {tuple(state[0].shape)} "
-                f"and {tuple(state[1].shape)}."
-            )
+class BTGRUCell(BTCell[nn.GRUCell]):
+    """One GRU step with matrices in block-term form; takes the place of :class:`torch.nn.GRUCell`.
 
-    def layers(self) -> dict[str, list[Direction]]:
-        """Matrices and biases of the one layer that this is."""
-        biases = None if self.bias_ih is None or self.bias_hh is None else (self.bias_ih, self.bias_hh)
-        return {"cell": [Direction(self.weight_ih, self.weight_hh, None, biases)]}
+    ``r = sigmoid(W_r x + U_r h + b_r)``, ``z`` likewise; ``n = tanh(W_n x + b_in + r (U_n h + b_hn))``;
+    ``h' = (1 - z) n + z h``. Parameters, arguments and errors are those of :class:`BTCell`.
+    """
 
-    @classmethod
-    def from_dense(
-        cls,
-        cell: nn.LSTMCell,
-        *,
-        options: FitOptions = FitOptions(),
-        matrices: Sequence[MatrixKind] = ("input",),
-        method: Method = "auto",
-        **shape: Unpack[ShapeOptions],
-    ) -> BTLSTMCell:
-        """Fit ``W``, or what ``matrices`` says, and copy the rest.
+    _plain = nn.GRUCell
 
-        Dtype, device, training and gradient flags are those of ``cell``.
+    @property
+    def _cell(self) -> CellType:
+        return GRU
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002 - torch's name
+        """One step.
 
         Args:
-            cell: never changed, and shares no storage with the result.
-            options: effort, seed and device of the fit.
-            matrices: as the constructor's.
-            method: as the constructor's.
-            **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out.
+            input: ``x``, shape ``(B, I)`` or ``(I)``.
+            hx: ``h``, shape ``(B, H)`` or ``(H)``; zero when left out.
+
+        Returns:
+            The next ``h``.
 
         Raises:
-            ShapeError: modes, ranks and sizes do not fit together.
-            BTCompressError: a matrix is not finite, or a cell has no such kind of matrices.
+            ValueError: an argument does not have one or two dimensions.
+            RuntimeError: sizes do not fit together.
         """
-        shape.setdefault("cp_rank", 2)
-        weight = cell.weight_hh
-        module = cls(
-            cell.input_size,
-            cell.hidden_size,
-            cell.bias,
-            device="meta",
-            dtype=weight.dtype,
-            shape=ShapeRequest(**shape),
+        (h,) = self._call(input, None if hx is None else (hx,))
+        return h
+
+
+class BTRNNCell(BTCell[nn.RNNCell]):
+    """One step of a plain RNN with matrices in block-term form; takes the place of :class:`torch.nn.RNNCell`.
+
+    ``h' = tanh(W x + U h + b)``, or ``relu`` of it. Parameters, arguments and errors are those of :class:`BTCell`, and
+    ``nonlinearity``, the fourth argument as torch's, is ``tanh`` or ``relu``.
+
+    Raises:
+        ValueError: unknown nonlinearity.
+    """
+
+    _arguments: ClassVar[Mapping[str, object]] = {**BTCell._arguments, "nonlinearity": "tanh"}
+    _plain = nn.RNNCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: Nonlinearity = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        shape: MatrixShape | ShapeRequest = ShapeRequest(),
+        shapes: Mapping[str, MatrixShape | None] | None = None,
+        matrices: Sequence[MatrixKind] = ("input",),
+        method: Method = "auto",
+        keeps_formed: bool = True,
+    ) -> None:
+        if nonlinearity not in get_args(Nonlinearity):
+            raise ValueError(f"nonlinearity must be tanh or relu, but {nonlinearity!r} was given.")
+        self.nonlinearity: Nonlinearity = nonlinearity
+        super().__init__(
+            input_size,
+            hidden_size,
+            bias,
+            device,
+            dtype,
+            shape=shape,
+            shapes=shapes,
             matrices=matrices,
             method=method,
+            keeps_formed=keeps_formed,
         )
-        return fill_factorized(module.to_empty(device=weight.device), cell, options)
 
-    def to_dense(self) -> nn.LSTMCell:
-        """The plain cell, every matrix formed; shares no storage with this one."""
-        weight = self.weight_hh
-        cell = nn.LSTMCell(self.input_size, self.hidden_size, self.bias, device="meta", dtype=weight.dtype)
-        return fill_dense(cell.to_empty(device=weight.device), self)
+    @property
+    def _cell(self) -> CellType:
+        return RNN[self.nonlinearity]
 
-    def extra_repr(self) -> str:
-        """Sizes, as :class:`torch.nn.LSTMCell` shows them."""
-        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002 - torch's name
+        """One step; arguments, result and errors as :meth:`BTGRUCell.forward`'s."""
+        (h,) = self._call(input, None if hx is None else (hx,))
+        return h
 
 
 def _run_again(cell: Layer, inputs: Tensor, state: State) -> State:
     """The step, as it was run before on inputs and states of these shapes."""
-    h, c = state
-    if isinstance(cell, Prediction) and cell.way.steps == "loop" and h.numel() == h.shape[-1]:
-        new_h, new_c = cell.step(0, inputs.reshape(-1), h.reshape(-1), c.reshape(-1))
-        return new_h.view(h.shape), new_c.view(c.shape)
-    shape = (1, -1, h.shape[-1])
-    _, (new_h, new_c) = cell.run(inputs.reshape(1, -1, inputs.shape[-1]), (h.reshape(shape), c.reshape(shape)))
-    return new_h.view(h.shape), new_c.view(c.shape)
+    shape = state[0].shape
+    if isinstance(cell, Prediction) and cell.way.steps == "loop" and state[0].numel() == shape[-1]:
+        new = cell.step(0, inputs.reshape(-1), tuple([each.reshape(-1) for each in state]))
+    else:
+        whole = (1, -1, shape[-1])
+        rows = inputs.reshape(1, -1, inputs.shape[-1])
+        _, new = cell.run(rows, tuple([each.reshape(whole) for each in state]))
+    return tuple([each.view(shape) for each in new])

@@ -124,7 +124,7 @@ def speed_over_dense(tasks: Sequence[Task], *, cell: bool = False) -> float:
 
     Args:
         tasks: what each layer has to do; in prediction on a CPU.
-        cell: compare with :class:`torch.nn.LSTMCell` instead.
+        cell: compare with :class:`torch.nn.LSTMCell`, or that of another kind, instead.
     """
     own = sum(_own_seconds(task) for task in tasks)
     kernels = (sum(dense_seconds(task, onednn=onednn, cell=cell) for task in tasks) for onednn in (True, False))

@@ -2,7 +2,9 @@
 
 Every kind of run has a formula of its own, a sum of the quantities below times constants. The constants were fitted to
 measurements of two cores with tests/benchmarks/ways_costs.py. They are no property of the machine that runs this: the
-same sizes always give the same way.
+same sizes always give the same way. They were fitted to LSTMs; a GRU or plain RNN has as many entries less as it has
+gates less, and is taken to need what an LSTM needs for each of them and for each step. On a CPU torch's kernel for
+these is its own, never oneDNN's.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ def quantities(way: Way, task: Task) -> Quantities:
 
 def _recurrent(task: Task) -> Iterator[tuple[MatrixShape | None, int]]:
     outputs = task.outputs or task.hidden
-    yield from ((shape, 4 * task.hidden * outputs) for shape in task.u)
+    yield from ((shape, task.n_gates * task.hidden * outputs) for shape in task.u)
     yield from ((shape, outputs * task.hidden) for shape in task.p)
 
 
@@ -126,7 +128,7 @@ def _entries(shape: MatrixShape | None, dense: int, operand: Operand) -> float:
 
 def _input_work(shape: MatrixShape | None, task: Task, way: Way) -> tuple[float, float, float]:
     """Entries that a row meets before the steps, operations of chains for one row, and calls of these."""
-    gates = 4 * task.hidden
+    gates = task.n_gates * task.hidden
     if shape is None or way.inputs == "dense":
         # Without inputs z is given: a kernel gets it by an identity.
         return gates * (task.inputs or (gates if way.steps == "kernel" else 0)), 0, 0
@@ -210,8 +212,8 @@ def _constants(kind: str) -> Quantities:
     return replace(_CONSTANTS[kind.removesuffix(", chain")], chain=chain.chain, links=chain.links)
 
 
-#: Microseconds of a call of torch.nn.LSTMCell, which does what torch's own kernel does with less around it: fitted to
-#: what tests/benchmarks/lstm_speed.py measured of cells.
+#: Microseconds of a call of torch.nn.LSTMCell or one of the others, which does what torch's own kernel does with less
+#: around it: fitted to what tests/benchmarks/lstm_speed.py measured of LSTM cells.
 _CELL_CALL = 22.0
 
 
@@ -221,10 +223,11 @@ def dense_seconds(task: Task, *, onednn: bool, cell: bool = False) -> float:
     Args:
         task: what to do, in prediction.
         onednn: whether oneDNN's kernel does it, or torch's own.
-        cell: whether ``torch.nn.LSTMCell`` does it, on no kernel.
+        cell: whether ``torch.nn.LSTMCell`` or one of the others does it, on no kernel.
     """
     none = (None,) * len(task.w)
-    task = replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False, onednn=onednn and not cell)
+    onednn = onednn and not cell and task.cell == "lstm"
+    task = replace(task, w=none, u=none, p=none[: len(task.p)], keeps=False, onednn=onednn)
     way = Way("kernel", "dense", "dense")
     constants = _constants(kind_of(way, task))
     return estimated(replace(constants, call=_CELL_CALL) if cell else constants, quantities(way, task))
@@ -232,7 +235,7 @@ def dense_seconds(task: Task, *, onednn: bool, cell: bool = False) -> float:
 
 def reading_seconds(task: Task) -> float:
     """Estimated seconds of reading dense matrices ``W`` once, which nothing that multiplies by them can beat."""
-    entries = len(task.w) * 4 * task.hidden * task.inputs
+    entries = len(task.w) * task.n_gates * task.hidden * task.inputs
     constants = _CONSTANTS["own kernel"]
     return (entries * constants.taken + max(0, entries - NEAR) * constants.far) / 1e12
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from btcompress.nn.celltype import State
 from btcompress.nn.steps import Chain
 
 #: Matrices from so many entries on meet a single column in two halves, which are multiplied at the same time: as they
@@ -46,15 +47,12 @@ class StepScratch:
         return torch.mul(self.o, torch.tanh(c, out=self.tanh)), c
 
 
-def one_step(
-    z: Tensor, h: Tensor, c: Tensor, recurrent: Chain, projection: Chain, scratch: StepScratch
-) -> tuple[Tensor, Tensor]:
+def one_step(z: Tensor, state: State, recurrent: Chain, projection: Chain, scratch: StepScratch) -> State:
     """The next states of a single sequence; no matrix is laid out for it.
 
     Args:
         z: ``W x + b``, shape ``(4H)``.
-        h: hidden state, shape ``(H)``, or that of the projected size.
-        c: cell state, shape ``(H)``.
+        state: ``h`` and ``c``, shapes ``(H)``, or that of the projected size for ``h``.
         recurrent: ``U``.
         projection: ``P``; empty without.
         scratch: is written over.
@@ -62,6 +60,7 @@ def one_step(
     Returns:
         ``h`` and ``c``.
     """
+    h, c = state
     added_product(z, recurrent, h, out=scratch.gates)
     h, c = scratch.cell(c)
     for matrix in reversed(projection):
@@ -69,10 +68,9 @@ def one_step(
     return h, c
 
 
-def one_step_of_several(
-    z: Tensor, h: Tensor, c: Tensor, recurrent: Chain, projection: Chain, scratch: StepScratch
-) -> tuple[Tensor, Tensor]:
+def one_step_of_several(z: Tensor, state: State, recurrent: Chain, projection: Chain, scratch: StepScratch) -> State:
     """The next states of a few sequences, which stand in rows: as :func:`one_step`, with shapes ``(B, ...)``."""
+    h, c = state
     for matrix in recurrent[:0:-1]:
         h = torch.mm(h, matrix.T)
     torch.addmm(z, h, recurrent[0].T, out=scratch.gates)
@@ -138,14 +136,13 @@ def turned_back(columns: Tensor, batch: int) -> Tensor:
 
 
 def loop_of_one(
-    z: Tensor, h: Tensor, c: Tensor, recurrent: Transposed, projection: Chain = (), *, backward: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+    z: Tensor, state: State, recurrent: Transposed, projection: Chain = (), *, backward: bool = False
+) -> tuple[Tensor, State]:
     """All steps of a single sequence.
 
     Args:
         z: ``W x + b``, shape ``(T, 4H)``, contiguous.
-        h: initial hidden state, shape ``(H)``, or that of the projected size.
-        c: initial cell state, shape ``(H)``.
+        state: initial ``h`` and ``c``, shapes ``(H)``, or that of the projected size for ``h``.
         recurrent: ``U``.
         projection: ``P``, where there is one.
         backward: whether the last step comes first.
@@ -153,6 +150,7 @@ def loop_of_one(
     Returns:
         Hidden states of all steps, shape ``(T, H)``, and the final states.
     """
+    h, c = state
     steps, hidden = len(z), len(c)
     last, *before = recurrent
     n, width, each = last.shape
@@ -181,18 +179,17 @@ def loop_of_one(
             h = results[step].copy_(h)
         else:
             h = torch.mul(o, tanh, out=results[step])
-    return outputs, h.clone(), c
+    return outputs, (h.clone(), c)
 
 
 def loop(
-    z: Sequence[Tensor], h: Tensor, c: Tensor, recurrent: Chain, projection: Chain = (), *, backward: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+    z: Sequence[Tensor], state: State, recurrent: Chain, projection: Chain = (), *, backward: bool = False
+) -> tuple[Tensor, State]:
     """All steps of several sequences, features first.
 
     Args:
         z: ``W x + b`` of each step, shape ``(4H, B)``.
-        h: initial hidden states, shape ``(H, B)``, or with the projected size.
-        c: initial cell states, shape ``(H, B)``.
+        state: initial ``h`` and ``c``, shapes ``(H, B)``, or with the projected size for ``h``.
         recurrent: ``U``.
         projection: ``P``, where there is one.
         backward: whether the last step comes first.
@@ -200,6 +197,7 @@ def loop(
     Returns:
         Hidden states of all steps, shape ``(T, H, B)``, and the final states.
     """
+    h, c = state
     hidden, batch = c.shape
     outputs = c.new_empty(len(z), *h.shape)
     gates, c, tanh = c.new_empty(4 * hidden, batch), c.clone(), torch.empty_like(c)
@@ -228,4 +226,4 @@ def loop(
             h = torch.mm(outermost, h, out=results[step])
         else:
             h = torch.mul(o, tanh, out=results[step])
-    return outputs, h.clone(), c
+    return outputs, (h.clone(), c)

@@ -1,4 +1,4 @@
-"""One LSTM layer where no gradient is asked for: by what was formed of its matrices once, and kept."""
+"""One recurrent layer where no gradient is asked for: by what was formed of its matrices once, and kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from btcompress.nn.celltype import State
 from btcompress.nn.formed import Formed
 from btcompress.nn.plainsteps import (
     StepScratch,
@@ -25,7 +26,6 @@ from btcompress.nn.plainsteps import (
 from btcompress.nn.recurrence import (
     Direction,
     Name,
-    State,
     joined_lefts,
     joined_rows,
     recur_by_steps,
@@ -39,7 +39,7 @@ from btcompress.nn.weight import Products, multiply
 Value = TypeVar("Value")
 
 #: One direction, of inputs and states: outputs, and the final states.
-Loop = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Loop = Callable[[int, Tensor, State], tuple[Tensor, State]]
 
 #: How oneDNN's routine is told that it is an LSTM.
 _LSTM_MODE = 2
@@ -60,6 +60,7 @@ class Prediction:
 
     def __init__(self, formed: Formed, layer: str, directions: Sequence[Direction], way: Way) -> None:
         self.formed, self.layer, self.directions, self.way = formed, layer, directions, way
+        self.cell = directions[0].cell
         self._views = {(name, n): self._view(name, n) for n, own in enumerate(directions) for name in own.names}
         self._tensors = {
             (name, n): tensors_of(own.weight(name)) for n, own in enumerate(directions) for name in own.names
@@ -97,21 +98,20 @@ class Prediction:
             outputs, final = self._definition(inputs, state)
         return outputs.transpose(0, 1) if batch_first else outputs, final
 
-    def step(self, n: int, row: Tensor, h: Tensor, c: Tensor) -> State:
+    def step(self, n: int, row: Tensor, state: State) -> State:
         """One step of one sequence in direction ``n``; nothing is laid out for it, so that nothing has to be compared.
 
         Args:
             n: the direction.
             row: its input, shape ``(I)``.
-            h: hidden state, shape ``(H)``, or that of the projected size.
-            c: cell state, shape ``(H)``.
+            state: tensors of shape ``(H)``, or of the projected size for ``h``.
 
         Returns:
-            The next ``h`` and ``c``.
+            The next state.
         """
         own, w = self.directions[n], self._operand("w", n)
         z = w.matmul(row, own.bias) if isinstance(w, Products) else added_product(own.bias, w, row)
-        return one_step(z, h, c, self._chain("u", n), self._projection(n), self._scratch_for(z))
+        return one_step(z, state, self._chain("u", n), self._projection(n), self._scratch_for(z))
 
     def _scratch_for(self, z: Tensor) -> StepScratch:
         """Memory for one step of ``z``; every thread has its own."""
@@ -127,46 +127,46 @@ class Prediction:
         return () if self.directions[n].p is None else self._chain("p", n)
 
     def _one_step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        row, (h, c) = inputs.reshape(-1), state
+        row = inputs.reshape(-1)
         if len(self.directions) == 1:
-            h, c = self.step(0, row, h.reshape(-1), c.reshape(-1))
+            h, *c = self.step(0, row, tuple([each.reshape(-1) for each in state]))
             h = h.view(1, 1, -1)
-            return h.clone(), (h, c.view(1, 1, -1))
-        found = [self.step(n, row, h[n, 0], c[n, 0]) for n in range(len(self.directions))]
-        h, c = (torch.stack(each).unsqueeze(1) for each in zip(*found, strict=True))
-        return h.view(1, 1, -1).clone(), (h, c)
+            return h.clone(), (h, *[each.view(1, 1, -1) for each in c])
+        found = [self.step(n, row, tuple(each[n, 0] for each in state)) for n in range(len(self.directions))]
+        h, *c = (torch.stack(each).unsqueeze(1) for each in zip(*found, strict=True))
+        return h.view(1, 1, -1).clone(), (h, *c)
 
     def _each(self, run: Loop, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """All directions one by one, steps first, each with its part of the states, shape ``(1, B, H)``."""
         if len(self.directions) == 1:
-            outputs, h, c = run(0, inputs, *state)
-            return outputs, (h, c)
-        found = [run(n, inputs, state[0][n : n + 1], state[1][n : n + 1]) for n in range(len(self.directions))]
-        all_outputs, hs, cs = zip(*found, strict=True)
-        return torch.cat(all_outputs, dim=-1), (torch.cat(hs), torch.cat(cs))
+            return run(0, inputs, state)
+        found = [run(n, inputs, tuple(each[n : n + 1] for each in state)) for n in range(len(self.directions))]
+        outputs, finals = zip(*found, strict=True)
+        return torch.cat(outputs, dim=-1), tuple(torch.cat(each) for each in zip(*finals, strict=True))
 
     def _loop_for(self, inputs: Tensor, state: State) -> Loop:
-        (steps, batch), hidden = inputs.shape[:2], state[1].shape[-1]
+        (steps, batch), hidden = inputs.shape[:2], state[-1].shape[-1]
         if batch == 1:
             return self._loop_of_one
         return self._step_of_several if steps == 1 and batch * hidden < _TURNED_FROM else self._loop
 
-    def _loop_of_one(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loop_of_one(self, n: int, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         z = self._rows(n, inputs.reshape(len(inputs), -1), self.directions[n].bias)
         recurrent = self._keep(
             ("transposed", self.way.recurrent, n), ("u",), lambda: transposed(self._chain("u", n, keep=False))
         )
-        h, c = h.reshape(-1), c.reshape(-1)
-        outputs, h, c = loop_of_one(z, h, c, recurrent, self._projection(n), backward=n == 1)
-        return outputs.unsqueeze(1), h.view(1, 1, -1), c.view(1, 1, -1)
+        initial = tuple([each.reshape(-1) for each in state])
+        outputs, final = loop_of_one(z, initial, recurrent, self._projection(n), backward=n == 1)
+        return outputs.unsqueeze(1), tuple([each.view(1, 1, -1) for each in final])
 
-    def _step_of_several(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step_of_several(self, n: int, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         z = self._rows(n, inputs[0], self.directions[n].bias)
-        h, c = one_step_of_several(z, h[0], c[0], self._chain("u", n), self._projection(n), self._scratch_for(z))
+        initial = tuple([each[0] for each in state])
+        h, *c = one_step_of_several(z, initial, self._chain("u", n), self._projection(n), self._scratch_for(z))
         h = h.unsqueeze(0)
-        return h.clone(), h, c.unsqueeze(0)
+        return h.clone(), (h, *[each.unsqueeze(0) for each in c])
 
-    def _loop(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loop(self, n: int, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         bias, w, batch = self.directions[n].bias, self._operand("w", n), inputs.shape[1]
         if isinstance(w, tuple) and len(w) > 1:
             left, columns = w[0], turned(linear(inputs, w[1]))
@@ -174,20 +174,20 @@ class Prediction:
             z = torch.bmm(left, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), left, columns)
         else:
             z = turned(self._rows(n, inputs, bias))
-        h, c, recurrent = turned(h)[0], turned(c)[0], self._chain("u", n)
-        outputs, h, c = loop(z.unbind(), h, c, recurrent, self._projection(n), backward=n == 1)
-        h, c = turned_back(h.unsqueeze(0), batch), turned_back(c.unsqueeze(0), batch)
-        return turned_back(outputs, batch), h, c
+        initial, recurrent = tuple([turned(each)[0] for each in state]), self._chain("u", n)
+        outputs, final = loop(z.unbind(), initial, recurrent, self._projection(n), backward=n == 1)
+        return turned_back(outputs, batch), tuple([turned_back(each.unsqueeze(0), batch) for each in final])
 
     def _rows(self, n: int, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        """``W x + b`` of all rows, shape ``(..., 4H)``."""
+        """``W x + b`` of all rows, shape ``(..., gates * H)``."""
         w = self._operand("w", n)
         if isinstance(w, Products):
             return multiply(inputs, w, bias)
         return linear(linear(inputs, w[1]), w[0], bias) if len(w) > 1 else linear(inputs, w[0], bias)
 
-    def _packed_kernel(self, n: int, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _packed_kernel(self, n: int, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """OneDNN's kernel on weights in the layout that it works in, which it would make anew at each call."""
+        h, c = state
         own, rows, hidden = self.directions[n], self._begun_rows(n, inputs).contiguous(), c.shape[-1]
 
         def pack() -> tuple[Tensor, ...]:
@@ -201,7 +201,7 @@ class Prediction:
         common: tuple[Any, ...] = (n == 1, [], _LSTM_MODE, hidden, 1, own.biases is not None, False, False, False)
         states = (h.contiguous(), c.contiguous())
         outputs, h, c, _ = torch.ops.aten.mkldnn_rnn_layer.default(rows, *packed, *biases, *states, *common)
-        return outputs, h, c
+        return outputs, (h, c)
 
     def _begun_rows(self, n: int, inputs: Tensor) -> Tensor:
         """The inputs, multiplied as far as factors can."""
@@ -221,15 +221,19 @@ class Prediction:
         return torch.eye(len(u) if isinstance(u, Tensor) else u.shape.out_size, dtype=u.dtype, device=u.device)
 
     def _kernel(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """Torch's kernel, in an LSTM, which keeps its weights in one piece of memory, as cuDNN wants them."""
+        """Torch's kernel, in a module that keeps its weights in one piece of memory, as cuDNN wants them."""
         begun = [self._begun_rows(n, inputs) for n in range(len(self.directions))]
         rows = joined_rows(inputs, begun)
         tensors = [tensor for own in self.directions for tensor in own.tensors]
         key = (self.layer, "kernel", self.way.inputs)
-        lstm = self.formed.get(key, tensors, lambda: self._lstm(rows, shared=rows is inputs))
-        return lstm(rows, state)
+        module = self.formed.get(key, tensors, lambda: self._module(rows, shared=rows is inputs))
+        if len(state) > 1:
+            outputs, final = module(rows, state)
+            return outputs, final
+        outputs, h = module(rows, state[0])
+        return outputs, (h,)
 
-    def _lstm(self, rows: Tensor, *, shared: bool) -> nn.LSTM:
+    def _module(self, rows: Tensor, *, shared: bool) -> nn.RNNBase:
         first = self.directions[0]
         lefts = joined_lefts([self._left(n) for n in range(len(self.directions))], shared=shared)
         named: dict[str, Tensor] = {}
@@ -238,23 +242,24 @@ class Prediction:
             named |= {"weight_ih" + suffix: left, "weight_hh" + suffix: self._chain("u", n, keep=False)[0]}
             named |= {"weight_hr" + suffix: self._chain("p", n, keep=False)[0]} if own.p is not None else {}
             named |= dict(zip(("bias_ih" + suffix, "bias_hh" + suffix), own.biases or (), strict=False))
-        lstm = nn.LSTM(
+        module = self.cell.layer(
             rows.shape[-1],
-            len(named["weight_hh_l0"]) // 4,
+            len(named["weight_hh_l0"]) // self.cell.n_gates,
             bias=first.biases is not None,
             bidirectional=len(self.directions) == 2,
-            proj_size=0 if first.p is None else len(named["weight_hr_l0"]),
             device=rows.device,
             dtype=rows.dtype,
+            **({} if first.p is None else {"proj_size": len(named["weight_hr_l0"])}),
         )
-        lstm.load_state_dict(named)
-        return lstm.requires_grad_(False).eval()
+        module.load_state_dict(named)
+        return module.requires_grad_(False).eval()
 
     def _definition(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Step by step, by products that were prepared."""
         z = [self._rows(n, inputs, own.bias) for n, own in enumerate(self.directions)]
         weights = [[self._multiplier(name, n) for name in own.names[1:]] for n, own in enumerate(self.directions)]
-        return recur_by_steps(torch.cat(z, dim=-1), state, weights)
+        biases = [own.recurrent_bias for own in self.directions]
+        return recur_by_steps(torch.cat(z, dim=-1), state, weights, cell=self.cell, biases=biases)
 
     def _multiplier(self, name: Name, n: int) -> Tensor | Products:
         weight = self.directions[n].weight(name)
@@ -307,6 +312,6 @@ def can_pack(inputs: Tensor, directions: Sequence[Direction]) -> bool:
         directions[0].p is None
         # It divides by the number of rows.
         and inputs.numel() > 0
-        and uses_onednn(inputs)
+        and uses_onednn(inputs, directions[0].cell)
         and hasattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight")
     )

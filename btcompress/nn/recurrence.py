@@ -1,4 +1,4 @@
-"""One LSTM layer, differentiable: by torch's kernel, in a loop of our own, or step by step as it is defined."""
+"""One recurrent layer, differentiable: by torch's kernel, in a loop of our own, or step by step as it is defined."""
 
 from __future__ import annotations
 
@@ -11,21 +11,14 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from btcompress.contraction import autocast
+from btcompress.nn.celltype import CellType, State
 from btcompress.nn.choice import choose_way
 from btcompress.nn.formed import is_plain
 from btcompress.nn.kernel import Kernel
+from btcompress.nn.lstmtype import LSTM
 from btcompress.nn.steps import Chain, loop_over_steps
 from btcompress.nn.ways import Task, Way
-from btcompress.nn.weight import BTWeight, Products, multiply
-
-State = tuple[Tensor, Tensor]
-
-#: A matrix, or one that is applied by its factors.
-Weight = Tensor | BTWeight
-
-#: What multiplies rows: a matrix, or products by factors, prepared once for all steps.
-Multiplier = Tensor | Products
-
+from btcompress.nn.weight import BTWeight, Multiplier, Weight, multiply
 
 #: A matrix of a direction.
 Name = Literal["w", "u", "p"]
@@ -39,12 +32,14 @@ class Direction(NamedTuple):
         u: ``U``.
         p: ``P``, where there is a projection.
         biases: both, where there are some.
+        cell: what is computed with them.
     """
 
     w: Weight
     u: Weight
     p: Weight | None
     biases: tuple[Tensor, Tensor] | None
+    cell: CellType = LSTM
 
     @property
     def names(self) -> tuple[Name, ...]:
@@ -69,38 +64,18 @@ class Direction(NamedTuple):
 
     @property
     def bias(self) -> Tensor | None:
-        """Both biases at once."""
-        return None if self.biases is None else self.biases[0] + self.biases[1]
+        """What is added to ``W x``: of an LSTM both biases at once."""
+        return None if self.biases is None else self.cell.input_bias(self.biases)
+
+    @property
+    def recurrent_bias(self) -> Tensor | None:
+        """What is added to ``U h``: of a GRU its second bias."""
+        return None if self.biases is None else self.cell.recurrent_bias(self.biases)
 
 
 def tensors_of(weight: Weight) -> tuple[Tensor, ...]:
     """The matrix itself, or the parameters and orders that it is made of."""
     return (weight,) if isinstance(weight, Tensor) else weight.tensors
-
-
-def lstm_step(z: Tensor, state: State, weight_hh: Multiplier, weight_hr: Multiplier | None = None) -> State:
-    """The next hidden and cell state.
-
-    ``i, f, g, o = split(z + U h)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``; ``h' = sigmoid(o) tanh(c')``,
-    projected by ``P`` where there is one.
-
-    Args:
-        z: ``W x + b``, shape ``(n, 4H)``.
-        state: ``h`` and ``c``, shapes ``(n, H)``, or ``(n, projected size)`` for ``h``.
-        weight_hh: ``U``, shape ``(4H, H)`` or ``(4H, projected size)``.
-        weight_hr: ``P``, shape ``(projected size, H)``.
-    """
-    h, c = state
-    chain = (weight_hh,) if isinstance(weight_hh, Tensor) else weight_hh.low_rank
-    if chain is None:
-        added = z + weight_hh.matmul(h)
-    else:
-        left, *right = chain
-        added = torch.addmm(z, torch.mm(h, right[0].T) if right else h, left.T)
-    i, f, g, o = added.chunk(4, dim=1)
-    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if weight_hr is None else multiply(h, weight_hr, None)), c
 
 
 def kernel_layer(
@@ -112,6 +87,7 @@ def kernel_layer(
     bias: bool,
     training: bool | None = None,
     batch_first: bool = False,
+    cell: CellType = LSTM,
 ) -> tuple[Tensor, State]:
     """One layer by torch's own kernel.
 
@@ -123,15 +99,15 @@ def kernel_layer(
         bias: whether there are biases.
         training: whether the kernel is told that gradients will be asked for; where left out, if they are on.
         batch_first: the order of the first two axes of inputs and outputs.
+        cell: what is computed with them.
 
     Returns:
         Outputs of all steps, directions side by side, and the final states.
     """
     flat = [weight for direction in weights for weight in direction]
     training = torch.is_grad_enabled() if training is None else training
-    kernel = Kernel(flat, bias, training, len(weights) == 2, batch_first, batch_sizes)
-    outputs, h, c = kernel.run(inputs, *state)
-    return outputs, (h, c)
+    kernel = Kernel(flat, bias, training, len(weights) == 2, batch_first, batch_sizes, cell.kernel)
+    return kernel.run(inputs, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +126,21 @@ class Trained:
         self, inputs: Tensor, state: State, batch_sizes: Tensor | None = None, *, batch_first: bool = False
     ) -> tuple[Tensor, State]:
         """The layer; arguments and results as :func:`kernel_layer`'s."""
-        way, directions = self.way, self.directions
+        way, directions, cell = self.way, self.directions, self.directions[0].cell
         w = [_multiplier(own.w, dense=way.inputs == "dense") for own in directions]
         recurrent = [
             [_multiplier(each, dense=way.recurrent == "dense") for each in own.recurrent] for own in directions
         ]
         if way.steps == "kernel":
             biases = [[autocast(bias)[0] for bias in own.biases or ()] for own in directions]
-            return run_kernel(w, recurrent, biases, inputs, state, batch_sizes, batch_first=batch_first)
+            return run_kernel(w, recurrent, biases, inputs, state, batch_sizes, batch_first=batch_first, cell=cell)
         z = [multiply(inputs, each, own.bias) for each, own in zip(w, directions, strict=True)]
         chains = _chains(recurrent) if way.steps == "loop" else None
         if chains is not None:
             return recur_by_loop(z, state, chains, batch_sizes, batch_first=batch_first)
         joined = z[0] if len(z) == 1 else torch.cat(z, dim=-1)
-        return recur_by_steps(joined, state, recurrent, batch_sizes, batch_first=batch_first)
+        added = [own.recurrent_bias for own in directions]
+        return recur_by_steps(joined, state, recurrent, batch_sizes, batch_first=batch_first, cell=cell, biases=added)
 
 
 def _multiplier(weight: Weight, *, dense: bool) -> Multiplier:
@@ -185,6 +162,7 @@ def run_kernel(
     *,
     training: bool | None = None,
     batch_first: bool,
+    cell: CellType = LSTM,
 ) -> tuple[Tensor, State]:
     """Torch's kernel, given what is left to multiply by: a matrix, a left factor, or an identity.
 
@@ -197,6 +175,7 @@ def run_kernel(
         batch_sizes: sequences at each step, for packed inputs.
         training: as :func:`kernel_layer`'s.
         batch_first: the order of the first two axes of inputs and outputs.
+        cell: what is computed with them.
     """
     begun = [_begun(inputs, each) for each in w]
     rows = joined_rows(inputs, [given for given, _ in begun])
@@ -206,7 +185,9 @@ def run_kernel(
         u, *p = (matrix for matrix in own if isinstance(matrix, Tensor))
         weights.append((left, u, *both, *p))
     bias = bool(biases[0])
-    return kernel_layer(rows, state, weights, batch_sizes, bias=bias, training=training, batch_first=batch_first)
+    return kernel_layer(
+        rows, state, weights, batch_sizes, bias=bias, training=training, batch_first=batch_first, cell=cell
+    )
 
 
 def joined_rows(inputs: Tensor, begun: Sequence[Tensor]) -> Tensor:
@@ -247,22 +228,27 @@ def recur(
     batch_sizes: Tensor | None = None,
     *,
     batch_first: bool = False,
+    cell: CellType = LSTM,
+    biases: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, State]:
     """One layer from the input part of all its steps, by the cheapest of the three ways below that can.
 
     Args:
-        z: ``W x + b`` of each direction side by side, ``(T, B, directions * 4H)``; layouts as :func:`kernel_layer`.
+        z: ``W x`` with what biases the cell adds to it, of each direction side by side, ``(T, B, directions * 4H)`` of
+            an LSTM; layouts as :func:`kernel_layer`.
         state: initial states, shapes ``(directions, B, H)``.
         weights: for each direction ``weight_hh``, and ``weight_hr`` where there is one.
         batch_sizes: sequences at each step, for packed inputs.
         batch_first: the order of the first two axes of inputs and outputs.
+        cell: what is computed with them.
+        biases: what the cell adds to ``U h``, of each direction; may be left out where that is nothing.
 
     Returns:
         As :func:`kernel_layer`.
     """
     steps, batch, rows = task_sizes(z, batch_sizes, batch_first=batch_first)
-    hidden, each = state[1].shape[-1], (None,) * len(weights)
-    tensors = [z, *state, *(matrix for own in weights for matrix in own)]
+    hidden, each = state[-1].shape[-1], (None,) * len(weights)
+    tensors = [z, *state, *(matrix for own in weights for matrix in own), *_given(biases)]
     task = Task(
         0,
         hidden,
@@ -277,16 +263,21 @@ def recur(
         outputs=state[0].shape[-1] if len(weights[0]) > 1 else 0,
         loops=is_plain(tensors) and loopable(tensors),
         keeps=False,
-        onednn=uses_onednn(z),
+        onednn=uses_onednn(z, cell),
         cpu=z.device.type == "cpu",
+        cell=cell.name,
     )
     way = choose_way(task, "auto")
     if way.steps == "kernel":
-        return recur_by_kernel(z, state, weights, batch_sizes, batch_first=batch_first)
+        return recur_by_kernel(z, state, weights, batch_sizes, batch_first=batch_first, cell=cell, biases=biases)
     if way.steps == "loop":
         parts, chains = z.chunk(len(weights), dim=-1), [[(matrix,) for matrix in own] for own in weights]
         return recur_by_loop(parts, state, chains, batch_sizes, batch_first=batch_first)
-    return recur_by_steps(z, state, weights, batch_sizes, batch_first=batch_first)
+    return recur_by_steps(z, state, weights, batch_sizes, batch_first=batch_first, cell=cell, biases=biases)
+
+
+def _given(biases: Sequence[Tensor | None]) -> list[Tensor]:
+    return [bias for bias in biases if bias is not None]
 
 
 def task_sizes(inputs: Tensor, batch_sizes: Tensor | None, *, batch_first: bool) -> tuple[int, int, int]:
@@ -297,9 +288,9 @@ def task_sizes(inputs: Tensor, batch_sizes: Tensor | None, *, batch_first: bool)
     return (second, first, first * second) if batch_first else (first, second, first * second)
 
 
-def uses_onednn(inputs: Tensor) -> bool:
-    """Whether torch's kernel for these inputs is that of oneDNN."""
-    allowed: bool = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+def uses_onednn(inputs: Tensor, cell: CellType = LSTM) -> bool:
+    """Whether torch's kernel for these inputs is that of oneDNN, which torch calls for LSTMs alone."""
+    allowed: bool = cell is LSTM and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
     return allowed and inputs.device.type == "cpu" and inputs.dtype == torch.float32
 
 
@@ -336,11 +327,12 @@ def recur_by_loop(
     batch_first: bool = False,
 ) -> tuple[Tensor, State]:
     """The layer by :func:`btcompress.nn.steps.loop_over_steps`: on a CPU, and differentiable once."""
+    h, c = state
     if batch_sizes is not None:
-        return loop_over_steps(z, state, weights, batch_sizes.tolist())
+        return loop_over_steps(z, (h, c), weights, batch_sizes.tolist())
     steps_first = [part.transpose(0, 1) for part in z] if batch_first else z
     steps, batch = steps_first[0].shape[:2]
-    outputs, final = loop_over_steps(steps_first, state, weights, [batch] * steps)
+    outputs, final = loop_over_steps(steps_first, (h, c), weights, [batch] * steps)
     return outputs.transpose(0, 1) if batch_first else outputs, final
 
 
@@ -351,11 +343,15 @@ def recur_by_kernel(
     batch_sizes: Tensor | None = None,
     *,
     batch_first: bool = False,
+    cell: CellType = LSTM,
+    biases: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, State]:
     """The layer by torch's kernel: it takes ``z`` for the inputs and rows of the identity for ``W``."""
     selections = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).chunk(len(weights))
-    full = [(selection, *own) for selection, own in zip(selections, weights, strict=True)]
-    return kernel_layer(z, state, full, batch_sizes, bias=False, batch_first=batch_first)
+    added = [(torch.zeros_like(bias), bias) for bias in _given(biases)]
+    both: Sequence[tuple[Tensor, ...]] = added or ((),) * len(weights)
+    full = [(selection, own[0], *two, *own[1:]) for selection, own, two in zip(selections, weights, both, strict=True)]
+    return kernel_layer(z, state, full, batch_sizes, bias=bool(added), batch_first=batch_first, cell=cell)
 
 
 def recur_by_steps(
@@ -365,6 +361,8 @@ def recur_by_steps(
     batch_sizes: Tensor | None = None,
     *,
     batch_first: bool = False,
+    cell: CellType = LSTM,
+    biases: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, State]:
     """The layer step by step, as it is defined."""
     time = int(batch_first)
@@ -372,25 +370,31 @@ def recur_by_steps(
     for direction, own in enumerate(weights):
         part = z if len(weights) == 1 else z.chunk(len(weights), dim=-1)[direction]
         steps = part.unbind(time) if batch_sizes is None else part.split(batch_sizes.tolist())
-        hidden, final = _run(steps[::-1] if direction else steps, (state[0][direction], state[1][direction]), own)
+        initial, bias = tuple(each[direction] for each in state), biases[direction] if biases else None
+        hidden, final = _run(cell, steps[::-1] if direction else steps, initial, own, bias)
         outputs.append(hidden[::-1] if direction else hidden)
         finals.append(final)
     joined = outputs[0] if len(outputs) == 1 else [torch.cat(step, dim=-1) for step in zip(*outputs, strict=True)]
-    h, c = (each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in zip(*finals, strict=True))
-    return (torch.stack(joined, time) if batch_sizes is None else torch.cat(joined)), (h, c)
+    both = (each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in zip(*finals, strict=True))
+    return (torch.stack(joined, time) if batch_sizes is None else torch.cat(joined)), tuple(both)
 
 
-def _run(steps: Sequence[Tensor], state: State, weights: Sequence[Multiplier]) -> tuple[list[Tensor], State]:
+def _run(
+    cell: CellType, steps: Sequence[Tensor], state: State, weights: Sequence[Multiplier], bias: Tensor | None
+) -> tuple[list[Tensor], State]:
     """All hidden states of one direction, and its final state.
 
     A packed sequence has its longest members first: a step of ``n`` rows leaves the others' states alone,
     which are final going forward and still initial going backward.
     """
-    h, c = state
     outputs = []
     for z in steps:
         n = len(z)
-        new_h, new_c = lstm_step(z, (h[:n], c[:n]), *weights)
-        outputs.append(new_h)
-        h, c = (new_h, new_c) if n == len(h) else (torch.cat([new_h, h[n:]]), torch.cat([new_c, c[n:]]))
-    return outputs, (h, c)
+        if n == len(state[0]):
+            state = cell.step(z, state, weights, bias)
+            outputs.append(state[0])
+        else:
+            new = cell.step(z, tuple(each[:n] for each in state), weights, bias)
+            outputs.append(new[0])
+            state = tuple(torch.cat([own, each[n:]]) for own, each in zip(new, state, strict=True))
+    return outputs, state

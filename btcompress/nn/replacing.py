@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
 
 from btcompress.errors import ShapeError
 from btcompress.nn.alterations import plain_type
-from btcompress.nn.cell import BTLSTMCell
+from btcompress.nn.cell import BTCell, BTGRUCell, BTLSTMCell, BTRNNCell
+from btcompress.nn.gru import BTGRU
+from btcompress.nn.layers import BTRecurrent
 from btcompress.nn.linear import BTLinear
-from btcompress.nn.lstm import ARGUMENTS, BTLSTM
+from btcompress.nn.lstm import BTLSTM
+from btcompress.nn.rnn import BTRNN
 from btcompress.nn.ways import Method
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import Cell, MatrixShape
 from btcompress.text import listed
 
-#: Modules that have a block-term form, and those that are in it.
-Replaceable = nn.LSTM | nn.LSTMCell | nn.Linear | BTLSTM | BTLSTMCell | BTLinear
+#: Modules of torch that have a block-term form.
+Dense = nn.LSTM | nn.GRU | nn.RNN | nn.LSTMCell | nn.GRUCell | nn.RNNCell | nn.Linear
+
+#: Modules that are in it.
+Recurrent = BTLSTM | BTGRU | BTRNN | BTLSTMCell | BTGRUCell | BTRNNCell
+BlockTerm = Recurrent | BTLinear
+
+Replaceable = Dense | BlockTerm
+
+#: Torch's class and ours for layers and for single steps, by the cell.
+_CLASSES: dict[Cell, tuple[tuple[type[nn.Module], type[Recurrent]], tuple[type[nn.Module], type[Recurrent]]]] = {
+    "lstm": ((nn.LSTM, BTLSTM), (nn.LSTMCell, BTLSTMCell)),
+    "gru": ((nn.GRU, BTGRU), (nn.GRUCell, BTGRUCell)),
+    "rnn": ((nn.RNN, BTRNN), (nn.RNNCell, BTRNNCell)),
+}
+
+#: Our class in the place of each of torch's.
+_OURS: dict[type[nn.Module], type[Recurrent]] = {dense: ours for pair in _CLASSES.values() for dense, ours in pair}
 
 
 _MOST_SHOWN = 4
@@ -35,38 +54,47 @@ class _Rest(TypedDict):
     keeps_formed: bool
 
 
+def classes_of(type: Cell, is_cell: bool) -> tuple[type[nn.Module], type[Recurrent]]:  # noqa: A002 - as in entries
+    """Torch's class and the block-term one.
+
+    Args:
+        type: what is computed at each step, as :attr:`btcompress.checkpoint.RecurrentEntry.type` says.
+        is_cell: whether of a single step.
+    """
+    return _CLASSES[type][is_cell]
+
+
 def is_replaceable(module: nn.Module | None) -> bool:
-    """Whether a module is of one of these types, or an LSTM that computes as torch's.
+    """Whether a module is of one of these types, or a recurrent layer that computes as torch's.
 
     Others may use their weights in ways of their own.
     """
     if type(module) in Replaceable.__args__:
         return True
-    return module is not None and any(obstacle_to(module, each) is None for each in (nn.LSTM, nn.LSTMCell))
+    return module is not None and any(obstacle_to(module, each) is None for each in _OURS)
 
 
 def obstacle_to(module: nn.Module | None, expected: type[nn.Module]) -> str | None:
     """Why no block-term layer can take the place of what is to be a layer of this type; None where one can.
 
-    A subclass of an LSTM computes what torch's class does if it overrides nothing that computes. A method beyond that
-    may be called by the model, and a block-term layer would not have it; plain attributes are taken over.
+    A subclass of a recurrent layer computes what torch's class does if it overrides nothing that computes. A method
+    beyond that may be called by the model, and a block-term layer would not have it; plain attributes are taken over.
 
     Args:
         module: a layer of a model, or None where it has none.
-        expected: ``nn.LSTM``, ``nn.LSTMCell`` or ``nn.Linear``, of which no subclass will do: its owner may be one
-            that reads its weight.
+        expected: a recurrent layer or cell of ``torch.nn``, or ``nn.Linear``, of which no subclass will do: its owner
+            may be one that reads its weight.
     """
     if module is None:
         return "is not in the model"
     kind = plain_type(module)
     if kind is expected:
         return None
-    if expected not in (nn.LSTM, nn.LSTMCell) or not isinstance(module, expected):
+    if expected not in _OURS or not isinstance(module, expected):
         return f"is a {kind.__name__}"
     of_classes = {name for each in kind.__mro__ if each not in expected.__mro__ for name in vars(each)}
     own = {name for name in of_classes if not _is_dunder(name) or name in _SPECIAL} - _WITHOUT_EFFECT
-    replacement = BTLSTM if expected is nn.LSTM else BTLSTMCell
-    own |= {name for name in _attributes(module) if hasattr(replacement, name)}
+    own |= {name for name in _attributes(module) if hasattr(_OURS[expected], name)}
     if not own:
         return None
     return (
@@ -80,15 +108,16 @@ def _is_dunder(name: str) -> bool:
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:
-    """What a subclass of an LSTM or a cell keeps beside the attributes of torch's class."""
-    expected = nn.LSTM if isinstance(module, nn.LSTM) else nn.LSTMCell
+    """What a subclass of a recurrent layer or a cell keeps beside the attributes of torch's class."""
+    expected = next(each for each in _OURS if isinstance(module, each))
     if plain_type(module) is expected:
         return {}
-    usual = vars(expected(1, 1, device="meta"))
+    build: Callable[..., nn.Module] = expected
+    usual = vars(build(1, 1, device="meta"))
     return {name: value for name, value in vars(module).items() if name not in usual}
 
 
-def with_shapes(old: Replaceable, shapes: Mapping[str, MatrixShape]) -> BTLSTM | BTLSTMCell | BTLinear:
+def with_shapes(old: Replaceable, shapes: Mapping[str, MatrixShape]) -> BlockTerm:
     """A new block-term module of the same arguments, dtype, device and training flag, its parameters drawn.
 
     Args:
@@ -106,18 +135,23 @@ def with_shapes(old: Replaceable, shapes: Mapping[str, MatrixShape]) -> BTLSTM |
         "method": getattr(old, "method", "auto"),
         "keeps_formed": keeps,
     }
-    new: BTLSTM | BTLSTMCell | BTLinear
-    if isinstance(old, nn.LSTM | BTLSTM):
-        arguments = {name: getattr(old, name) for name in ARGUMENTS}
-        new = BTLSTM(old.input_size, old.hidden_size, **arguments, **rest, shapes=shapes)
-    elif isinstance(old, nn.LSTMCell | BTLSTMCell):
-        new = BTLSTMCell(old.input_size, old.hidden_size, bool(old.bias), **rest, shapes=shapes)
-    else:
+    if isinstance(old, nn.Linear | BTLinear):
         if shapes.keys() != {"weight"}:
             raise ShapeError(f"a linear layer has a weight, but shapes are given for {', '.join(shapes)}.")
         has_bias = getattr(old, "bias", None) is not None
-        new = BTLinear(old.in_features, old.out_features, has_bias, **rest, shape=shapes["weight"])
-    if isinstance(old, nn.LSTM | nn.LSTMCell):
+        linear = BTLinear(old.in_features, old.out_features, has_bias, **rest, shape=shapes["weight"])
+        return linear.train(old.training)
+    new = _recurrent(old, shapes, rest)
+    if not isinstance(old, BTRecurrent | BTCell):
         for name, value in _attributes(old).items():
             setattr(new, name, value)
     return new.train(old.training)
+
+
+def _recurrent(old: nn.Module, shapes: Mapping[str, MatrixShape], rest: _Rest) -> Recurrent:
+    """A module of the same arguments as a recurrent layer or cell, torch's or ours."""
+    ours = next(ours for dense, ours in _OURS.items() if isinstance(old, dense | ours))
+    arguments: dict[str, Any] = {name: getattr(old, name) for name in ours._arguments}
+    arguments["bias"] = bool(arguments["bias"])
+    build = cast(Callable[..., Recurrent], ours)
+    return build(old.input_size, old.hidden_size, **arguments, **rest, shapes=shapes)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from btcompress.contraction import is_captured
 from btcompress.nn.captured import captured_layer
+from btcompress.nn.celltype import State
 from btcompress.nn.choice import Choice, Place
 from btcompress.nn.formed import Keeping, is_plain
 from btcompress.nn.prediction import Prediction
-from btcompress.nn.recurrence import Direction, State, Trained, Weight, loopable, task_sizes, uses_onednn
+from btcompress.nn.recurrence import Direction, Trained, loopable, task_sizes, uses_onednn
 from btcompress.nn.ways import Method, Task, Way, possible_ways
-from btcompress.nn.weight import BTWeight
+from btcompress.nn.weight import BTWeight, Weight
 from btcompress.shapes import MatrixShape
 
 Layer = Prediction | Trained
@@ -53,8 +54,9 @@ class Running(Keeping):
 
     def ways(self, layer: str) -> list[Way]:
         """All ways to run a layer, where inputs, dtype and device allow them."""
-        w, u, p = _forms(self.layers()[layer])
-        return list(possible_ways(Task(0, 0, 1, 1, 1, packed=False, trains=False, w=w, u=u, p=p), "auto"))
+        directions = self.layers()[layer]
+        (w, u, p), cell = _forms(directions), directions[0].cell.name
+        return list(possible_ways(Task(0, 0, 1, 1, 1, packed=False, trains=False, w=w, u=u, p=p, cell=cell), "auto"))
 
     def kept_run(self, inputs: Tensor, state: State | None) -> tuple[Layer, ...] | None:
         """The layers as they ran on inputs of this shape; None where something has changed.
@@ -124,7 +126,8 @@ class Running(Keeping):
         loops = plain and loopable(tensors)
         trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         keeps = plain and self.keeps_formed
-        onednn = uses_onednn(inputs)
+        cell = directions[0].cell
+        onednn = uses_onednn(inputs, cell)
         steps, batch, rows = task_sizes(inputs, batch_sizes, batch_first=batch_first)
         packed = batch_sizes is not None
         w, u, p = _forms(directions)
@@ -134,7 +137,7 @@ class Running(Keeping):
         def task() -> Task:
             return Task(
                 inputs.shape[-1],
-                state[1].shape[-1],
+                state[-1].shape[-1],
                 steps,
                 batch,
                 rows,
@@ -148,6 +151,7 @@ class Running(Keeping):
                 keeps=keeps,
                 onednn=onednn,
                 cpu=inputs.device.type == "cpu",
+                cell=cell.name,
             )
 
         way = self.choice.way(place, rest, task)

@@ -1,4 +1,4 @@
-"""The ways to run an LSTM layer, and what each needs."""
+"""The ways to run a recurrent layer, and what each needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from btcompress.errors import BTCompressError
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import GATES, Cell, MatrixShape
 
 #: How to multiply by factorized matrices: by their factors, by dense matrices formed of them, or by the cheaper.
 Method = Literal["auto", "factored", "dense"]
@@ -69,6 +69,7 @@ class Task:
         keeps: whether what is formed may be kept.
         onednn: whether torch's kernel is that of oneDNN.
         cpu: whether a CPU computes.
+        cell: what is computed at each step.
     """
 
     inputs: int
@@ -86,6 +87,12 @@ class Task:
     keeps: bool = True
     onednn: bool = True
     cpu: bool = True
+    cell: Cell = "lstm"
+
+    @property
+    def n_gates(self) -> int:
+        """Rows of ``W`` and ``U`` per hidden unit."""
+        return len(GATES[self.cell])
 
     @property
     def recurrent(self) -> tuple[MatrixShape | None, ...]:
@@ -96,13 +103,14 @@ class Task:
 def possible_ways(task: Task, method: Method) -> Iterator[Way]:
     """All ways in which the task can be done as the method asks."""
     inputs, recurrent = _operands(task.w, method), _operands(task.recurrent, method)
+    loops = task.loops and task.cell == "lstm"
     # A loop multiplies by matrices, or by two factors.
     by_matrices = all(shape is None or is_low_rank(shape) for shape in task.recurrent)
     for w in inputs:
         for u in recurrent:
             if u == "dense":
                 yield Way("kernel", w, u)
-            if task.loops and (u == "dense" or by_matrices):
+            if loops and (u == "dense" or by_matrices):
                 yield Way("loop", w, u)
             yield Way("definition", w, u)
 

@@ -218,6 +218,13 @@ class BTWeight(nn.Module):
         )
 
 
+#: A matrix, or one that is applied by its factors.
+Weight = Tensor | BTWeight
+
+#: What multiplies rows: a matrix, or products by factors, prepared once for all steps.
+Multiplier = Tensor | Products
+
+
 def check_size(name: str, shape: MatrixShape, size: tuple[int, int]) -> MatrixShape:
     """The shape itself.
 
@@ -232,8 +239,17 @@ def check_size(name: str, shape: MatrixShape, size: tuple[int, int]) -> MatrixSh
     return shape
 
 
-def multiply(inputs: Tensor, weight: Tensor | Products, bias: Tensor | None) -> Tensor:
+def multiply(inputs: Tensor, weight: Multiplier, bias: Tensor | None) -> Tensor:
     """``inputs @ W.T + b``; ``(..., in)`` to ``(..., out)``."""
     if isinstance(weight, Tensor):
         return nn.functional.linear(inputs, weight, bias)
     return weight.matmul(inputs, bias)
+
+
+def add_product(added: Tensor, weight: Multiplier, rows: Tensor) -> Tensor:
+    """``added + rows @ W.T``; ``(n, in)`` to ``(n, out)``."""
+    chain = (weight,) if isinstance(weight, Tensor) else weight.low_rank
+    if chain is None:
+        return added + weight.matmul(rows)
+    left, *right = chain
+    return torch.addmm(added, torch.mm(rows, right[0].T) if right else rows, left.T)

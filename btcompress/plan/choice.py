@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from btcompress.checkpoint import (
     LinearEntry,
     OtherRecurrent,
     RecurrentEntry,
+    find_aliases,
     find_linear,
     oddity,
 )
@@ -86,6 +87,9 @@ class Plan:
         notices: how mode sizes and ranks came about.
         kinds: the kinds of matrices asked for.
         rounded: matrices that stay dense, in fewer bits.
+        twins: other names of matrices that were chosen under the first of their names, as those of a layer that is used
+            twice, and of the rest of such a layer. Under these a result has the same as under the first, which is in
+            the values.
     """
 
     recurrent: tuple[RecurrentEntry, ...]
@@ -95,6 +99,7 @@ class Plan:
     notices: tuple[str, ...]
     kinds: tuple[MatrixKind, ...] = ("input",)
     rounded: tuple[PlannedRounding, ...] = ()
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -177,16 +182,17 @@ def make_plan(
     """
     kinds = check_kinds(matrices)
     found = checkpoint.recurrent()
-    lstms = tuple(entry for entry in found if isinstance(entry, RecurrentEntry))
+    recurrent = tuple(entry for entry in found if isinstance(entry, RecurrentEntry))
     others = tuple(entry for entry in found if isinstance(entry, OtherRecurrent))
-    candidates = tuple(_candidates(lstms, find_linear(checkpoint.tensors, found)))
+    candidates = tuple(_candidates(recurrent, find_linear(checkpoint.tensors, found)))
     chosen = [_with_dtype(each, checkpoint.tensors[each.key]) for each in _choose(candidates, kinds, layers)]
     if allow_nonfinite:
         chosen = [_with_values(each, checkpoint.tensors[each.key]) for each in chosen]
     left_dense = [LeftDense(each.key, each.obstacle) for each in chosen if each.obstacle is not None]
+    twins = _twins(chosen, find_aliases(checkpoint.tensors))
     sizes: dict[str, tuple[int, int, int]] = {}
     for each in chosen:
-        if each.obstacle is None:
+        if each.obstacle is None and each.key not in twins:
             rows, columns = checkpoint.tensors[each.key].shape
             sizes[each.key] = (rows, columns, each.n_gates)
     planned: list[PlannedMatrix] = []
@@ -200,7 +206,32 @@ def make_plan(
         notices.extend(choice.notices)
     if "linear" in kinds and not layers:
         notices.extend(_passed_over(candidates))
-    return Plan(lstms, others, tuple(planned), tuple(left_dense), tuple(notices), kinds)
+    told = tuple(notices)
+    plan = Plan(recurrent, others, tuple(planned), tuple(left_dense), told, kinds)
+    return replace(plan, twins=_with_the_rest(twins, recurrent, find_aliases(checkpoint.tensors)))
+
+
+def _twins(chosen: Sequence[_Candidate], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Of the matrices chosen those that are one with another that was chosen before, and that one."""
+    first: dict[tuple[str, int], str] = {}
+    for each in chosen:
+        if each.obstacle is None:
+            first.setdefault((aliases.get(each.key, each.key), each.n_gates), each.key)
+    firsts = ((each.key, first.get((aliases.get(each.key, each.key), each.n_gates))) for each in chosen)
+    return {key: other for key, other in firsts if other not in (None, key)}
+
+
+def _with_the_rest(
+    twins: Mapping[str, str], recurrent: Sequence[RecurrentEntry], aliases: Mapping[str, str]
+) -> dict[str, str]:
+    """The same with all else of the recurrent layers that they are of, where all of it is that of another layer."""
+    every, found = {entry.matrix_keys[0]: entry for entry in recurrent}, dict(twins)
+    for entry in recurrent:
+        other = every.get(twins.get(entry.matrix_keys[0], ""))
+        pairs = [] if other is None else [*zip(entry.keys, other.keys, strict=False)]
+        if other is not None and all(aliases.get(a, a) == aliases.get(b, b) for a, b in pairs):
+            found |= dict(pairs)
+    return found
 
 
 def _with_dtype(candidate: _Candidate, matrix: Tensor) -> _Candidate:
@@ -223,11 +254,11 @@ def growth(shape: MatrixShape) -> str:
     )
 
 
-def _candidates(lstms: Sequence[RecurrentEntry], linear: Sequence[LinearEntry]) -> Iterator[_Candidate]:
-    for lstm in lstms:
-        for key in lstm.matrix_keys:
-            kind: MatrixKind = "input" if key in lstm.input_keys else "recurrent"
-            yield _Candidate(key, lstm.name, kind, 1 if key in lstm.projection_keys else lstm.n_gates)
+def _candidates(recurrent: Sequence[RecurrentEntry], linear: Sequence[LinearEntry]) -> Iterator[_Candidate]:
+    for entry in recurrent:
+        for key in entry.matrix_keys:
+            kind: MatrixKind = "input" if key in entry.input_keys else "recurrent"
+            yield _Candidate(key, entry.name, kind, 1 if key in entry.projection_keys else entry.n_gates)
     for layer in linear:
         yield _Candidate(layer.key, layer.name, "linear", exactly=not layer.bias, obstacle=layer.obstacle)
 

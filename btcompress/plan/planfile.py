@@ -82,11 +82,15 @@ def read_plan(path: Path, checkpoint: Checkpoint, chosen: Plan, *, allow_growth:
     """
     value = _load(path)
     known = {target.name: target.shape for target in chosen.matrices}
+    known |= {name: known[first] for name, first in chosen.twins.items() if first in known}
     matrices: list[PlannedMatrix] = []
     rounded: list[PlannedRounding] = []
     left_dense = list(chosen.left_dense)
     notices: list[str] = []
-    for name, entry in _mapping(value.get("matrices"), f"{path}: matrices").items():
+    listed_matrices = _mapping(value.get("matrices"), f"{path}: matrices")
+    for name, entry in listed_matrices.items():
+        if chosen.twins.get(name) in listed_matrices:
+            continue  # it is that of its first name
         if name not in known:
             raise BTCompressError(
                 f"{path}: {_shown(name)} is no matrix of {checkpoint.source.name} that can be factorized. It has "

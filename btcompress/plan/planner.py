@@ -94,7 +94,11 @@ def meet(
         reasons = "; ".join(f"{left.name}: {left.reason}" for left in chosen.left_dense)
         raise CheckpointError(
             f"{checkpoint.source.name}: there is no matrix to plan for."
-            + (f" {reasons}." if reasons else " Give a checkpoint with an LSTM, or loosen the layer patterns.")
+            + (
+                f" {reasons}."
+                if reasons
+                else " Give a checkpoint with a recurrent layer, or loosen the layer patterns."
+            )
         )
     unmeasured = [target.name for target in targets if target.name not in samples]
     if wish.max_activation_error is not None and unmeasured:

@@ -26,13 +26,13 @@ from btcompress.shapes import Gates, Nonlinearity
 class FactorizeStep:
     """Write matrices of a checkpoint in block-term form (Ye et al. 2018, eq. 4), in fewer bits, or both.
 
-    Those are the input-to-hidden matrices of every LSTM, or what ``matrices`` and ``layers`` say. Their forms are of
-    the ranks given, or chosen so that a wish is met at the least loss, or those of a plan; with bits alone they stay
-    dense and are rounded.
+    Those are the input-to-hidden matrices of every LSTM, GRU and plain RNN, or what ``matrices`` and ``layers`` say.
+    Their forms are of the ranks given, or chosen so that a wish is met at the least loss, or those of a plan; with bits
+    alone they stay dense and are rounded.
 
     Attributes:
-        matrices: the kinds to take: ``"input"``, an LSTM's ``weight_ih_*``; ``"recurrent"``, its ``weight_hh_*``
-            and ``weight_hr_*``; ``"linear"``, weights of linear layers.
+        matrices: the kinds to take: ``"input"``, ``weight_ih_*`` of recurrent layers; ``"recurrent"``, their
+            ``weight_hh_*`` and ``weight_hr_*``; ``"linear"``, weights of linear layers.
         layers: patterns of the matrices to take, or with ``!`` to leave out; all when empty. A linear layer
             without a bias is taken only where a pattern is its very key: it may be an embedding. Then it is best
             taken with bits alone, which leave it an embedding.
@@ -69,13 +69,13 @@ class FactorizeStep:
         others: ``"float16"`` or ``"bfloat16"``: how all other floating-point tensors are stored; as they are when left
             out.
         plan: a plan file, or what :func:`btcompress.plan_for` chose; ranks, modes and layers are then its own.
-        order_units: give the rows and columns of a matrix an order of their own, or the hidden units of an LSTM layer
+        order_units: give the rows and columns of a matrix an order of their own, or the hidden units of a layer
             one order in all its matrices, where they fit so much better in it that the integers stored with it pay;
             with a wish, price forms in such orders too. A plan says itself which sides have an order.
-        calibration: sample inputs of LSTMs and linear layers: their forms are chosen and fitted by what they give on
+        calibration: sample inputs of recurrent and linear layers: forms are chosen and fitted by what they give on
             these, then trained to give the dense hidden states.
-        calibration_epochs: passes of that training over all layers of an LSTM together; single layers of several are
-            trained before, with half as many each. 0 stops after the fit to the inputs.
+        calibration_epochs: passes of that training over all layers of an LSTM, GRU or RNN together; single layers of
+            several are trained before, with half as many each. 0 stops after the fit to the inputs.
         calibration_lr: its learning rate at its peak; where left out, one that suits how near the fit to the inputs
             is.
         max_sweeps: most joint least-squares sweeps of a fit.

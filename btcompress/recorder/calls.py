@@ -12,13 +12,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from btcompress.errors import BTCompressError
-from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
+from btcompress.finetune.batches import State
+from btcompress.nn import BTLinear
+from btcompress.nn.replacing import classes_of
+from btcompress.shapes import GATES
 
-State = tuple[Tensor, Tensor]
-
-LSTMS = (nn.LSTM, BTLSTM)
-CELLS = (nn.LSTMCell, BTLSTMCell)
+RECURRENT, CELLS = (
+    tuple(kind for each in GATES for kind in classes_of(each, is_cell=is_cell)) for is_cell in (False, True)
+)
 LINEAR = (nn.Linear, BTLinear)
+
+
+#: A state as a layer takes and gives it.
+_Given = State | Tensor | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +34,7 @@ class Call:
     Attributes:
         x: inputs, shape ``(B, T, I)``.
         lengths: steps of each sequence; None where all have ``T``.
-        start: ``h`` and ``c`` that were given, shapes ``(directions * L, B, H)``; None where none were.
+        start: ``h``, and ``c`` of an LSTM, that were given, shapes ``(directions * L, B, H)``; None where none were.
         end: those that it ended in, from which a later call may go on; None where none can.
     """
 
@@ -43,7 +49,7 @@ def call_of(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
 
     Args:
         name: of the layer, for messages.
-        layer: an LSTM, a cell or a linear layer.
+        layer: a recurrent layer, a cell or a linear layer.
         args: that it was called with.
         kwargs: that it was called with.
         output: what it returned.
@@ -51,7 +57,7 @@ def call_of(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
     Raises:
         BTCompressError: it was called in a way of its own, or with numbers that are not finite.
     """
-    read: Callable[..., Call] = _linear if isinstance(layer, LINEAR) else _cell if isinstance(layer, CELLS) else _lstm
+    read: Callable[..., Call] = _linear if isinstance(layer, LINEAR) else _cell if isinstance(layer, CELLS) else _layer
     inputs = args[0] if args else kwargs.get("input")
     state = args[1] if len(args) > 1 else kwargs.get("hx")
     try:
@@ -70,23 +76,23 @@ def call_of(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
     return call
 
 
-def _lstm(layer: nn.LSTM | BTLSTM, inputs: Tensor | PackedSequence, state: State | None, output: Any) -> Call:  # noqa: ANN401
-    end: State = output[1]
+def _layer(layer: nn.RNNBase, inputs: Tensor | PackedSequence, hx: _Given, output: tuple[Any, _Given]) -> Call:
+    start, end = _state(hx), _state(output[1])
     lengths = None
     if isinstance(inputs, PackedSequence):
         x, n_steps = pad_packed_sequence(inputs, batch_first=True)
         lengths = tuple(n_steps.tolist())
     elif inputs.dim() == 2:
-        x, state, end = inputs.unsqueeze(0), state and _with_batch(state), _with_batch(end)
+        x, start, end = inputs.unsqueeze(0), _with_batch(start), _with_batch(end)
     else:
         x = inputs if layer.batch_first else inputs.transpose(0, 1)
     # What runs backward ends where its next steps would have begun, so it never goes on.
-    return Call(x, lengths, _checked(state, x), None if layer.bidirectional else _checked(end, x))
+    return Call(x, lengths, _checked(start, x), None if layer.bidirectional else _checked(end, x))
 
 
-def _cell(_: nn.Module, inputs: Tensor, state: State | None, output: State) -> Call:
+def _cell(_: nn.Module, inputs: Tensor, hx: _Given, output: _Given) -> Call:
     x = inputs.reshape(-1, 1, inputs.shape[-1])
-    start, end = (state and _as_of_lstm(state) for state in (state, output))
+    start, end = (_as_of_layers(_state(given)) for given in (hx, output))
     return Call(x, None, _checked(start, x), _checked(end, x))
 
 
@@ -95,19 +101,23 @@ def _linear(_: nn.Module, inputs: Tensor, *__: object) -> Call:
     return Call(inputs.reshape(n_sequences, math.prod(inputs.shape[1:-1]), inputs.shape[-1]), None, None, None)
 
 
-def _with_batch(state: State) -> State:
-    return state[0].unsqueeze(1), state[1].unsqueeze(1)
+def _state(given: _Given) -> State | None:
+    """A state as a tuple: an LSTM's is one already, all others have a tensor."""
+    return (given,) if isinstance(given, Tensor) else given
 
 
-def _as_of_lstm(state: State) -> State:
-    return state[0].reshape(1, -1, state[0].shape[-1]), state[1].reshape(1, -1, state[1].shape[-1])
+def _with_batch(state: State | None) -> State | None:
+    return state and tuple(each.unsqueeze(1) for each in state)
+
+
+def _as_of_layers(state: State | None) -> State | None:
+    return state and tuple(each.reshape(1, -1, each.shape[-1]) for each in state)
 
 
 def _checked(state: State | None, x: Tensor) -> State | None:
     """The state, if it has a part for each sequence."""
     if state is None:
         return None
-    h, c = state
-    if not h.dim() == c.dim() == x.dim() or not h.shape[1] == c.shape[1] == len(x):
-        raise ValueError(f"its states have shapes {tuple(h.shape)} and {tuple(c.shape)}")
-    return h, c
+    if any(each.dim() != x.dim() or each.shape[1] != len(x) for each in state):
+        raise ValueError(f"its states have shapes {' and '.join(str(tuple(each.shape)) for each in state)}")
+    return state

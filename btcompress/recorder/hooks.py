@@ -20,7 +20,7 @@ from btcompress.checkpoint.atomic import check_target, claimed
 from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
 from btcompress.models import uncompiled
-from btcompress.recorder.calls import CELLS, LINEAR, LSTMS, call_of
+from btcompress.recorder.calls import CELLS, LINEAR, RECURRENT, call_of
 from btcompress.recorder.sample import Sample
 from btcompress.recorder.spool import Spool
 from btcompress.recorder.streams import Streams
@@ -85,14 +85,14 @@ def recording(
     seed: int = 0,
     force: bool = False,
 ) -> Iterator[Recording]:
-    """Record what the LSTMs of a model get while the block runs it, and write it as the block ends.
+    """Record what the recurrent layers of a model get while the block runs it, and write it as the block ends.
 
     The file goes to ``--calibration`` and to ``finetune --data`` as it is. It holds, for each ``nn.LSTM``,
-    ``nn.LSTMCell`` and their block-term forms, a sample of the sequences that it was called with, of any layout and
-    length, packed or not. A call that starts from the very state in which an earlier one ended, as cells in a loop
-    and streaming models are called, goes on with its sequence. Other states that are not zero are kept as the initial
-    states of a new one. What the model computes, its gradients and its random numbers stay as they are, except that
-    what ``torch.compile`` made runs uncompiled meanwhile, as compiled code calls no hooks.
+    ``nn.GRU``, ``nn.RNN``, their cells and their block-term forms, a sample of the sequences that it was called with,
+    of any layout and length, packed or not. A call that starts from the very state in which an earlier one ended, as
+    cells in a loop and streaming models are called, goes on with its sequence. Other states that are not zero are kept
+    as the initial states of a new one. What the model computes, its gradients and its random numbers stay as they are,
+    except that what ``torch.compile`` made runs uncompiled meanwhile, as compiled code calls no hooks.
 
     Args:
         model: the network, as it is called in the block; a part of a larger one will do.
@@ -140,14 +140,14 @@ def _chosen(model: nn.Module, patterns: Sequence[str], *, linear: bool) -> dict[
     """The layers to record, by their names without those of wrappers."""
     if not isinstance(model, nn.Module):
         raise BTCompressError(f"a torch.nn.Module is recorded, but {type(model).__name__} was given.")
-    kinds = (*LSTMS, *CELLS, *(LINEAR if linear else ()))
+    kinds = (*RECURRENT, *CELLS, *(LINEAR if linear else ()))
     found = {plain_name(name): module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not found:
         script = isinstance(model, torch.jit.ScriptModule) or any(
             isinstance(module, torch.jit.ScriptModule) for module in model.modules()
         )
         raise BTCompressError(
-            f"{type(model).__name__} has no nn.LSTM or nn.LSTMCell"
+            f"{type(model).__name__} has no nn.LSTM, nn.GRU, nn.RNN or cell of these"
             + (" or nn.Linear" if linear else "")
             + (
                 " that can be seen: it is TorchScript, whose layers call no hooks. Build the network from its Python "

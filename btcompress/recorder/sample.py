@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from btcompress.recorder.spool import Piece, Spool
 
 Array = NDArray[Any]
-#: Initial ``h`` and ``c`` of one sequence, shapes ``(directions * L, H)``; ``h`` may have a projected size.
-StateArrays = tuple[Array, Array]
+#: Initial ``h``, and ``c`` of an LSTM, of one sequence, shapes ``(directions * L, H)``; ``h`` may be projected.
+StateArrays = tuple[Array, ...]
 #: Steps that wait in memory take at most so many bytes for each sequence that may go on.
 _MOST_WAITING = 1 << 14
 
@@ -23,13 +23,13 @@ class Kept:
     """What is kept of one sequence.
 
     Attributes:
-        state: initial ``h`` and ``c``; None for zeros.
+        state: the initial one; None for zeros.
         pieces: its steps, shapes ``(n, I)``.
         waiting: steps that are not on disk yet.
         n_waiting: bytes of them.
     """
 
-    state: tuple[Piece, Piece] | None
+    state: tuple[Piece, ...] | None
     pieces: list[Piece] = field(default_factory=list)
     waiting: list[Array] = field(default_factory=list)
     n_waiting: int = 0
@@ -65,8 +65,8 @@ class Sample:
         self._draws = random.Random(f"{seed} {name}")  # noqa: S311 - a sample, not a secret
         self._chosen: list[SequenceRecord] = []
         self.n_begun = 0
-        #: Shapes of ``h`` and ``c`` where a sequence began from states that are not zero; None where none did.
-        self.state_shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        #: Shapes of what a state consists of where a sequence began from one that is not zero; None where none did.
+        self.state_shapes: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def sequences(self) -> list[SequenceRecord]:
@@ -82,11 +82,11 @@ class Sample:
         sequence = SequenceRecord(self.n_begun)
         self.n_begun += 1
         if state is not None:
-            self.state_shapes = (state[0].shape, state[1].shape)
+            self.state_shapes = tuple(each.shape for each in state)
         place = len(self._chosen) if len(self._chosen) < self._most else self._draws.randrange(self.n_begun)
         if place >= self._most:
             return sequence
-        kept = None if state is None else (self._spool.add(state[0]), self._spool.add(state[1]))
+        kept = None if state is None else tuple(map(self._spool.add, state))
         sequence.kept = Kept(kept)
         if place == len(self._chosen):
             self._chosen.append(sequence)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from btcompress.recorder.calls import Call, State
+from btcompress.finetune.batches import State
+from btcompress.recorder.calls import Call
 from btcompress.recorder.sample import Sample, SequenceRecord, StateArrays
 
 #: Sequences of a layer that may still go on, if a call does not have more; the oldest end first.
@@ -83,8 +84,9 @@ def _states_of(state: State | None, n_sequences: int) -> list[StateArrays | None
     """The state of each sequence, shapes ``(directions * L, H)``; None for zeros."""
     if state is None:
         return [None] * n_sequences
-    h, c = (as_array(each).swapaxes(0, 1) for each in state)
-    return [(h[row], c[row]) if h[row].any() or c[row].any() else None for row in range(n_sequences)]
+    arrays = [as_array(each).swapaxes(0, 1) for each in state]
+    rows = (tuple(each[row] for each in arrays) for row in range(n_sequences))
+    return [own if any(each.any() for each in own) else None for own in rows]
 
 
 def _key(state: StateArrays) -> bytes:

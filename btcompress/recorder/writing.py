@@ -61,8 +61,7 @@ def _arrays(sample: Sample, spool: Spool) -> Iterator[_Array]:
     yield _Array("x", (int(lengths.sum()), n_inputs), _widest(pieces), map(spool.read, pieces))
     yield _Array("lengths", lengths.shape, lengths.dtype, [lengths])
     if sample.state_shapes is not None:
-        for position, part in enumerate(STATES):
-            shape = sample.state_shapes[position]
+        for position, (part, shape) in enumerate(zip(STATES, sample.state_shapes, strict=False)):
             states = [None if each.state is None else each.state[position] for each in kept]
             rows = (np.zeros(shape) if state is None else spool.read(state) for state in states)
             yield _Array(part, (len(kept), *shape), _widest(states), rows)

@@ -1,4 +1,4 @@
-"""How fast the LSTMs of a result are to be beside the dense ones, by the cost model: before anybody measures it."""
+"""How fast layers of a result are to be beside the dense ones, by the cost model: before anybody measures it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from btcompress.results import ExpectedCase, ExpectedSpeed
 from btcompress.shapes import MatrixShape
 from btcompress.timings import BenchReport
 
-#: Batch sizes and steps of calls that are typical of an LSTM: streaming, one sequence, several; and of a cell.
+#: Batch sizes and steps of calls that are typical of a layer: streaming, one sequence, several; and of a cell.
 _LSTM_CASES, _CELL_CASES = ((1, 1), (1, 50), (16, 50)), ((1, 1), (16, 1))
 #: Planning the products of a form takes hundredths of a second up to this order; forms that are planned in all.
 _MOST_ORDER, _MOST_FORMS = 8, 32
@@ -23,15 +23,15 @@ _MOST_ORDER, _MOST_FORMS = 8, 32
 def expected_speed(compressed: CompressedCheckpoint) -> ExpectedSpeed | None:
     """What the cost model expects of predictions on a CPU of two cores.
 
-    It is of float32, as the constants of the model are. LSTMs without block terms run as the dense ones do, and those
-    that a bench has measured on a CPU are better known: of these nothing is said. Nor is it where planning the products
-    would take long.
+    It is of float32, as the constants of the model are. Layers without block terms run as the dense ones do, and
+    those that a bench has measured on a CPU are better known: of these nothing is said. Nor is it where planning the
+    products would take long.
 
     Args:
         compressed: the result.
 
     Returns:
-        The ratios and what they mean; None where there is no such LSTM.
+        The ratios and what they mean; None where there is no such layer.
     """
     outline = compressed.outline()
     shapes = {key: matrix.shape for key, matrix in compressed.matrices.items()}
@@ -51,14 +51,14 @@ def expected_speed(compressed: CompressedCheckpoint) -> ExpectedSpeed | None:
 
 
 def _measured(bench: BenchReport | None) -> set[str]:
-    """The names of LSTMs whose predictions were measured on a CPU."""
+    """The names of layers whose predictions were measured on a CPU."""
     if bench is None or bench.machine.device != "cpu":
         return set()
     return {case.lstm for case in bench.cases if case.mode == "prediction" and case.ratio is not None}
 
 
 def _quickly_planned(entries: Sequence[RecurrentEntry], shapes: Mapping[str, MatrixShape]) -> Iterator[RecurrentEntry]:
-    """The LSTMs but those with too many modes, and none from where on there are too many forms."""
+    """The layers but those with too many modes, and none from where on there are too many forms."""
     seen = set()
     for entry in entries:
         own = {shapes[key].part for key in entry.matrix_keys if key in shapes}
@@ -73,7 +73,7 @@ def _cases(entry: RecurrentEntry, shapes: Mapping[str, MatrixShape]) -> Iterator
     cell = entry.is_cell
     for batch, steps in _CELL_CASES if cell else _LSTM_CASES:
         ratio = speed_over_dense(list(_tasks(entry, shapes, batch, steps)), cell=cell)
-        yield ExpectedCase(entry.name, batch, steps, ratio)
+        yield ExpectedCase(entry.name, batch, steps, ratio, entry.type.upper())
 
 
 def _tasks(entry: RecurrentEntry, shapes: Mapping[str, MatrixShape], batch: int, steps: int) -> Iterator[Task]:
@@ -96,5 +96,6 @@ def _tasks(entry: RecurrentEntry, shapes: Mapping[str, MatrixShape], batch: int,
             u=u,
             p=p,
             outputs=entry.proj_size,
-            onednn=not entry.proj_size,
+            onednn=entry.type == "lstm" and not entry.proj_size,
+            cell=entry.type,
         )

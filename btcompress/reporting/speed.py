@@ -1,4 +1,4 @@
-"""How fast a file is beside the dense LSTMs, in words: as a bench measured it, or as the cost model expects it."""
+"""How fast a file is beside the dense layers, in words: as a bench measured it, or as the cost model expects it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def noise_warning(cases: Iterable[BenchCase]) -> Iterator[str]:
 
 
 def speed_advice(cases: Sequence[BenchCase]) -> Iterator[str]:
-    """How fast each LSTM is beside the dense one of the same runtime, as the faster of its kernels runs it, and where
+    """How fast each layer is beside the dense one of the same runtime, as the faster of its kernels runs it, and where
     it is slower.
     """
     by_torch = [(case, case.ratio) for case in cases if case.ratio is not None]
@@ -59,19 +59,21 @@ def speed_advice(cases: Sequence[BenchCase]) -> Iterator[str]:
 
 def _integers_advice(cases: Sequence[BenchCase], *, alone: bool) -> Iterator[str]:
     """Where nothing of the block terms is as fast in ONNX Runtime as the dense matrices in integers."""
-    slower: list[tuple[str, float]] = []
+    slower, kinds = list[tuple[str, float]](), set[str]()
     for case in cases:
         seconds = {way.way: way.seconds for way in case.ways if way.way.startswith("onnx")}
         own = [each for way, each in seconds.items() if way.startswith("onnx_block_terms")]
         dense = seconds.get("onnx_dense_int8")
         if own and dense is not None and dense < min(own) * (1 - _ALIKE):
             where = f"batch {case.batch:,} and {_steps_text(case.steps)}"
-            slower.append((where if alone else f"{where} of {case.lstm or 'the LSTM at the top'}", min(own) / dense))
+            slower.append((where if alone else f"{where} of {_named(case)}", min(own) / dense))
+            kinds.add(case.kind)
     if slower:
         least, most = (_times(choose(ratio for _, ratio in slower)) for choose in (min, max))
         many = least if least == most else f"{least} to {most}"
+        kind = kinds.pop() if len(kinds) == 1 else "layer"
         yield (
-            f"In ONNX Runtime the dense LSTM in int8 is the fastest of all, {many} times as fast as block terms, at "
+            f"In ONNX Runtime the dense {kind} in int8 is the fastest of all, {many} times as fast as block terms, at "
             f"{listed([where for where, _ in slower])}. Where only time counts, and your task bears its errors, "
             "quantize the dense model."
         )
@@ -81,27 +83,27 @@ def _comparisons(measured: Sequence[tuple[BenchCase, float]], begin: str, *, alo
     for lstm, mode in dict.fromkeys((case.lstm, case.mode) for case, _ in measured):
         own = [(case, ratio) for case, ratio in measured if (case.lstm, case.mode) == (lstm, mode)]
         (where, words), *rest = _clauses(own, _words)
-        who = "this file" if alone else lstm or "the LSTM at the top"
+        who, kind = "this file" if alone else _named(own[0][0]), own[0][0].kind
         does = "trains" if mode == "training" else "runs"
-        first = f"{begin} {where} {who} {does} {words} {'than' if words == _NO_FASTER else 'as'} the dense LSTM"
+        first = f"{begin} {where} {who} {does} {words} {'than' if words == _NO_FASTER else 'as'} the dense {kind}"
         yield "; ".join([first, *(f"at {place} {told}" for place, told in rest)]) + "."
 
 
 def expectation(cases: Sequence[ExpectedCase], *, alone: bool) -> Iterator[str]:
-    """How fast LSTMs are to be beside the dense ones, those in one sentence of which the same is to be said.
+    """How fast layers are to be beside the dense ones, those in one sentence of which the same is to be said.
 
     Args:
-        cases: of these LSTMs.
-        alone: whether they are the only LSTM of the file with block terms.
+        cases: of these layers.
+        alone: whether they are the only layer of the file with block terms.
     """
-    alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    alike: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for lstm in dict.fromkeys(case.lstm for case in cases):
         own = [(case, case.ratio) for case in cases if case.lstm == lstm]
         clauses = _clauses(own, _estimated_words, {case.steps for case, _ in own})
-        alike.setdefault(tuple(clauses), []).append(lstm or "the LSTM at the top")
-    for ((where, words), *rest), lstms in alike.items():
-        who = "this file is" if alone else f"{listed(lstms)} {'is' if len(lstms) == 1 else 'are'}"
-        first = f"At {where} {who} expected to run {words} as the dense LSTM{'s' * (len(lstms) > 1)}"
+        alike.setdefault((own[0][0].kind, tuple(clauses)), []).append(_named(own[0][0]))
+    for (kind, ((where, words), *rest)), names in alike.items():
+        who = "this file is" if alone else f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+        first = f"At {where} {who} expected to run {words} as the dense {kind}{'s' * (len(names) > 1)}"
         yield "; ".join([first, *(f"at {place} {told}" for place, told in rest)]) + "."
     if any(case.ratio * (1 + _ESTIMATED_ALIKE) < 1 for case in cases):
         yield _WHERE_SLOWER
@@ -119,6 +121,10 @@ def _clauses(
             continue
         for n, told in words.items():
             yield f"batch {batch:,} and {_steps_text(n)}", told
+
+
+def _named(case: BenchCase | ExpectedCase) -> str:
+    return case.lstm or f"the {case.kind} at the top"
 
 
 def _steps_text(n: int) -> str:

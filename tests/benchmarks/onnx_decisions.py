@@ -58,7 +58,7 @@ def dense_graphs(dense: Checkpoint, request: GraphRequest, folder: Path) -> dict
     """The dense operator in floats, and in integers both ways."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    lstm = teacher_of(dense, choose_dense_lstm(dense, None, ""), torch.float32).lstm
+    lstm = teacher_of(dense, choose_dense_lstm(dense, None, ""), torch.float32).layer
     files = {"dense": folder / "dense.onnx"}
     proto, _, _ = graph_of(Weights.of_module("", lstm), replace(request, form="lstm"))
     files["dense"].write_bytes(proto.SerializeToString())

@@ -1,4 +1,4 @@
-"""Calibrate one LSTM: fit its matrices to its inputs, round them, and train it to give the dense one's hidden states.
+"""Calibrate one recurrent entry: fit its matrices to its inputs, round them, train it to give the dense hidden states.
 
 Layer by layer, each on what the layers below it really give, and then all layers together.
 """
@@ -30,7 +30,7 @@ from btcompress.finetune.config import rate_from
 from btcompress.finetune.data import Data
 from btcompress.finetune.decisions import agreement_on
 from btcompress.finetune.loop import Trainer
-from btcompress.finetune.networks import Recurrent, stored_tensors, student_of
+from btcompress.finetune.networks import Recurrent, named, stored_tensors, student_of
 from btcompress.fit import Samples
 from btcompress.packing import Precision
 
@@ -39,15 +39,15 @@ _TRAINING = 3
 
 
 @dataclass(slots=True)
-class LSTMCalibration:
-    """The calibration of one LSTM on its own inputs, as jobs that each change a compressed checkpoint.
+class RecurrentCalibration:
+    """The calibration of one recurrent entry on its own inputs, as jobs that each change a compressed checkpoint.
 
     Attributes:
-        entry: the LSTM.
+        entry: its layers.
         head: the linear layer on its outputs, which is fitted to them; None where none is known.
         train: sequences to train on.
         held: sequences to measure on.
-        dense: holds the dense LSTM.
+        dense: holds the dense layers.
         samples: of the inputs of its chosen matrices, by key.
         config: how to train.
         precisions: how the numbers of those are to be stored that are not yet, by key.
@@ -77,7 +77,7 @@ class LSTMCalibration:
             compressed: holds the forms.
             train: whether to train after the fits.
         """
-        name, layers = self.entry.name or "the LSTM", layers_of(self.entry)
+        name, layers = named(self.entry), layers_of(self.entry)
         measuring = 4 * work_of_run(self.entry, self.held)
         fits = [
             fit_job(compressed, key, self.dense, samples)
@@ -193,7 +193,7 @@ class LSTMCalibration:
         return compressed.with_step(step)
 
     def _student(self, compressed: CompressedCheckpoint, layer: Layer | None) -> Recurrent:
-        """The LSTM, or a layer of it, to train; what stays as it is frozen."""
+        """All layers, or one of them, to train; what stays as it is frozen."""
         student = student_of(compressed, self.entry if layer is None else layer.entry)
         for name, tensor in student.file_tensors().items():
             known = name if layer is None else layer.named(name)
@@ -226,7 +226,7 @@ class LSTMCalibration:
 
 
 def work_of_run(entry: RecurrentEntry, data: Data) -> float:
-    """About how many multiplications it takes to run an LSTM over sequences."""
+    """About how many multiplications it takes to run an entry over sequences."""
     first = data.batch(torch.tensor([0])).x
     entries = sum(shape[0] * shape[1] for shape in entry.shapes.values() if len(shape) == 2)
     return float(len(data) * first.shape[1] * entries)

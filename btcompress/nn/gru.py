@@ -1,0 +1,111 @@
+"""A GRU with matrices in block-term form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from btcompress.kinds import MatrixKind
+from btcompress.modes import ShapeRequest
+from btcompress.nn.celltype import CellType
+from btcompress.nn.grutype import GRU
+from btcompress.nn.layers import BTRecurrent
+from btcompress.nn.options import ShapeOptions
+from btcompress.nn.ways import Method
+from btcompress.shapes import MatrixShape
+
+
+class BTGRU(BTRecurrent[nn.GRU]):
+    """A GRU with matrices in block-term form; takes the place of :class:`torch.nn.GRU`.
+
+    Arguments, inputs, outputs and errors are those of :class:`torch.nn.GRU`, and so are the names of all parameters
+    that stay dense. The reset gate acts on ``U_n h + b_hn``, as torch's does. In place of ``weight_ih_l0`` there are
+    ``weight_ih_l0.cores`` and ``weight_ih_l0.factors.0`` and so on, or those of each gate below
+    ``weight_ih_l0.gate_r``, ``gate_z`` and ``gate_n``; likewise for the others.
+
+    Args:
+        input_size: ``I``.
+        hidden_size: ``H``.
+        num_layers: layers, each taking the one before as its input.
+        bias: whether there are biases.
+        batch_first: whether inputs and outputs are ``(B, T, ...)`` rather than ``(T, B, ...)``.
+        dropout: probability by which outputs of all layers but the last are zeroed in training.
+        bidirectional: whether each layer also runs backward.
+        device: where the parameters are.
+        dtype: of the parameters.
+        shapes: block-term shapes by the names of matrices; one that is missing or ``None`` stays dense.
+            Where left out, shapes are chosen as ``shape`` asks.
+        matrices: for which matrices they are then chosen: ``"input"`` for every ``weight_ih_*``, ``"recurrent"``
+            for every ``weight_hh_*``.
+        method: as that of :class:`btcompress.BTLSTM`; in training torch's kernel takes the steps, or the definition.
+        keeps_formed: as that of :class:`btcompress.BTLSTM`.
+        **shape: fields of :class:`btcompress.modes.ShapeRequest`.
+
+    Raises:
+        ShapeError: shapes are not those of the matrices, or none can be chosen as asked.
+        BTCompressError: unknown method or kind of matrices.
+        ValueError: as :class:`torch.nn.GRU`.
+        TypeError: as :class:`torch.nn.GRU`.
+    """
+
+    _plain = nn.GRU
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        shapes: Mapping[str, MatrixShape | None] | None = None,
+        matrices: Sequence[MatrixKind] = ("input",),
+        method: Method = "auto",
+        keeps_formed: bool = True,
+        **shape: Unpack[ShapeOptions],
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers)
+        plain = nn.GRU(*sizes, bias, batch_first, dropout, bidirectional, device="meta")
+        super().__init__(
+            plain,
+            device,
+            dtype,
+            shapes=shapes,
+            matrices=matrices,
+            method=method,
+            keeps_formed=keeps_formed,
+            request=ShapeRequest(**shape),
+        )
+
+    @property
+    def _cell(self) -> CellType:
+        return GRU
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - torch's name
+        hx: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run over whole sequences.
+
+        Args:
+            input: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without batch, or packed.
+            hx: initial ``h``, shape ``(num_layers * directions, B, H)``, or without ``B``. Zero when left out.
+
+        Returns:
+            The outputs of the last layer, directions side by side and packed if the input is, and the final ``h``.
+
+        Raises:
+            ValueError: the input's number of dimensions or dtype is wrong.
+            RuntimeError: sizes do not fit together, or there are no steps.
+        """
+        outputs, (h,) = self._call(input, None if hx is None else (hx,))
+        return outputs, h

@@ -1,0 +1,55 @@
+"""What an LSTM computes at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from btcompress.nn.celltype import CellType, KernelName, State
+from btcompress.nn.weight import Multiplier, add_product, multiply
+from btcompress.shapes import Cell
+
+
+class LSTMType(CellType):
+    """The gates ``i, f, g, o`` of ``W x + U h + b``; see :func:`lstm_step`."""
+
+    name: ClassVar[Cell] = "lstm"
+    kernel: KernelName = "lstm"
+    states: ClassVar[tuple[str, ...]] = ("h", "c")
+
+    def layer(self, input_size: int, hidden_size: int, **arguments: Any) -> nn.LSTM:  # noqa: ANN401 - torch's
+        """Torch's own module of such a layer."""
+        return nn.LSTM(input_size, hidden_size, **arguments)
+
+    def step(self, z: Tensor, state: State, recurrent: Sequence[Multiplier], bias: Tensor | None) -> State:  # noqa: ARG002
+        """As :func:`lstm_step`; biases are in ``z``."""
+        h, c = state
+        return lstm_step(z, (h, c), *recurrent)
+
+
+def lstm_step(
+    z: Tensor, state: tuple[Tensor, Tensor], weight_hh: Multiplier, weight_hr: Multiplier | None = None
+) -> tuple[Tensor, Tensor]:
+    """The next hidden and cell state.
+
+    ``i, f, g, o = split(z + U h)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``; ``h' = sigmoid(o) tanh(c')``,
+    projected by ``P`` where there is one.
+
+    Args:
+        z: ``W x + b``, shape ``(n, 4H)``.
+        state: ``h`` and ``c``, shapes ``(n, H)``, or ``(n, projected size)`` for ``h``.
+        weight_hh: ``U``, shape ``(4H, H)`` or ``(4H, projected size)``.
+        weight_hr: ``P``, shape ``(projected size, H)``.
+    """
+    h, c = state
+    i, f, g, o = add_product(z, weight_hh, h).chunk(4, dim=1)
+    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return (h if weight_hr is None else multiply(h, weight_hr, None)), c
+
+
+#: The one there is.
+LSTM = LSTMType()
