@@ -212,7 +212,7 @@ def test_files_that_end_early_are_refused(tmp_path, here):
     content = path.read_bytes()
     for end in range(8, len(content) - 1, 331):
         path.write_bytes(content[:end])
-        assert "damaged" in refusal(path) or "ends before" in refusal(path)
+        assert "damaged" in refusal(path)
 
 
 def test_a_file_without_weights_is_refused(tmp_path, here):

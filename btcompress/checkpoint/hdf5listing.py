@@ -88,7 +88,7 @@ class _Window(RawIOBase):
         view = memoryview(buffer).cast("B")
         if not 0 <= self._at <= self._at + len(view) <= self._size:
             # The library would take what it did not get for read.
-            raise RefusedError("ends before what it describes")
+            raise EOFError("it ends before what it describes")
         self._file.seek(self._start + self._at)
         self._at += len(view)
         view[:] = self._file.read(len(view))

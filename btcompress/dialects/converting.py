@@ -13,15 +13,15 @@ from btcompress.dialects import (
     flax,
     gatewise,
     haste,
+    keras,
     mxnet,
     quantizable,
+    tensorflow1,
     torchaudio,
     torchscript,
     unconverted,
 )
 from btcompress.dialects.found import Converted, Dialect, Refused
-from btcompress.dialects.keras import KERAS
-from btcompress.dialects.tensorflow1 import TENSORFLOW1
 from btcompress.memory import require
 from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
@@ -34,8 +34,8 @@ DIALECTS: tuple[Dialect, ...] = (
     torchscript.DIALECT,
     batchnorm.DIALECT,
     haste.DIALECT,
-    KERAS,
-    TENSORFLOW1,
+    keras.DIALECT,
+    tensorflow1.DIALECT,
     flax.DIALECT,
     mxnet.DIALECT,
     gatewise.DIALECT,

@@ -374,4 +374,4 @@ def _direction(own: Mapping[str, Tensor], cell: Cell) -> Direction:
     return Direction(*weights, *biases)
 
 
-KERAS = Dialect("Keras", find)
+DIALECT = Dialect("Keras", find)
