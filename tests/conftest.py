@@ -1,3 +1,4 @@
+import gc
 import math
 import os
 import sys
@@ -11,6 +12,21 @@ from btcompress.display import progress
 os.environ.setdefault("COLUMNS", "120")
 # The tensors of these tests are so small that more threads only wait for one another.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    _never_look_for_garbage_again()
+
+
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is None or nextitem.path != item.path:
+        _never_look_for_garbage_again()
+
+
+def _never_look_for_garbage_again():
+    """In what is there by now: thousands of tests and compilers, which every collection would walk through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

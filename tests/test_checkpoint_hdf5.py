@@ -246,6 +246,13 @@ def test_weights_in_several_parts_are_refused(tmp_path, here):
     assert "2 parts" in refusal(tmp_path / "m.keras")
 
 
+@pytest.mark.parametrize("shard", ["m_00000.weights.h5", ["m_00000.weights.h5"]])
+def test_an_index_of_such_files_is_refused(shard, tmp_path):
+    (tmp_path / "m.weights.json").write_text(json.dumps({"weight_map": {"/layers/lstm/vars": shard}}))
+    one(tmp_path / "m_00000.weights.h5", x=KERNEL)
+    assert "in one file" in refusal(tmp_path / "m.weights.json")
+
+
 def test_what_is_packed_asks_for_memory_first(tmp_path, here):
     path = tmp_path / "m.keras"
     archive(path, {"model.weights.h5": content_of(x=np.zeros(2**20, "f4"))}, zipfile.ZIP_DEFLATED)

@@ -312,14 +312,27 @@ def test_a_file_of_keras_goes_through_to_a_model(tmp_path):
     path = tmp_path / "m.keras"
     packed(zipfile.ZIP_STORED)(path)
     result = btcompress.factorize(
-        path, matrices=("input", "recurrent"), layers=("first",), order=2, cp_rank=1, tucker_rank=99, allow_growth=True
+        path,
+        matrices=("input", "recurrent"),
+        layers=("first", "both"),
+        order=2,
+        cp_rank=1,
+        tucker_rank=99,
+        restarts=0,
+        allow_growth=True,
     )
-    model = nn.ModuleDict({"first": nn.LSTM(5, 4).double(), "head": nn.Linear(2, 9).double()})
-    model = btcompress.apply(model, result, strict=False)
+    model = nn.ModuleDict({"first": nn.LSTM(5, 4), "both": nn.GRU(4, 3, bidirectional=True), "head": nn.Linear(2, 9)})
+    model = btcompress.apply(model.double(), result, strict=False)
     x = normal(STEPS, INPUTS)
     with torch.no_grad():
-        states = model["first"](torch.as_tensor(x))[0].numpy()
-    np.testing.assert_allclose(states, keras_lstm(LAYERS["first"], x), rtol=0, atol=1e-5)
+        states = model["first"](torch.as_tensor(x))[0]
+        both = model["both"](states)[0]
+    expected = keras_lstm(LAYERS["first"], x)
+    np.testing.assert_allclose(states.numpy(), expected, rtol=0, atol=1e-5)
+    sides = LAYERS["both"]["forward"], LAYERS["both"]["backward"]
+    expected = [keras_gru(sides[0], expected), keras_gru(sides[1], expected[::-1])[::-1]]
+    np.testing.assert_allclose(both.numpy(), np.concatenate(expected, axis=1), rtol=0, atol=1e-5)
+    assert isinstance(model["both"], btcompress.BTGRU)
     assert np.array_equal(model["head"].weight.detach().numpy(), LAYERS["head"]["kernel"].T)
 
 
@@ -385,6 +398,10 @@ MISFITS = {
     ),
     "other sizes": (below("rec", layer_of(4, 5, 3) | {"bias": normal(13)}), "do not fit one another"),
     "no gates at all": (below("rec", {"kernel": normal(5, 6), "recurrent_kernel": normal(3, 6)}), "do not fit"),
+    "layers of Keras 1": (
+        {f"rec/rec_{part}_{gate}:0": normal(4, 4) for part in "WU" for gate in "icfo"},
+        "written by Keras 1",
+    ),
     "no entries": (below("rec", {"kernel": normal(5, 0), "recurrent_kernel": normal(0, 0)}), "do not fit"),
     "integers": (below("rec", layer_of(4, 5, 3) | {"kernel": np.ones((5, 12), np.int8)}), "several dtypes"),
     "directions of other sizes": (

@@ -93,7 +93,7 @@ def command(arguments, **environment):
 def arguments(dense, compressed, data, output, *more):
     return [
         *("finetune", compressed, "--teacher", dense, "--data", data, "-o", output, "--cpu", "--json"),
-        *("--epochs", "150", "--batch-size", "8", "--patience", "0", *more),
+        *("--epochs", "80", "--batch-size", "8", "--patience", "0", *more),
     ]
 
 
@@ -106,11 +106,11 @@ def _interruptible():
 
 
 @pytest.mark.usefixtures("_interruptible")
-def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files, tmp_path):
+def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files, tmp_path, run):
     python = [sys.executable, "-m", "btcompress"]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     state, metrics = tmp_path / "cut.safetensors.state", tmp_path / "cut.metrics.jsonl"
-    for by, epochs, resumed in ((signal.SIGKILL, 3, []), (signal.SIGINT, 30, ["--resume"])):
+    for by, epochs, resumed in ((signal.SIGKILL, 3, []), (signal.SIGINT, 12, ["--resume"])):
         running = command(map(str, [*python, *arguments(*files, cut, *resumed)]))
         deadline = time.monotonic() + 60
         while not (state.exists() and metrics.exists() and metrics.read_text().count("\n") >= epochs):
@@ -128,9 +128,7 @@ def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files,
         f"Interrupted. The last complete state is kept in {state}: the same command with --resume goes on from there."
     ]
     for resumed, output in ((["--resume"], cut), ([], whole)):
-        done = command(map(str, [*python, *arguments(*files, output, *resumed)]))
-        _, err = done.communicate()
-        assert done.returncode == 0, err
+        run(*arguments(*files, output, *resumed))
     assert cut.read_bytes() == whole.read_bytes()
 
 
@@ -234,19 +232,22 @@ ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_proc
     [(TORCHRUN, False), (TORCHRUN, True), (ACCELERATE, False)],
     ids=["torchrun, hidden states", "torchrun, labels", "accelerate, hidden states"],
 )
-def test_two_processes_end_where_one_does_within_rounding(launcher, labels, tmp_path):
+def test_two_processes_end_where_one_does_within_rounding(launcher, labels, tmp_path, run):
     dense, compressed = saved_pair(tmp_path, Classifier().double())
     x = draw(39, 5, 24)  # leaves a batch of 3: parts of 2 and 1, of which the second process has none
     arrays = {"x": x, "lengths": np.arange(39) % 5 + 1} | ({"y": x[:, 0, :3].argmax(1)} if labels else {})
     np.savez(tmp_path / "data.npz", **arrays)
-    (tmp_path / "counted.py").write_text(COUNTED)
+    module = tmp_path.name  # as no other test has imported
+    (tmp_path / f"{module}.py").write_text(COUNTED)
     short = ["--epochs", "3", "--accumulate", "2", "--path", tmp_path]
-    python = [sys.executable, "-m"]
-    for before, name in (([], "one.safetensors"), ([*launcher, "-m"], "two.safetensors")):
-        given = arguments(dense, compressed, "counted:data", tmp_path / name, *short)
-        done = command(map(str, [*python, *before, "btcompress", *given]))
-        _, err = done.communicate(timeout=120)
-        assert done.returncode == 0, err
+    one, two = (
+        arguments(dense, compressed, f"{module}:data", tmp_path / name, *short)
+        for name in ("one.safetensors", "two.safetensors")
+    )
+    run(*one)
+    done = command(map(str, [sys.executable, "-m", *launcher, "-m", "btcompress", *two]))
+    _, err = done.communicate(timeout=120)
+    assert done.returncode == 0, err
     assert {path.name for path in tmp_path.glob("process*")} == {"process", "process0", "process1"}
     first, second = (btcompress.load(tmp_path / name) for name in ("one.safetensors", "two.safetensors"))
     for name, tensor in first.tensors.items():

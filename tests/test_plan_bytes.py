@@ -30,6 +30,8 @@ from forms import random_form
 
 INPUTS, HIDDEN = 40, 24
 KEYS = ("weight_ih_l0", "weight_hh_l0")
+#: Forms without a core, priced without a fit: for tests to which it does not matter what is chosen of all there is.
+FEW = ShapeRequest(order=2)
 
 
 def gaussian(size, generator):
@@ -82,9 +84,9 @@ def samples_for(dense, seed, n=80):
     return found
 
 
-def planned(dense, wish, samples=None, **arguments):
+def planned(dense, wish, samples=None, request=ShapeRequest(), **arguments):
     chosen = make_plan(dense, ShapeRequest(), matrices=("input", "recurrent"), allow_growth=True)
-    return meet(dense, chosen, wish, samples=samples, **arguments)
+    return meet(dense, chosen, wish, request, samples=samples, **arguments)
 
 
 def by_hand(columns):
@@ -150,11 +152,11 @@ def test_on_inputs_no_matrix_is_planned_worse_than_low_rank_int8_or_int4_in_as_m
 
 
 @pytest.mark.parametrize("on_inputs", [False, True])
-@pytest.mark.parametrize("ratio", [3, 9, 25])
-def test_what_was_chosen_was_measured_and_comes_out_as_measured(on_inputs, ratio):
+@pytest.mark.parametrize(("ratio", "request_"), [(3, FEW), (9, ShapeRequest()), (25, FEW)], ids=str)
+def test_what_was_chosen_was_measured_and_comes_out_as_measured(on_inputs, ratio, request_):
     dense = lstm(("low_rank_and_noise", "gaussian"))
     samples = samples_for(dense, 0) if on_inputs else None
-    plan = planned(dense, Wish(target_ratio=ratio, of="bytes"), samples)
+    plan = planned(dense, Wish(target_ratio=ratio, of="bytes"), samples, request_)
     assert all(form.point is None or form.point.measured for form in plan.forms)
     if on_inputs:
         return
@@ -243,16 +245,16 @@ def test_what_is_far_beyond_a_wish_is_not_priced():
 def test_bytes_of_the_matrices_are_kept_to_the_last_one():
     dense = lstm(("gaussian", "low_rank_and_noise"))
     for most in (700, 2048, 3001, 9000):
-        plan = planned(dense, Wish(max_bytes=most))
+        plan = planned(dense, Wish(max_bytes=most), request=FEW)
         assert plan.bytes_after <= most
-    assert planned(dense, Wish(max_bytes=10**6)).plan.rounded == ()
+    assert planned(dense, Wish(max_bytes=10**6), request=FEW).plan.rounded == ()
 
 
 @pytest.mark.parametrize("others", [None, torch.float16])
 def test_files_are_never_larger_than_wished_for(others, tmp_path):
     dense = lstm(("gaussian", "low_rank_and_noise"))
-    for most in (8000, 12000, 20000):
-        plan = planned(dense, Wish(max_bytes=most, of="file"), others=others)
+    for most, request in ((8000, FEW), (12000, ShapeRequest()), (20000, FEW)):
+        plan = planned(dense, Wish(max_bytes=most, of="file"), others=others, request=request)
         done = factorize_as_planned(dense, plan.plan, record={"target": "a" * 200})
         done = done if others is None else others_stored_as(done, others)
         write(done, tmp_path / f"{most}.safetensors")
@@ -269,14 +271,14 @@ def test_the_bytes_beside_are_those_of_other_tensors_as_they_will_be_stored():
     assert plain >= header + biases
     assert plain - halved < biases / 2
     with pytest.raises(BTCompressError, match="of other tensors and the header"):
-        planned(dense, Wish(max_bytes=3000, of="file"))
+        planned(dense, Wish(max_bytes=3000, of="file"), request=FEW)
 
 
 def test_a_file_with_values_beside_its_tensors_is_as_small_as_wished(tmp_path):
     tensors = lstm(("gaussian", "low_rank_and_noise")).tensors
     words = {f'"wörd" {n}': n for n in range(300)}
     dense = from_state_dict({"state_dict": tensors, "words": words, "lists": [{"a": [1, 2]}] * 100})
-    plan = planned(dense, Wish(max_bytes=30_000, of="file"))
+    plan = planned(dense, Wish(max_bytes=30_000, of="file"), request=FEW)
     write(factorize_as_planned(dense, plan.plan), tmp_path / "a.safetensors")
     assert 20_000 < (tmp_path / "a.safetensors").stat().st_size <= 30_000
 
@@ -294,14 +296,14 @@ def test_wishes_in_bytes_out_of_reach_say_what_is_in_reach_and_that_is():
 
 def test_an_error_and_bytes_hold_together():
     dense = lstm(("gaussian", "low_rank_and_noise"))
-    plan = planned(dense, Wish(target_ratio=4, of="bytes", max_error=0.1))
+    plan = planned(dense, Wish(target_ratio=4, of="bytes", max_error=0.1), request=FEW)
     assert plan.bytes_after * 4 <= plan.bytes_before
     done = factorize_as_planned(dense, plan.plan)
     for key in KEYS:
         matrix = dense.tensors[key]
         assert float((done.dense_state_dict()[key] - matrix).norm() / matrix.norm()) <= 0.1
     with pytest.raises(BTCompressError, match=r"with weight errors of at most 0\.01"):
-        planned(dense, Wish(target_ratio=20, of="bytes", max_error=0.01))
+        planned(dense, Wish(target_ratio=20, of="bytes", max_error=0.01), request=FEW)
 
 
 # One precision
@@ -313,32 +315,32 @@ def test_one_precision_is_that_of_every_matrix(precision):
     plan = planned(dense, Wish(target_ratio=14, of="bytes"), precision=precision)
     assert all(form.point.precision == precision for form in plan.forms)
     assert set(plan.plan.precisions.values()) == {precision}
-    roomy = planned(dense, Wish(max_bytes=10**6), precision=precision)
+    roomy = planned(dense, Wish(max_bytes=10**6), precision=precision, request=FEW)
     assert [each.precision for each in roomy.plan.rounded] == [precision] * 2
     with pytest.raises(BTCompressError, match="What is in reach"):
-        planned(dense, Wish(target_ratio=1e4, of="bytes"), precision=precision)
+        planned(dense, Wish(target_ratio=1e4, of="bytes"), precision=precision, request=FEW)
 
 
 def test_the_matrices_own_dtype_may_be_the_one_precision():
     dense = lstm(("gaussian", "low_rank_and_noise"))
     plan = planned(dense, Wish(target_ratio=3, of="bytes"), precision=torch.float32)
     assert plan.plan.precisions == {}
-    assert planned(dense, Wish(max_bytes=10**6), precision=torch.float32).plan.matrices == ()
+    assert planned(dense, Wish(max_bytes=10**6), precision=torch.float32, request=FEW).plan.matrices == ()
 
 
 def test_an_error_alone_with_bits_is_one_of_what_is_stored():
     dense = lstm(("gaussian", "low_rank_and_noise"))
-    plan = planned(dense, Wish(max_error=0.2), precision=Integers(4))
+    plan = planned(dense, Wish(max_error=0.2), precision=Integers(4), request=FEW)
     assert all(form.point.error <= 0.2 and form.point.measured for form in plan.forms)
     with pytest.raises(BTCompressError, match=r"no form in this precision keeps its weight error within 0\.001"):
-        planned(dense, Wish(max_error=0.001), precision=Integers(4))
+        planned(dense, Wish(max_error=0.001), precision=Integers(4), request=FEW)
     with pytest.raises(BTCompressError, match="Rounding adds to errors"):
         planned(dense, Wish(max_error=0.2, target_ratio=2), precision=Integers(4))
 
 
 def test_a_wish_in_parameters_with_bits_gives_the_forms_of_the_wish_these_bits():
     dense = lstm(("gaussian", "low_rank_and_noise"))
-    plain, stored = (planned(dense, Wish(max_params=2600), precision=each) for each in (None, Integers(4)))
+    plain, stored = (planned(dense, Wish(max_params=2600), request=FEW, precision=each) for each in (None, Integers(4)))
     assert [each.shape for each in stored.plan.matrices] == [each.shape for each in plain.plan.matrices]
     assert {each.precision for each in stored.plan.matrices} == {Integers(4)}
     assert {each.name for each in stored.plan.rounded} == {left.name for left in plain.plan.left_dense}
@@ -348,10 +350,10 @@ def test_a_wish_in_parameters_with_bits_gives_the_forms_of_the_wish_these_bits()
 def test_what_suits_no_scales_stays_as_it_is_and_says_why():
     dense = lstm(("gaussian", "gaussian"))
     dense.tensors[KEYS[1]].mul_(1e7)
-    plan = planned(dense, Wish(max_bytes=18000), precision=Integers(4))
+    plan = planned(dense, Wish(max_bytes=18000), precision=Integers(4), request=FEW)
     (left,) = plan.plan.left_dense
     assert (left.name, "does not suit float16 scales" in left.reason) == (KEYS[1], True)
-    assert planned(dense, Wish(max_bytes=9000)).forms[1].point.precision is None
+    assert planned(dense, Wish(max_bytes=9000), request=FEW).forms[1].point.precision is None
 
 
 # Fallbacks
@@ -386,8 +388,8 @@ def weight_error_of(done, dense, key):
 def test_plans_in_bytes_are_read_again(tmp_path):
     dense = lstm(("low_rank_and_noise", "gaussian"))
     every = make_plan(dense, ShapeRequest(), matrices=("input", "recurrent"), allow_growth=True)
-    for ratio in (2, 9, 25):
-        plan = planned(dense, Wish(target_ratio=ratio, of="bytes"))
+    for ratio, request in ((2, FEW), (9, ShapeRequest()), (25, FEW)):
+        plan = planned(dense, Wish(target_ratio=ratio, of="bytes"), request=request)
         save_plan(plan, tmp_path / "plan.yaml", name="made up", sha256=None)
         read = read_plan(tmp_path / "plan.yaml", dense, every)
         assert read.matrices == plan.plan.matrices
@@ -397,7 +399,7 @@ def test_plans_in_bytes_are_read_again(tmp_path):
 
 def test_tables_and_json_say_bits_and_bytes(capsys):
     dense = lstm(("low_rank_and_noise", "gaussian"))
-    plan = planned(dense, Wish(target_ratio=9, of="bytes"))
+    plan = planned(dense, Wish(target_ratio=9, of="bytes"), request=FEW)
     display.show_priced_plan(dense, plan)
     shown = capsys.readouterr().out
     assert "byte ratios of" in shown

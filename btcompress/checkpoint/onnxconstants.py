@@ -39,6 +39,8 @@ _STEPS = frozenset(
         "Unsqueeze",
     }
 )
+#: Versions from which on onnx defines an operator; what older ones have it computes as they do.
+_DEFINED_FROM = {"DequantizeLinear": 19}
 #: Attributes of a ``Constant`` that is no tensor but numbers.
 _NUMBERS = frozenset({"value_float", "value_floats", "value_int", "value_ints"})
 #: Bytes of the widest entry that a step makes of another, of one byte.
@@ -187,7 +189,8 @@ def _evaluated(node: NodeProto, given: Mapping[str, Tensor], opset: int) -> dict
         raise UnheldError(f"{outputs[0]} is of a type that torch lacks")
     inputs, results = ([onnx.ValueInfoProto(name=name) for name in names] for names in (given, outputs))
     graph = onnx.helper.make_graph([node], "step", inputs, results)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    version = max(opset, _DEFINED_FROM.get(node.op_type, 1))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
         made = ReferenceEvaluator(model).run(outputs, {name: array_of(tensor) for name, tensor in given.items()})
         return {name: from_array(array) for name, array in zip(outputs, made, strict=True)}

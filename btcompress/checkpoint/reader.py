@@ -247,6 +247,11 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map: dict[str, str] = (load_index(index) or {}).get("weight_map", {})
     for shard in weight_map.values():
         # An index is data from elsewhere, so it may only ever point at its neighbours.
+        if isinstance(shard, list):
+            raise CheckpointError(
+                f"{index} is an index as Keras writes it. Save the weights in one file, and give that: "
+                "model.save_weights('model.weights.h5')."
+            )
         usable = isinstance(shard, str) and len(shard.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
         if not usable or shard in ("", ".", "..") or re.search(r"[/\\:\0]", shard):
             raise CheckpointError(
@@ -274,6 +279,10 @@ def _read_shards(
         kind = recognise(path)
         if kind in ("index", "btcompress"):
             raise CheckpointError(f"{index} names the shard {shard}, which is no dense weight file. Download it again.")
+        if is_foreign(kind):
+            raise CheckpointError(
+                f"{index} is an index of files of another framework. Save the model in one file, and give that."
+            )
         flat, checksums[path] = _read_file(path, kind, None, strict=strict)
         found[shard] = flat.tensors
         notices += flat.notices
