@@ -213,6 +213,8 @@ def _only_checkpoint(folder: Path) -> Path:
     shards = {name for index, kind in found.items() if kind == "index" for name in _weight_map(folder / index).values()}
     names = [name for name in found if name not in shards]
     dense = [name for name in names if found[name] != "btcompress"]
+    # The same model is often there for other frameworks as well.
+    dense = [name for name in dense if not is_foreign(found[name])] or dense
     if len(dense or names) != 1:
         what = f"{len(names)} checkpoints: {', '.join(names)}" if names else "no checkpoint that can be read"
         raise CheckpointError(f"{folder} is a folder with {what}. Give the file to read.")
@@ -251,6 +253,11 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map: dict[str, str] = (load_index(index) or {}).get("weight_map", {})
     for shard in weight_map.values():
         # An index is data from elsewhere, so it may only ever point at its neighbours.
+        if isinstance(shard, list):
+            raise CheckpointError(
+                f"{index} is an index as Keras writes it. Save the weights in one file, and give that: "
+                "model.save_weights('model.weights.h5')."
+            )
         usable = isinstance(shard, str) and len(shard.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
         if not usable or shard in ("", ".", "..") or re.search(r"[/\\:\0]", shard):
             raise CheckpointError(
@@ -278,6 +285,10 @@ def _read_shards(
         kind = recognise(path)
         if kind in ("index", "btcompress"):
             raise CheckpointError(f"{index} names the shard {shard}, which is no dense weight file. Download it again.")
+        if is_foreign(kind):
+            raise CheckpointError(
+                f"{index} is an index of files of another framework. Save the model in one file, and give that."
+            )
         flat, checksums[path] = _read_file(path, kind, None, strict=strict)
         found[shard] = flat.tensors
         notices += flat.notices

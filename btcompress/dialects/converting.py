@@ -13,16 +13,16 @@ from btcompress.dialects import (
     flax,
     gatewise,
     haste,
+    keras,
     mxnet,
     ncps,
     quantizable,
+    tensorflow1,
     torchaudio,
     torchscript,
     unconverted,
 )
 from btcompress.dialects.found import Converted, Dialect, Refused
-from btcompress.dialects.keras import KERAS
-from btcompress.dialects.tensorflow1 import TENSORFLOW1
 from btcompress.memory import require
 from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
@@ -36,8 +36,8 @@ DIALECTS: tuple[Dialect, ...] = (
     batchnorm.DIALECT,
     haste.DIALECT,
     ncps.DIALECT,
-    KERAS,
-    TENSORFLOW1,
+    keras.DIALECT,
+    tensorflow1.DIALECT,
     flax.DIALECT,
     mxnet.DIALECT,
     gatewise.DIALECT,
