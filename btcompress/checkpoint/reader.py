@@ -207,6 +207,8 @@ def _only_checkpoint(folder: Path) -> Path:
     shards = {name for index, kind in found.items() if kind == "index" for name in _weight_map(folder / index).values()}
     names = [name for name in found if name not in shards]
     dense = [name for name in names if found[name] != "btcompress"]
+    # Projects lay the same weights beside torch's in the formats of other frameworks.
+    dense = [name for name in dense if not is_foreign(found[name])] or dense
     if len(dense or names) != 1:
         what = f"{len(names)} checkpoints: {', '.join(names)}" if names else "no checkpoint that can be read"
         raise CheckpointError(f"{folder} is a folder with {what}. Give the file to read.")
