@@ -250,7 +250,7 @@ def _from_safetensors(path: Path, container: str | None) -> Flattened:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The shard that an index gives for each tensor."""
-    weight_map: dict[str, str] = (load_index(index) or {}).get("weight_map", {})
+    weight_map: dict[str, Any] = (load_index(index) or {}).get("weight_map", {})
     for shard in weight_map.values():
         # An index is data from elsewhere, so it may only ever point at its neighbours.
         if isinstance(shard, list):
