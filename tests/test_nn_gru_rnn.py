@@ -17,11 +17,12 @@ from btcompress import BTGRU, BTLSTM, BTRNN, BTGRUCell, BTLSTMCell, BTRNNCell
 from btcompress.errors import CheckpointError
 from btcompress.models import restore
 from btcompress.nn.choice import choose_way
+from btcompress.nn.costs import quantities
 from btcompress.nn.grutype import GRU
 from btcompress.nn.recurrence import Trained, recur, recur_by_kernel, recur_by_steps
 from btcompress.nn.replacing import classes_of, is_replaceable, obstacle_to, with_shapes
 from btcompress.nn.rnntype import RNN
-from btcompress.nn.ways import Task, possible_ways
+from btcompress.nn.ways import Task, Way, possible_ways
 from btcompress.shapes import GATES, BlockTermShape, MatrixShape
 from lowrankresults import low_rank_result
 
@@ -408,6 +409,21 @@ def test_torchs_kernel_for_them_is_never_onednns_and_no_loop_trains_them():
     module, _ = make("gru", LAYERS, dtype=torch.float32)
     module(draw(T, B, I, dtype=torch.float32))
     assert [(task.cell, task.onednn) for task in module.choice.tasks.values()] == [("gru", False)]
+
+
+def test_what_a_way_costs_goes_by_the_gates_of_the_cell():
+    for way in (Way("kernel", "dense", "dense"), Way("loop", "dense", "dense")):
+        found = {
+            cell: quantities(way, Task(8, 8, 5, 2, 10, packed=False, trains=False, w=(None,), u=(None,), cell=cell))
+            for cell in GATES
+        }
+        for name in ("gate", "product", "read", "inputs", "taken"):
+            lstm, gru, rnn = (getattr(found[cell], name) for cell in ("lstm", "gru", "rnn"))
+            assert (gru, rnn) == pytest.approx((3 / 4 * lstm, 1 / 4 * lstm))
+            assert lstm > 0
+    single = Task(256, 256, 1, 1, 1, packed=False, trains=False, w=(None,), u=(None,), onednn=False, cell="rnn")
+    factors = (MatrixShape(BlockTermShape.low_rank(256, 256, 32, 1)),)
+    assert choose_way(replace(single, w=factors, u=factors), "auto") == Way("loop", "factors", "factors")
 
 
 def test_what_is_trained_takes_the_way_that_is_pinned(monkeypatch):
