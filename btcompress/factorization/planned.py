@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
@@ -33,13 +33,16 @@ OnProgress = Callable[[FitProgress], None]
 
 
 def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
-    """Read a file, or take a state dict or a module's, as a checkpoint.
+    """Read a file, or take a state dict or a module's, as a checkpoint; a module says nonlinearities too.
 
     Raises:
         CheckpointError: as :func:`btcompress.checkpoint.read`.
     """
     if isinstance(weights, nn.Module):
-        return from_state_dict(weights.state_dict(), type(weights).__name__)
+        named = weights.named_modules(remove_duplicate=False)
+        told = {name: each.nonlinearity for name, each in named if isinstance(each, nn.RNN | nn.RNNCell)}
+        checkpoint = from_state_dict(weights.state_dict(), type(weights).__name__)
+        return replace(checkpoint, nonlinearities={**checkpoint.nonlinearities, **told})
     if isinstance(weights, Mapping):
         return from_state_dict(weights)
     return read(weights, container)
