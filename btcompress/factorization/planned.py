@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,6 +27,7 @@ from btcompress.fit import FitOptions, MatrixFit, OnSweep, described, explained,
 from btcompress.orders import fit_ordered, share_orders
 from btcompress.plan import Plan
 from btcompress.results import FitProgress, LeftDense, Sweep
+from btcompress.shapes import Nonlinearity
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
 OnProgress = Callable[[FitProgress], None]
@@ -40,7 +41,9 @@ def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
     """
     if isinstance(weights, nn.Module):
         named = weights.named_modules(remove_duplicate=False)
-        told = {name: each.nonlinearity for name, each in named if isinstance(each, nn.RNN | nn.RNNCell)}
+        told = {
+            name: cast(Nonlinearity, each.nonlinearity) for name, each in named if isinstance(each, nn.RNN | nn.RNNCell)
+        }
         checkpoint = from_state_dict(weights.state_dict(), type(weights).__name__)
         return replace(checkpoint, nonlinearities={**checkpoint.nonlinearities, **told})
     if isinstance(weights, Mapping):
