@@ -387,6 +387,15 @@ def test_a_result_of_a_model_records_the_file_and_what_it_was(tmp_path):
     assert set(result.matrices) == {"net.rnn.weight_ih_l0", "net.rnn.weight_hh_l0"}
 
 
+def test_of_a_folder_the_weights_of_torch_are_read(tmp_path):
+    saved(tmp_path, simple())
+    written(tmp_path, {"a": packed(np.zeros(1))}, "flax_model.msgpack")
+    with pytest.raises(CheckpointError, match="2 checkpoints"):
+        read(tmp_path)
+    torch.save(nn.LSTM(I, H).state_dict(), tmp_path / "pytorch_model.bin")
+    assert read(tmp_path).source.name == "pytorch_model.bin"
+
+
 # Data beside the model
 
 
@@ -458,11 +467,19 @@ def test_sizes_that_are_not_those_of_the_data_are_refused(tmp_path, sizes, reaso
     assert reason in refusals(read(saved(tmp_path, model)))["net.rnn"]
 
 
+def test_names_may_be_no_text(tmp_path):
+    data = simple().SerializeToString().replace(b"/net/rnn/LSTM", b"/net/\xff\xfe\xfd/LSTM")
+    (tmp_path / "model.onnx").write_bytes(data)
+    (entry,) = read(tmp_path / "model.onnx").recurrent()
+    assert entry.name == r"net.\xff\xfe\xfd"
+
+
 def test_a_damaged_step_refuses_its_layer_alone(tmp_path):
     own = weights_of("LSTM")
     bad = helper.make_node("Transpose", ["W"], ["w"], perm=[0, 9])
     to_text = helper.make_node("Cast", ["W"], ["t"], to=TensorProto.STRING)
-    for made, name in ((bad, "w"), (to_text, "t")):
+    nothing = helper.make_node("Gather", ["W", ""], ["n"])
+    for made, name in ((bad, "w"), (to_text, "t"), (nothing, "n")):
         nodes = [made, node_of("LSTM", ["x", name, "R", "B"], name="bad"), node_of("LSTM", ["x", *own], outputs=("z",))]
         checkpoint = read(saved(tmp_path, model_of(graph_of(nodes, own))))
         assert set(refusals(checkpoint)) == {"bad"}
