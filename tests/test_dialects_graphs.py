@@ -343,6 +343,17 @@ def test_layers_in_branches_and_loops_are_found(tmp_path):
     }
 
 
+def test_constants_of_one_name_in_two_graphs_stay_two(tmp_path):
+    values = [np.arange(2, dtype=np.float32) + n for n in range(3)]
+    branches = [branch(helper.make_node("Add", ["x", "k"], ["y"]), constants={"k": value}) for value in values]
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("If", ["c"], ["z"], then_branch=branches[2], else_branch=branches[2]),
+    ]
+    found = read(saved(tmp_path, model_of(graph_of(nodes)))).tensors  # a node has its attributes in alphabetical order
+    assert [(key, tensor[0].item()) for key, tensor in found.items()] == [("k", 1), ("k_1", 0), ("k_2", 2), ("k_3", 2)]
+
+
 def test_nodes_that_share_weights_are_one_layer(tmp_path):
     own = weights_of("LSTM")
     nodes = [node_of("LSTM", ["x", *own], name=f"/a/rnn{n}/LSTM", outputs=(f"y{n}",)) for n in range(3)]
