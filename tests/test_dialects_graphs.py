@@ -391,13 +391,6 @@ def test_other_tensors_below_the_name_of_a_module_make_no_siblings(tmp_path):
     assert (entry.name, entry.siblings) == ("net.rnn.LSTM", ())
 
 
-def test_a_result_of_a_model_records_the_file_and_what_it_was(tmp_path):
-    path = saved(tmp_path, simple())
-    result = btcompress.factorize(path, cp_rank=1, tucker_rank=1, matrices=("input", "recurrent"))
-    assert result.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert set(result.matrices) == {"net.rnn.weight_ih_l0", "net.rnn.weight_hh_l0"}
-
-
 def test_of_a_folder_the_weights_of_torch_are_read(tmp_path):
     saved(tmp_path, simple())
     written(tmp_path, {"a": packed(np.zeros(1))}, "flax_model.msgpack")
@@ -912,3 +905,38 @@ def test_damaged_files_of_mxnet_are_refused(tmp_path, content, reason):
     (tmp_path / "net.params").write_bytes(content)
     with pytest.raises(CheckpointError, match=re.escape(reason)):
         read(tmp_path / "net.params")
+
+
+# At full rank
+
+
+def of_onnx(tmp_path):
+    model = simple("LSTM", 2, direction="bidirectional")
+    return saved(tmp_path, model), "net.rnn", lambda x: onnx_states(model, x)
+
+
+def of_flax(tmp_path):
+    draw = Draw()
+    step, n_states = flax_gru(draw, "cell/{}/{}".format)
+    path = written(tmp_path, tree_of(draw.state))
+    return path, "cell", lambda x: run(step, torch.from_numpy(x).double(), n_states).numpy()
+
+
+def of_mxnet(tmp_path):
+    draw = Draw()
+    step, n_states = mxnet_step("RNN", *mxnet_parts(draw, "rnn0_l0_", "RNN"))
+    path = tmp_path / "net.params"
+    path.write_bytes(params({key: tensor.numpy() for key, tensor in draw.state.items()}))
+    return path, "rnn0", lambda x: run(step, torch.from_numpy(x).double(), n_states).numpy()
+
+
+@pytest.mark.parametrize("made", [of_onnx, of_flax, of_mxnet], ids=lambda made: made.__name__)
+def test_a_model_factorized_at_full_rank_gives_the_hidden_states_of_its_framework(tmp_path, made):
+    path, name, expected = made(tmp_path)
+    kinds, x = ("input", "recurrent"), drawn(T, B, I)
+    result = btcompress.factorize(path, cp_rank=1, tucker_rank=99, matrices=kinds, allow_growth=True)
+    assert set(result.matrices) == {key for key in result.outline() if key.startswith(f"{name}.weight_")}
+    dense = from_state_dict(btcompress.to_dense(result))
+    x = x.astype(str(next(iter(dense.tensors.values())).dtype).removeprefix("torch."))
+    np.testing.assert_allclose(states(torchs(dense, name), x), expected(x), atol=1e-5)
+    assert result.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
