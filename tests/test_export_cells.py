@@ -193,12 +193,12 @@ def test_products_in_integers_are_those_of_scans_alone(tmp_path):
     assert_same(onnx.load(target), module, inputs_of(weights), atol=0.05)
 
 
-def test_the_cheapest_form_is_chosen_and_gates_are_counted():
-    dense = {make: weights_of(result_of(make(INPUTS, H), "dense")).layers[0][0] for make in (nn.GRU, nn.RNN)}
-    (form, *_), request = possible_forms(dense[nn.GRU], GraphRequest()), GraphRequest(steps=9, batch=2)
-    quantities = {make: costs.quantities(form, own, H, request) for make, own in dense.items()}
-    assert quantities[nn.GRU].gate == 3 * quantities[nn.RNN].gate == 9 * 2 * H * 3 / 4
-    assert quantities[nn.GRU].read == 3 * quantities[nn.RNN].read == 9 * 3 * H * H / 1e6
-    own = dense[nn.GRU]
-    times = {each: costs.seconds(each, own, H, request) for each in possible_forms(own, request)}
-    assert costs.choose_form(own, H, request) == min(times, key=times.__getitem__)
+@pytest.mark.parametrize("make", [nn.GRU, nn.RNN])
+def test_the_cheapest_form_is_chosen_by_constants_of_the_cell(make):
+    direction, request = weights_of(result_of(make(INPUTS, H), "dense")).layers[0][0], GraphRequest(steps=9, batch=2)
+    times = {form: costs.seconds(form, direction, H, request) for form in possible_forms(direction, request)}
+    assert costs.choose_form(direction, H, request) == min(times, key=times.__getitem__)
+    read = costs.quantities(next(iter(times)), direction, H, request).read
+    assert read == 9 * H * H * (3 if make is nn.GRU else 1) / 1e6
+    name = "gru" if make is nn.GRU else "rnn"
+    assert {costs.constants_of(form, direction) for form in times} == {name, f"scan of {name}"}

@@ -1,6 +1,7 @@
 """BTGRU, BTRNN and their cells compute what torch's modules do on the same matrices, in value and in gradient."""
 
 import copy
+import io
 import itertools
 import pickle
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import btcompress
@@ -168,9 +170,9 @@ def test_cells_compute_what_torchs_do_in_every_way(kind):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_at_full_rank_nothing_changes_and_the_way_back_is_exact(kind):
-    for (dense, ours, more), arguments in ((LAYERS[kind], {"num_layers": 2}), (CELLS[kind], {"bias": False})):
+    for (dense, ours, more), arguments in ((LAYERS[kind], {}), (CELLS[kind], {"bias": False})):
         torch.manual_seed(0)
-        plain = dense(4, 5, **arguments, **more, dtype=torch.float64)
+        plain = dense(4, 3, **arguments, **more, dtype=torch.float64)
         module = ours.from_dense(plain, matrices=BOTH, cp_rank=1, tucker_rank=40)
         back = module.to_dense()
         assert type(back) is dense
@@ -401,7 +403,7 @@ def test_torchs_kernel_for_them_is_never_onednns_and_no_loop_trains_them():
         shapes = (MatrixShape(BlockTermShape.low_rank(rows, 64, 8, len(GATES[cell]))),)
         task = Task(64, 64, 5, 1, 5, packed=packed, trains=trains, w=shapes, u=shapes, onednn=False, cell=cell)
         steps = {way.steps for way in possible_ways(task, "auto")}
-        assert "loop" not in steps
+        assert ("loop" in steps) == (not trains and not packed)
         assert choose_way(task, "auto") in possible_ways(task, "auto")
     module, _ = make("gru", LAYERS, dtype=torch.float32)
     module(draw(T, B, I, dtype=torch.float32))
@@ -420,3 +422,87 @@ def test_what_is_trained_takes_the_way_that_is_pinned(monkeypatch):
             module(draw(T, B, I))
     assert taken == ways
     assert {way.steps for way in ways} == {"kernel", "definition"}
+
+
+#: Torch gives notice that it will drop tracers, and advice to exporters.
+quietly = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.* is deprecated:DeprecationWarning",
+    "ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning",
+    "ignore:The feature will be removed:DeprecationWarning",
+    "ignore:Constant folding - Only steps=1 can be constant folded",
+    "ignore:Exporting a model to ONNX with a batch_size other than 1",
+)
+OPERATIONS = {"gru": "aten.gru.input", "tanh": "aten.rnn_tanh.input", "relu": "aten.rnn_relu.input"}
+
+
+def compiled(kind, module):
+    """The module compiled: of one kind, as it takes longer."""
+    if kind == "gru":
+        torch._dynamo.reset()
+        yield torch.compile(module, backend="eager", fullgraph=True)
+
+
+@quietly
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_are_recorded_as_torchs_kernel_for_all_sizes(kind):
+    module, _ = make(kind, LAYERS, dtype=torch.float32, bidirectional=True)
+    module.eval()
+    given, others = (
+        tuple(draw(*size, dtype=torch.float32) for size in ((n, b, I), (2, b, H))) for n, b in ((4, 2), (7, 1))
+    )
+    sizes = ({0: Dim("steps"), 1: Dim("batch")}, {1: Dim("batch")})
+    file = io.BytesIO()
+    with torch.no_grad():
+        module(*given)
+        program = torch.export.export(module, given, dynamic_shapes=sizes)
+        operations = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        assert operations.count(OPERATIONS[kind]) == 1
+        assert not any("btcompress" in each for each in operations)
+        for found in (program.module(), torch.jit.trace(module, given), *compiled(kind, module)):
+            torch.testing.assert_close(found(*others), module(*others))
+        axes = {"x": {0: "steps", 1: "batch"}, "h": {1: "batch"}}
+        names = {"input_names": ["x", "h"], "dynamic_axes": axes}
+        torch.onnx.export(module, given, file, dynamo=False, opset_version=17, **names)
+    session = pytest.importorskip("onnxruntime").InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: each.numpy() for name, each in zip(("x", "h"), others, strict=True)})
+    with torch.no_grad():
+        torch.testing.assert_close([torch.from_numpy(each) for each in found], list(module(*others)))
+
+
+@quietly
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells_are_recorded_too(kind):
+    module, _ = make(kind, CELLS, dtype=torch.float32)
+    module.eval()
+    given, others = (tuple(draw(b, n, dtype=torch.float32) for n in (I, H)) for b in (2, 5))
+    batch = {0: Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(module, given, dynamic_shapes=(batch, batch))
+        for found in (program.module(), torch.jit.trace(module, given), *compiled(kind, module)):
+            torch.testing.assert_close(found(*others), module(*others))
+
+
+@pytest.mark.parametrize("name", ["gru", "rnn_tanh"])
+def test_a_compiler_learns_the_sizes_that_results_have(name):
+    rows = (3 if name == "gru" else 1) * H
+    weights = [*(draw(rows, size, dtype=torch.float32) for size in (I, H)), *(torch.zeros(rows),) * 2] * 2
+    given = (draw(T, B, I, dtype=torch.float32), draw(2, B, H, dtype=torch.float32))
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.btcompress.one_state_layer, (*given, weights, True, True, name), test_utils=tests)
+
+
+def test_what_is_fastest_is_measured_and_pinned_and_read_from_a_file(tmp_path):
+    model = nn.ModuleList([make("gru", LAYERS)[0], make("relu", CELLS)[0]])
+    model.forward = lambda x: model[1](x[0], model[0](x)[1][0])
+    x = draw(T, B, I)
+    with torch.no_grad():
+        expected = model(x)
+    tuning = btcompress.tune(model, x, seconds=1e-4, file=tmp_path / "pins.json")
+    assert [(pin.module, pin.layer) for pin in tuning.pins] == [("0", "l0"), ("1", "cell")]
+    other = copy.deepcopy(model)
+    for each in other:
+        each.choice.unpin()
+    assert btcompress.pin(other, tmp_path / "pins.json") == tuning.pins
+    for each in (model, other):
+        with torch.no_grad():
+            torch.testing.assert_close(each(x), expected)

@@ -88,8 +88,8 @@ def test_ways_that_device_or_dtype_rule_out_are_passed_over(path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (changed(module="tail"), "on tail, which is no block-term LSTM or cell of this model.*: body, head. Give"),
-        (changed(module=""), "on .top., which is no block-term LSTM"),
+        (changed(module="tail"), "on tail, which is no block-term layer of this model.*: body, head. Give"),
+        (changed(module=""), "on .top., which is no block-term layer"),
         (changed(module="a\u001b[31m\n" * 99), r"on a\\x1b\[31m\\na.* characters left out"),
         (changed(layer="l2"), "on layer l2 of body, whose layers are l0, l1. Give"),
         (changed(module="head"), "on layer l1 of head, whose layers are cell. Give"),

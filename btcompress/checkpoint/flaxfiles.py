@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -98,6 +99,8 @@ def _whole(tree: dict[object, object]) -> Tensor:
         raise _DamagedError("the parts of an array are none")
     if len(counts) != len(sizes) or not is_countable(counts):
         raise _DamagedError(f"an array has sizes {sizes}")
+    if prod(counts) != sum(len(part) for part in tensors):
+        raise _DamagedError("the parts of an array are not all of it")
     return torch.cat(tensors).reshape(counts)
 
 
@@ -115,5 +118,9 @@ def _extension(code: int, data: memoryview) -> object:
         raise _DamagedError(f"an array is of type {name[:40]!r}, which torch lacks")
     if not is_countable(sizes):
         raise _DamagedError(f"an array has sizes {sizes}")
-    empty = torch.empty(sizes if 0 in sizes else [0], dtype=dtype)
-    return torch.frombuffer(bytearray(content), dtype=dtype).reshape(sizes) if content.nbytes else empty.reshape(sizes)
+    n_bytes = prod(sizes) * dtype.itemsize
+    if content.nbytes != n_bytes:
+        raise _DamagedError(f"an array has {content.nbytes} bytes where its sizes need {n_bytes}")
+    return (
+        torch.frombuffer(bytearray(content), dtype=dtype).reshape(sizes) if n_bytes else torch.empty(sizes, dtype=dtype)
+    )

@@ -96,25 +96,14 @@ def read_hdf5(path: Path, start: int, size: int, label: str) -> Hdf5:
 
 
 def _listing(path: Path, start: int, size: int, label: str) -> _Listing:
-    """What another process finds in the file."""
+    """What is in the file, as far as it is read."""
     if find_spec("h5py") is None:
         raise CheckpointError(
             f"{label} is an HDF5 file, as Keras writes them, and reading it needs h5py, which is not installed here. "
             "Run pip install 'btcompress[keras]'."
         )
-    # The program finds what is found here, and nothing in the folder that it happens to run in.
-    places = [each for each in sys.path if each and Path(each).is_absolute()]
-    command = [sys.executable, "-P", hdf5listing.__file__, str(path.resolve()), str(start), str(size)]
     try:
-        done = subprocess.run(  # noqa: S603 - this Python, and a program of this package
-            command,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-            check=True,
-        )
-        listing = msgspec.json.decode(done.stdout, type=_Listing)
+        listing = msgspec.json.decode(_answer(path, start, size), type=_Listing)
     except (subprocess.SubprocessError, msgspec.MsgspecError, ValueError) as error:
         raise CheckpointError(
             f"{label} is damaged: the library that reads HDF5 files breaks down over it. Download or save it again."
@@ -127,3 +116,17 @@ def _listing(path: Path, start: int, size: int, label: str) -> _Listing:
             "tensors alone."
         )
     return listing
+
+
+def _answer(path: Path, start: int, size: int) -> bytes:
+    """What the other process says."""
+    # The program finds what is found here, and nothing in the folder that it happens to run in.
+    places = [each for each in sys.path if each and Path(each).is_absolute()]
+    return subprocess.run(  # noqa: S603 - this Python, and a program of this package
+        [sys.executable, "-P", hdf5listing.__file__, str(path.resolve()), str(start), str(size)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_PATIENCE,
+        check=True,
+    ).stdout

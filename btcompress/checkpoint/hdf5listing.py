@@ -51,7 +51,7 @@ def described(path: str, start: int, size: int) -> dict[str, Any]:
         RefusedError: it holds what is not read.
         Exception: whatever the library raises for a damaged file.
     """
-    from h5py import File
+    from h5py import File, h5d
 
     with open(path, "rb") as file, File(_Window(file, start, size), "r") as opened:  # noqa: PTH123
         datasets: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def described(path: str, start: int, size: int) -> dict[str, Any]:
             own = dict(_texts(found))
             if own:
                 texts[name] = own
-            if hasattr(found, "get_offset"):
+            if isinstance(found, h5d.DatasetID):
                 datasets.append({"path": name, **_described(found, name, own.get("dtype"), size)})
         return {"datasets": datasets, "texts": texts}
 
@@ -88,7 +88,7 @@ class _Window(RawIOBase):
         view = memoryview(buffer).cast("B")
         if not 0 <= self._at <= self._at + len(view) <= self._size:
             # The library would take what it did not get for read.
-            raise RefusedError("ends before what it describes")
+            raise EOFError("it ends before what it describes")
         self._file.seek(self._start + self._at)
         self._at += len(view)
         view[:] = self._file.read(len(view))
@@ -106,7 +106,7 @@ class _Window(RawIOBase):
 
 def _objects(root: GroupID) -> Iterator[tuple[str, GroupID | DatasetID]]:
     """Every group and every tensor below a group, each by its first path; a group twice would be a circle."""
-    from h5py import h5g, h5l, h5o
+    from h5py import h5d, h5g, h5l, h5o
 
     seen: set[int] = set()
     waiting: list[tuple[str, int, GroupID | DatasetID]] = [("", 0, h5g.open(root, b"/"))]
@@ -133,7 +133,7 @@ def _objects(root: GroupID) -> Iterator[tuple[str, GroupID | DatasetID]]:
                 what = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file"}.get(kind, "a link")
                 raise RefusedError(f"has {what} at {_shown(path)}")
             below = h5o.open(found, link)
-            if not (isinstance(below, h5g.GroupID) or hasattr(below, "get_offset")):
+            if not isinstance(below, h5g.GroupID | h5d.DatasetID):
                 raise RefusedError(f"has neither a group nor a tensor at {_shown(path)}")
             waiting.append((path, depth + 1, below))
 
@@ -187,7 +187,7 @@ def _dtype(kind: TypeID, told: str | None) -> tuple[str | None, int]:
 
 def _texts(found: GroupID | DatasetID) -> Iterator[tuple[str, str]]:
     """The texts of a group or a tensor that are told of."""
-    from h5py import Dataset, Group, h5a, h5s, h5t
+    from h5py import Dataset, Group, h5a, h5g, h5s, h5t
 
     for key in _TEXTS:
         if not h5a.exists(found, key.encode()):
@@ -198,7 +198,7 @@ def _texts(found: GroupID | DatasetID) -> Iterator[tuple[str, str]]:
         )
         if not is_text or about.get_storage_size() > _MOST_TEXT:
             continue
-        value = (Dataset if hasattr(found, "get_offset") else Group)(found).attrs[key]
+        value = (Group if isinstance(found, h5g.GroupID) else Dataset)(found).attrs[key]
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         if isinstance(text, str) and len(text) <= _MOST_TEXT:
             yield key, text
@@ -223,20 +223,24 @@ def _limit() -> None:
         resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
+def answer(path: str, start: int, size: int) -> dict[str, Any]:
+    """What the file holds, or why it is ``refused``, or how it is ``damaged``."""
+    try:
+        return described(path, start, size)
+    except RefusedError as refused:
+        return {"refused": str(refused)}
+    except Exception as error:  # whatever the library raises, the file is damaged
+        return {"damaged": f"{type(error).__name__}: {error}"[:500]}
+
+
 def main() -> None:
-    """Say what the file holds, or why it is refused."""
+    """Write the answer on the file that the arguments name."""
     path, start, size = sys.argv[1:]
     os.environ.update(_SETTINGS)
     for name in [name for name in os.environ if name.startswith("HDF5_VOL") or name == "HDF5_DRIVER"]:
         del os.environ[name]
     _limit()
-    try:
-        told = described(path, int(start), int(size))
-    except RefusedError as refused:
-        told = {"refused": str(refused)}
-    except Exception as error:  # whatever the library raises, the file is damaged
-        told = {"damaged": f"{type(error).__name__}: {error}"[:500]}
-    sys.stdout.write(json.dumps(told))
+    sys.stdout.write(json.dumps(answer(path, int(start), int(size))))
 
 
 if __name__ == "__main__":

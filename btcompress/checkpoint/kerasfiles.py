@@ -18,11 +18,8 @@ from torch import Tensor
 from btcompress.checkpoint.foreign import Foreign
 from btcompress.checkpoint.hdf5files import Hdf5, read_hdf5
 from btcompress.checkpoint.zips import Member, members_of, stored_checksums, unpacked
-from btcompress.dialects import Dialect, Found
-from btcompress.dialects.found import Refused
-from btcompress.dialects.keras import KERAS, others_in, recurrent_in
+from btcompress.dialects import Dialect, Found, Refused, keras, tensorflow1
 from btcompress.dialects.kerasconfig import ModelConfig
-from btcompress.dialects.tensorflow1 import TENSORFLOW1
 from btcompress.errors import CheckpointError
 from btcompress.text import listed
 
@@ -106,14 +103,15 @@ def _foreign(read: Hdf5, text: str | None, label: str) -> Foreign:
 
 
 def _found(tensors: Mapping[str, Tensor], config: ModelConfig | None, version: str) -> Iterator[tuple[Dialect, Found]]:
-    recurrent: list[tuple[Dialect, Found]] = [(KERAS, each) for each in recurrent_in(tensors, config, version)]
-    recurrent += [(TENSORFLOW1, each) for each in TENSORFLOW1.find(tensors)]
+    in_keras = ((keras.DIALECT, each) for each in keras.recurrent_in(tensors, config, version))
+    recurrent: list[tuple[Dialect, Found]] = [*in_keras]
+    recurrent += ((tensorflow1.DIALECT, each) for each in tensorflow1.find(tensors))
     yield from recurrent
     keys = {key for _, each in recurrent for key in each.keys}
     names = Counter(each.name for _, each in recurrent if not isinstance(each, Refused))
-    for other in others_in({key: tensor for key, tensor in tensors.items() if key not in keys}, config):
+    for other in keras.others_in({key: tensor for key, tensor in tensors.items() if key not in keys}, config):
         if other.name not in names:
-            yield KERAS, other
+            yield keras.DIALECT, other
 
 
 def _names(

@@ -39,6 +39,8 @@ _STEPS = frozenset(
         "Unsqueeze",
     }
 )
+#: Versions from which on onnx defines an operator; what older ones have it computes as they do.
+_DEFINED_FROM = {"DequantizeLinear": 19}
 #: Attributes of a ``Constant`` that is no tensor but numbers.
 _NUMBERS = frozenset({"value_float", "value_floats", "value_int", "value_ints"})
 #: Bytes of the widest entry that a step makes of another, of one byte.
@@ -157,8 +159,9 @@ class Constants:
     def _run(self, node: NodeProto, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a node makes of constants, by the names of its outputs."""
         n_entries = sum(given[name].numel() for name in node.input if name)
-        if node.op_type == "Gather" and len(node.input) > 1:
-            n_entries *= max(given[node.input[1]].numel(), 1)  # a row may be taken more than once
+        if node.op_type == "Gather":
+            indices = [given[name].numel() for name in node.input[1:2] if name]
+            n_entries *= max(1, *indices, 0)  # a row may be taken more than once
         self._made += n_entries * _WIDEST
         if self._made > _MOST_MADE * self.n_bytes:
             raise UnheldError(f"far more is made of constants than the file holds ({node.op_type})")
@@ -187,7 +190,8 @@ def _evaluated(node: NodeProto, given: Mapping[str, Tensor], opset: int) -> dict
         raise UnheldError(f"{outputs[0]} is of a type that torch lacks")
     inputs, results = ([onnx.ValueInfoProto(name=name) for name in names] for names in (given, outputs))
     graph = onnx.helper.make_graph([node], "step", inputs, results)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    version = max(opset, _DEFINED_FROM.get(node.op_type, 1))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
         made = ReferenceEvaluator(model).run(outputs, {name: array_of(tensor) for name, tensor in given.items()})
         return {name: from_array(array) for name, array in zip(outputs, made, strict=True)}

@@ -20,7 +20,7 @@ from torch import Tensor
 from btcompress.checkpoint.foreign import Foreign
 from btcompress.checkpoint.onnxconstants import ONNX_DOMAINS, Constants, Place, Scope, constant_at, places_of
 from btcompress.checkpoint.onnxgraphs import constants_of, graphs_of, initializers_of, needed, nodes_of_functions
-from btcompress.checkpoint.onnxtensors import Data, UnheldError
+from btcompress.checkpoint.onnxtensors import Data, UnheldError, text_of
 from btcompress.checkpoint.tensors import byte_chunks, plain_tensor
 from btcompress.dialects import Converted, Found, Refused
 from btcompress.dialects.onnxnodes import DIALECT, RecurrentNode, layer_of
@@ -208,16 +208,18 @@ class _Reading:
                 left_out.append(str(why))
                 continue
             if place in self._initializers or (tensor.is_floating_point() and tensor.numel() > 1):
-                name = _unique(place[1] or "constant", taken)
+                name = _unique(text_of(place[1]) or "constant", taken)
                 taken.add(name)
                 kept[place] = name, plain_tensor(name, tensor)
-        left_out += [f"{each.values.name} is sparse" for graph, _ in self._graphs for each in graph.sparse_initializer]
+        left_out += [
+            f"{text_of(each.values.name)} is sparse" for graph, _ in self._graphs for each in graph.sparse_initializer
+        ]
         return kept, [f"Left out, as torch has no such tensors: {listed(left_out, _MOST_SHOWN)}."] if left_out else []
 
     def _in_functions(self) -> Iterator[Refused]:
         for function, node in nodes_of_functions(self._model):
             if node.op_type in _OPERATORS:
-                name = f"{function}.{node.name or node.op_type.lower()}"
+                name = f"{text_of(function)}.{text_of(node.name) or node.op_type.lower()}"
                 yield Refused(name, (), f"it lies in a function; {_INLINE} puts it into the graph")
 
 
@@ -268,7 +270,7 @@ class _Layers:
 
     def _name(self, node: NodeProto) -> str:
         """The path of the module that a node was exported from, as exporters name nodes, with dots."""
-        parts = [part for part in re.split(r"[/.]+", node.name) if part] or [node.op_type.lower()]
+        parts = [part for part in re.split(r"[/.]+", text_of(node.name)) if part] or [node.op_type.lower()]
         number = re.fullmatch(rf"{node.op_type}(_[0-9]+)?", parts[-1])
         short = [*parts[:-2], parts[-2] + (number[1] or "")] if number and len(parts) > 1 else parts
         name = next((each for each in map(".".join, (short, parts)) if not self._is_taken(each)), None)
@@ -294,7 +296,7 @@ def _unique(name: str, taken: Collection[str]) -> str:
 
 def _attributes(node: NodeProto) -> dict[str, object]:
     """Its attributes that are numbers or texts, or lists of such."""
-    return {each.name: value for each in node.attribute if (value := _value(each)) is not None}
+    return {text_of(each.name): value for each in node.attribute if (value := _value(each)) is not None}
 
 
 def _value(attribute: AttributeProto) -> object:

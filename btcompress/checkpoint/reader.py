@@ -58,7 +58,10 @@ class Checkpoint:
 
     def recurrent(self) -> tuple[RecurrentEntry | OtherRecurrent, ...]:
         """Its recurrent layers, and what looks like some; see :func:`btcompress.checkpoint.find_recurrent`."""
-        return (*find_recurrent(self.tensors, self.nonlinearities), *self.refused)
+        refused = {each.name for each in self.refused}
+        found = find_recurrent(self.tensors, self.nonlinearities)
+        own = (each for each in found if isinstance(each, RecurrentEntry) or each.name not in refused)
+        return (*own, *self.refused)
 
     def with_nonlinearity(self, given: Nonlinearity | None) -> Checkpoint:
         """The same with this nonlinearity of all plain RNNs; where it is None, tanh is taken of those that say none.
@@ -176,7 +179,10 @@ def _in_torchs_names(
         files,
         layout,
         conversion.nonlinearities,
-        tuple(OtherRecurrent(f"{each.name}.", "unknown", each.reason, each.keys) for each in conversion.refused),
+        tuple(
+            OtherRecurrent(f"{each.name}." if each.name else "", "unknown", each.reason, each.keys)
+            for each in conversion.refused
+        ),
     )
 
 
@@ -207,6 +213,8 @@ def _only_checkpoint(folder: Path) -> Path:
     shards = {name for index, kind in found.items() if kind == "index" for name in _weight_map(folder / index).values()}
     names = [name for name in found if name not in shards]
     dense = [name for name in names if found[name] != "btcompress"]
+    # The same model is often there for other frameworks as well.
+    dense = [name for name in dense if not is_foreign(found[name])] or dense
     if len(dense or names) != 1:
         what = f"{len(names)} checkpoints: {', '.join(names)}" if names else "no checkpoint that can be read"
         raise CheckpointError(f"{folder} is a folder with {what}. Give the file to read.")
@@ -242,9 +250,14 @@ def _from_safetensors(path: Path, container: str | None) -> Flattened:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The shard that an index gives for each tensor."""
-    weight_map: dict[str, str] = (load_index(index) or {}).get("weight_map", {})
+    weight_map: dict[str, Any] = (load_index(index) or {}).get("weight_map", {})
     for shard in weight_map.values():
         # An index is data from elsewhere, so it may only ever point at its neighbours.
+        if isinstance(shard, list):
+            raise CheckpointError(
+                f"{index} is an index as Keras writes it. Save the weights in one file, and give that: "
+                "model.save_weights('model.weights.h5')."
+            )
         usable = isinstance(shard, str) and len(shard.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
         if not usable or shard in ("", ".", "..") or re.search(r"[/\\:\0]", shard):
             raise CheckpointError(
@@ -272,6 +285,10 @@ def _read_shards(
         kind = recognise(path)
         if kind in ("index", "btcompress"):
             raise CheckpointError(f"{index} names the shard {shard}, which is no dense weight file. Download it again.")
+        if is_foreign(kind):
+            raise CheckpointError(
+                f"{index} is an index of files of another framework. Save the model in one file, and give that."
+            )
         flat, checksums[path] = _read_file(path, kind, None, strict=strict)
         found[shard] = flat.tensors
         notices += flat.notices

@@ -13,15 +13,16 @@ from btcompress.dialects import (
     flax,
     gatewise,
     haste,
+    keras,
     mxnet,
+    ncps,
     quantizable,
+    tensorflow1,
     torchaudio,
     torchscript,
     unconverted,
 )
 from btcompress.dialects.found import Converted, Dialect, Refused
-from btcompress.dialects.keras import KERAS
-from btcompress.dialects.tensorflow1 import TENSORFLOW1
 from btcompress.memory import require
 from btcompress.shapes import Nonlinearity
 from btcompress.text import listed
@@ -34,8 +35,9 @@ DIALECTS: tuple[Dialect, ...] = (
     torchscript.DIALECT,
     batchnorm.DIALECT,
     haste.DIALECT,
-    KERAS,
-    TENSORFLOW1,
+    ncps.DIALECT,
+    keras.DIALECT,
+    tensorflow1.DIALECT,
     flax.DIALECT,
     mxnet.DIALECT,
     gatewise.DIALECT,

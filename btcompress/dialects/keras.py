@@ -23,6 +23,8 @@ from btcompress.text import listed
 _OWN = ("kernel", "recurrent_kernel", "bias")
 _CELL = re.compile(r"cell|.*_cell(?:_[0-9]+)?")
 _SIDE = re.compile(r"(?P<side>forward|backward)_.+")
+#: The recurrent matrix of a gate as Keras 1 called it.
+_FIRST = re.compile(r".*_U_[iz]")
 _COPY = re.compile(r":[0-9]+")
 
 _ORDERS: dict[Cell, str] = {"lstm": "ifgo", "gru": "zrn", "rnn": "h"}
@@ -99,7 +101,7 @@ def recurrent_in(tensors: Mapping[str, Tensor], config: ModelConfig | None = Non
         config: what is said of them; None where nothing is.
         version: of the Keras that wrote the file, where it says so.
     """
-    found: list[Found] = []
+    found: list[Found] = [*_of_keras_1(tensors)]
     assumed: list[str] = []
     for layer in _layers(tensors, config):
         try:
@@ -131,6 +133,19 @@ def others_in(tensors: Mapping[str, Tensor], config: ModelConfig | None = None) 
             bias = own.get("bias")
             if bias is None or bias.shape == own["kernel"].shape[1:]:
                 yield Converted(name, tuple(keys.values()), partial(_dense, own["kernel"], bias))
+
+
+def _of_keras_1(tensors: Mapping[str, Tensor]) -> Iterator[Refused]:
+    """Layers that the first version wrote, one matrix for each gate: what they apply to gates is in no weight."""
+    for path, keys in _by_path(tensors).items():
+        if any(_FIRST.fullmatch(name) for name in keys):
+            yield Refused(
+                _joined(path),
+                tuple(keys.values()),
+                "written by Keras 1, which applied hard_sigmoid to gates unless told otherwise, and in a GRU the reset "
+                "gate before the product with the recurrent matrix; torch's do neither. Load it with Keras 2, see what "
+                "it applies, and save it again",
+            )
 
 
 def _dense(kernel: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
@@ -374,4 +389,4 @@ def _direction(own: Mapping[str, Tensor], cell: Cell) -> Direction:
     return Direction(*weights, *biases)
 
 
-KERAS = Dialect("Keras", find)
+DIALECT = Dialect("Keras", find)

@@ -18,10 +18,10 @@ from btcompress.dialects.found import Converted, Dialect, Found, Refused
 from btcompress.shapes import GATES, Cell
 
 _KEY = re.compile(
-    r"(?P<prefix>(?:.*[._])?)(?:(?P<direction>[lr])(?P<layer>0|[1-9][0-9]{0,5})_)?"
-    r"(?P<part>i2h|h2h|h2r)_(?:(?P<gate>[ifcorz])_)?(?P<kind>weight|bias)",
-    re.DOTALL,
+    r"(?P<prefix>(?:.*[._])?)(?P<part>i2h|h2h|h2r)_(?:(?P<gate>[ifcorz])_)?(?P<kind>weight|bias)", re.DOTALL
 )
+#: The end of a prefix that says a direction and a layer.
+_PLACE = re.compile(r"(?:^|(?<=[._]))(?P<direction>[lr])(?P<layer>0|[1-9][0-9]{0,5})_\Z")
 _FUSED = re.compile(r"(?P<prefix>(?:.*[._])?[^._]*(?:lstm|gru|rnn)[^._]*_)parameters", re.DOTALL | re.IGNORECASE)
 
 _BY_GATES: dict[int, Cell] = {len(names): cell for cell, names in GATES.items()}
@@ -53,9 +53,11 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
         if key.endswith(("weight", "bias")) and (match := _KEY.fullmatch(key)):
             part = _NAMES.get((match["part"], match["kind"]))
             if part is not None:
-                keys[match["prefix"]].append(key)
-                position = int(match["layer"] or 0), match["direction"] or "l"
-                layers[match["prefix"]][position][part][match["gate"] or ""] = tensor
+                place = _PLACE.search(match["prefix"])
+                prefix = match["prefix"][: place.start()] if place else match["prefix"]
+                position = (int(place["layer"]), place["direction"]) if place else (0, "l")
+                keys[prefix].append(key)
+                layers[prefix][position][part][match["gate"] or ""] = tensor
         elif key.endswith("parameters") and tensor.dim() == 1 and (match := _FUSED.fullmatch(key)):
             yield Refused(
                 match["prefix"].rstrip("._"),

@@ -212,4 +212,4 @@ def _gru(own: Mapping[str, Tensor]) -> Direction:
     return Direction(*weights, *biases)
 
 
-TENSORFLOW1 = Dialect("TensorFlow 1", find)
+DIALECT = Dialect("TensorFlow 1", find)

@@ -1,8 +1,8 @@
 """How long the forms of a layer take in ONNX Runtime, and the one that is expected to be the fastest.
 
 Times are sums of what there is to do, each times a constant of the operator that does it. The constants were fitted to
-what ``tests/benchmarks/onnx_speed.py`` measured of LSTMs with one thread of a CPU, and are printed by it. Other cells
-are taken to differ by the number of their gates alone.
+what ``tests/benchmarks/onnx_speed.py`` measured with one thread of a CPU, and are printed by it: of LSTMs up to 1,024
+hidden units, of other cells up to 512.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from btcompress.export.weights import Direction, Weight
 from btcompress.nn.costs import NEAR, Quantities, chain_work, estimated
 from btcompress.nn.ways import Operand, is_low_rank
 
-#: Microseconds of each quantity, for each operator that takes the steps.
+#: Microseconds of each quantity, for each operator that takes the steps, and for a ``Scan`` over each cell.
 _CONSTANTS: dict[str, Quantities] = {
     "lstm": Quantities(call=10.9, step=0.0964, gate=0.00407, product=17.8, read=16.4, far=60.4, inputs=16.5, taken=140),
-    "scan": Quantities(
+    "gru": Quantities(call=10.5, step=0.0531, gate=0.00706, product=17.2, read=21.4, far=43.6, inputs=16.9, taken=75.5),
+    "rnn": Quantities(call=7.6, step=0.0913, gate=0.00803, product=54, read=14, inputs=0.00417, taken=75.5),
+    "scan of lstm": Quantities(
         call=11.7,
         step=5.58,
         gate=0.00416,
@@ -29,15 +31,33 @@ _CONSTANTS: dict[str, Quantities] = {
         chain=19.3,
         links=2.22,
     ),
+    "scan of gru": Quantities(
+        call=11.1,
+        step=6.45,
+        gate=0.00553,
+        product=16.9,
+        read=39.2,
+        far=9.53,
+        inputs=16.8,
+        taken=68.1,
+        chain=8.32,
+        links=3.05,
+    ),
+    "scan of rnn": Quantities(
+        call=10.4, step=0.814, gate=0.00124, product=23, read=30.8, inputs=11.6, taken=64.6, chain=6.91, links=2.86
+    ),
 }
-#: Gates of the cell that they were measured of.
-_GATES = 4
 
 
 def seconds(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> float:
     """Estimated seconds of one run of a direction."""
     found = quantities(form, direction, hidden_size, request)
-    return estimated(_CONSTANTS["scan" if form.steps == "scan" else "lstm"], found)
+    return estimated(_CONSTANTS[constants_of(form, direction)], found)
+
+
+def constants_of(form: Form, direction: Direction) -> str:
+    """Whose constants are those of a direction in a form: the operator's, or those of a ``Scan`` over the cell."""
+    return f"scan of {direction.cell.steps}" if form.steps == "scan" else form.steps
 
 
 def quantities(form: Form, direction: Direction, hidden_size: int, request: GraphRequest) -> Quantities:
@@ -49,7 +69,7 @@ def quantities(form: Form, direction: Direction, hidden_size: int, request: Grap
     return Quantities(
         call=1,
         step=steps,
-        gate=rows * hidden_size * len(direction.cell.gates) / _GATES,
+        gate=rows * hidden_size,
         product=rows * recurrent / 1e6,
         read=steps * recurrent / 1e6,
         far=steps * max(0.0, recurrent - NEAR) / 1e6,

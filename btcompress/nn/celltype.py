@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from btcompress.contraction import autocast
@@ -17,6 +19,46 @@ State = tuple[Tensor, ...]
 
 #: Functions of ``torch`` that run a layer.
 KernelName = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
+
+
+class StepScratch(ABC):
+    """Memory that single steps of one thread write over, where no gradient is asked for.
+
+    Args:
+        z: ``W x`` with the bias of the inputs, shape ``(gates * H)``, or with several sequences ``(B, gates * H)``.
+
+    Attributes:
+        gates: of the same shape; to hold :meth:`added` ``+ U h``.
+    """
+
+    def __init__(self, z: Tensor) -> None:
+        self.gates = torch.empty_like(z)
+
+    def added(self, z: Tensor, bias: Tensor | None) -> Tensor | None:  # noqa: ARG002 - others look at it
+        """What is added to ``U h``: ``z``, unless the two do not simply add up."""
+        return z
+
+    @abstractmethod
+    def next(self, z: Tensor, state: State) -> State:
+        """The next state, not projected, once :attr:`gates` holds what it is to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A direction in a loop over its steps, where no gradient is asked for.
+
+    Attributes:
+        added: what is added to ``U h`` at each step, shape ``(T, gates * H)``, or ``(T, gates * H, B)``.
+        gates: that of one step; to hold the sum.
+        advance: given the step, the hidden state before it and memory for that after it, not projected, computes and
+            returns the latter, once :attr:`gates` holds the sum; the rest of the state is written over.
+        rest: of the state, ``c`` of an LSTM.
+    """
+
+    added: Tensor
+    gates: Tensor
+    advance: Callable[[int, Tensor, Tensor], Tensor]
+    rest: State = ()
 
 
 class CellType(ABC):
@@ -71,4 +113,19 @@ class CellType(ABC):
             state: tensors of shape ``(n, H)``, or ``(n, projected size)`` for ``h``.
             recurrent: ``U``, and ``P`` where there is a projection.
             bias: of the hidden states, as :meth:`recurrent_bias` has it.
+        """
+
+    @abstractmethod
+    def scratch(self, z: Tensor) -> StepScratch:
+        """Memory for single steps like that of ``z``."""
+
+    @abstractmethod
+    def loop(self, z: Tensor, state: State, bias: Tensor | None) -> Loop:
+        """What a loop over steps needs.
+
+        Args:
+            z: ``W x`` with the bias of the inputs at each step, shape ``(T, gates * H)`` of one sequence, or of several
+                ``(T, gates * H, B)``; may be written over.
+            state: initial one, shapes ``(H)`` or ``(H, B)``, or with the projected size for ``h``.
+            bias: of the hidden states.
         """

@@ -18,7 +18,7 @@ from functools import lru_cache
 from btcompress.contraction.layout import plan_layout
 from btcompress.nn.plainsteps import BLOCK
 from btcompress.nn.ways import Operand, Task, Way, is_low_rank
-from btcompress.shapes import MatrixShape
+from btcompress.shapes import GATES, MatrixShape
 
 #: Numbers that stay in a core's cache from one step to the next; what is more is read from further away.
 NEAR = 2**19
@@ -31,7 +31,7 @@ class Quantities:
     Attributes:
         call: 1, for what happens once.
         step: steps of all directions.
-        gate: hidden units, times rows.
+        gate: hidden units, times rows; of cells with fewer gates than an LSTM as many fewer.
         product: entries that each hidden state meets, times rows, in millions.
         read: entries read at each step, times steps, in millions.
         far: those of them, and of the ones below, that no cache near a core holds.
@@ -100,7 +100,7 @@ def quantities(way: Way, task: Task) -> Quantities:
     return Quantities(
         call=1,
         step=directions * steps,
-        gate=directions * run * task.hidden,
+        gate=directions * run * task.hidden * task.n_gates / len(GATES["lstm"]),
         product=run * sum(recurrent) / 1e6,
         read=read / 1e6,
         far=(steps * max(0, sum(recurrent) - NEAR) + max(0, sum(width for width, _, _ in widths) - NEAR)) / 1e6,

@@ -9,9 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.contraction import autocast
-from btcompress.nn.celltype import CellType, KernelName, State
+from btcompress.nn.celltype import CellType, KernelName, Loop, State, StepScratch
 from btcompress.nn.weight import Multiplier, multiply
 from btcompress.shapes import Cell
+
+
+class _Scratch(StepScratch):
+    def __init__(self, z: Tensor) -> None:
+        super().__init__(z)
+        self.hidden = z.shape[-1] // 3
+        self.sigmoids = self.gates[..., : 2 * self.hidden]
+        self.reset, self.update, self.new = self.gates.chunk(3, dim=-1)
+
+    def added(self, z: Tensor, bias: Tensor | None) -> Tensor | None:  # noqa: ARG002
+        return bias
+
+    def next(self, z: Tensor, state: State) -> State:
+        gates, new = z.split([2 * self.hidden, self.hidden], dim=-1)
+        self.sigmoids.add_(gates).sigmoid_()
+        torch.addcmul(new, self.reset, self.new, out=self.new).tanh_()
+        return (torch.lerp(self.new, state[0], self.update),)
 
 
 class GRUType(CellType):
@@ -48,6 +65,35 @@ class GRUType(CellType):
         new = torch.tanh(torch.addcmul(z[:, gates:], reset, sums[:, gates:]))
         # Autocast leaves h in its own dtype here, as it does torch's GRU.
         return (new + update * (h - new),)
+
+    def scratch(self, z: Tensor) -> StepScratch:
+        """Memory for single steps like that of ``z``."""
+        return _Scratch(z)
+
+    def loop(self, z: Tensor, state: State, bias: Tensor | None) -> Loop:
+        """What a loop over steps needs; see :meth:`CellType.loop`.
+
+        ``x_n`` is kept apart, and ``b_hn`` takes its place in ``z``, so that a step has one sum less to make.
+        """
+        hidden = len(state[0])
+        x_n = z[:, 2 * hidden :].clone()
+        if bias is None:
+            z[:, 2 * hidden :] = 0
+        else:
+            columns = bias.view(-1, *[1] * (z.dim() - 2))
+            z[:, : 2 * hidden] += columns[: 2 * hidden]
+            z[:, 2 * hidden :] = columns[2 * hidden :]
+        gates, inputs = z.new_empty(z.shape[1:]), x_n.unbind()
+        sigmoids = gates[: 2 * hidden]
+        reset, update, new = gates.chunk(3)
+
+        def advance(step: int, h: Tensor, out: Tensor) -> Tensor:
+            sigmoids.sigmoid_()
+            torch.addcmul(inputs[step], reset, new, out=new)
+            new.tanh_()
+            return torch.lerp(new, h, update, out=out)
+
+        return Loop(z, gates, advance)
 
 
 #: The one there is.

@@ -8,9 +8,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from btcompress.nn.celltype import CellType, KernelName, State
+from btcompress.nn.celltype import CellType, KernelName, Loop, State, StepScratch
 from btcompress.nn.weight import Multiplier, add_product, multiply
 from btcompress.shapes import Cell
+
+
+class _Scratch(StepScratch):
+    def __init__(self, z: Tensor) -> None:
+        super().__init__(z)
+        hidden = z.shape[-1] // 4
+        self.tanh = z.new_empty(*z.shape[:-1], hidden)
+        self.sigmoids = self.gates[..., : 2 * hidden]
+        self.i, self.f, self.g, self.o = self.gates.chunk(4, dim=-1)
+
+    def next(self, z: Tensor, state: State) -> State:  # noqa: ARG002 - it is in the gates
+        self.sigmoids.sigmoid_()
+        self.g.tanh_()
+        self.o.sigmoid_()
+        c = torch.mul(self.f, state[1]).addcmul_(self.i, self.g)
+        return torch.mul(self.o, torch.tanh(c, out=self.tanh)), c
 
 
 class LSTMType(CellType):
@@ -28,6 +44,26 @@ class LSTMType(CellType):
         """As :func:`lstm_step`; biases are in ``z``."""
         h, c = state
         return lstm_step(z, (h, c), *recurrent)
+
+    def scratch(self, z: Tensor) -> StepScratch:
+        """Memory for single steps like that of ``z``."""
+        return _Scratch(z)
+
+    def loop(self, z: Tensor, state: State, bias: Tensor | None) -> Loop:  # noqa: ARG002
+        """What a loop over steps needs; see :meth:`CellType.loop`."""
+        gates, c = z.new_empty(z.shape[1:]), state[1].clone()
+        i, f, g, o = gates.chunk(4)
+        sigmoids, tanh = gates[: 2 * len(c)], torch.empty_like(c)
+
+        def advance(_: int, __: Tensor, out: Tensor) -> Tensor:
+            sigmoids.sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            c.mul_(f).addcmul_(i, g)
+            torch.tanh(c, out=tanh)
+            return torch.mul(o, tanh, out=out)
+
+        return Loop(z, gates, advance, (c,))
 
 
 def lstm_step(

@@ -1,4 +1,4 @@
-"""One direction of an LSTM layer in a loop over its steps, where no gradient is asked for.
+"""One direction of a recurrent layer in a loop over its steps, where no gradient is asked for.
 
 Nothing is kept but the outputs, so every step writes over the same few tensors. With several sequences, features come
 first and sequences last: matrices are multiplied as they lie in memory, which is the fastest way to multiply a few
@@ -7,12 +7,10 @@ columns by them, and every gate is one piece of memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from btcompress.nn.celltype import State
+from btcompress.nn.celltype import CellType, State, StepScratch
 from btcompress.nn.steps import Chain
 
 #: Matrices from so many entries on meet a single column in two halves, which are multiplied at the same time: as they
@@ -24,60 +22,44 @@ _HALVED_FROM, _LAID_OUT_IN_HALVES_FROM = 2**18, 2**15
 BLOCK = 16
 
 
-class StepScratch:
-    """Memory that the steps of one thread write over.
+def one_step(
+    z: Tensor, state: State, recurrent: Chain, bias: Tensor | None, projection: Chain, scratch: StepScratch
+) -> State:
+    """The next state of a single sequence; no matrix is laid out for it.
 
     Args:
-        z: ``W x + b``, shape ``(4H)``, or with several sequences ``(B, 4H)``.
-    """
-
-    def __init__(self, z: Tensor) -> None:
-        hidden = z.shape[-1] // 4
-        self.gates = torch.empty_like(z)
-        self.tanh = z.new_empty(*z.shape[:-1], hidden)
-        self.sigmoids = self.gates[..., : 2 * hidden]
-        self.i, self.f, self.g, self.o = self.gates.chunk(4, dim=-1)
-
-    def cell(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The next hidden and cell states, once the gates hold what their functions are of."""
-        self.sigmoids.sigmoid_()
-        self.g.tanh_()
-        self.o.sigmoid_()
-        c = torch.mul(self.f, c).addcmul_(self.i, self.g)
-        return torch.mul(self.o, torch.tanh(c, out=self.tanh)), c
-
-
-def one_step(z: Tensor, state: State, recurrent: Chain, projection: Chain, scratch: StepScratch) -> State:
-    """The next states of a single sequence; no matrix is laid out for it.
-
-    Args:
-        z: ``W x + b``, shape ``(4H)``.
-        state: ``h`` and ``c``, shapes ``(H)``, or that of the projected size for ``h``.
+        z: ``W x`` with the bias of the inputs, shape ``(gates * H)``.
+        state: tensors of shape ``(H)``, or of the projected size for ``h``.
         recurrent: ``U``.
+        bias: of the hidden states.
         projection: ``P``; empty without.
         scratch: is written over.
-
-    Returns:
-        ``h`` and ``c``.
     """
-    h, c = state
-    added_product(z, recurrent, h, out=scratch.gates)
-    h, c = scratch.cell(c)
+    added_product(scratch.added(z, bias), recurrent, state[0], out=scratch.gates)
+    new = scratch.next(z, state)
+    if not projection:
+        return new
+    h, *rest = new
     for matrix in reversed(projection):
         h = product(matrix, h)
-    return h, c
+    return h, *rest
 
 
-def one_step_of_several(z: Tensor, state: State, recurrent: Chain, projection: Chain, scratch: StepScratch) -> State:
-    """The next states of a few sequences, which stand in rows: as :func:`one_step`, with shapes ``(B, ...)``."""
-    h, c = state
+def one_step_of_several(
+    z: Tensor, state: State, recurrent: Chain, bias: Tensor | None, projection: Chain, scratch: StepScratch
+) -> State:
+    """The next state of a few sequences, which stand in rows: as :func:`one_step`, with shapes ``(B, ...)``."""
+    h, added = state[0], scratch.added(z, bias)
     for matrix in recurrent[:0:-1]:
         h = torch.mm(h, matrix.T)
-    torch.addmm(z, h, recurrent[0].T, out=scratch.gates)
-    h, c = scratch.cell(c)
+    if added is None:
+        torch.mm(h, recurrent[0].T, out=scratch.gates)
+    else:
+        torch.addmm(added, h, recurrent[0].T, out=scratch.gates)
+    h, *rest = scratch.next(z, state)
     for matrix in reversed(projection):
         h = torch.mm(h, matrix.T)
-    return h, c
+    return h, *rest
 
 
 def added_product(added: Tensor | None, chain: Chain, column: Tensor, out: Tensor | None = None) -> Tensor:
@@ -136,94 +118,102 @@ def turned_back(columns: Tensor, batch: int) -> Tensor:
 
 
 def loop_of_one(
-    z: Tensor, state: State, recurrent: Transposed, projection: Chain = (), *, backward: bool = False
+    cell: CellType,
+    z: Tensor,
+    state: State,
+    recurrent: Transposed,
+    bias: Tensor | None = None,
+    projection: Chain = (),
+    *,
+    backward: bool = False,
 ) -> tuple[Tensor, State]:
     """All steps of a single sequence.
 
     Args:
-        z: ``W x + b``, shape ``(T, 4H)``, contiguous.
-        state: initial ``h`` and ``c``, shapes ``(H)``, or that of the projected size for ``h``.
+        cell: what is computed at each.
+        z: ``W x`` with the bias of the inputs, shape ``(T, gates * H)``, contiguous; may be written over.
+        state: initial one, shapes ``(H)``, or that of the projected size for ``h``.
         recurrent: ``U``.
+        bias: of the hidden states.
         projection: ``P``, where there is one.
         backward: whether the last step comes first.
 
     Returns:
         Hidden states of all steps, shape ``(T, H)``, and the final states.
     """
-    h, c = state
-    steps, hidden = len(z), len(c)
+    steps, h, of_cell = len(z), state[0], cell.loop(z, state, bias)
+    advance = of_cell.advance
     last, *before = recurrent
     n, width, each = last.shape
     outputs = z.new_empty(steps, len(h))
-    gates, c, tanh = z.new_empty(4 * hidden), c.clone(), torch.empty_like(c)
-    i, f, g, o = gates.chunk(4)
-    sigmoids, rows = gates[: 2 * hidden], gates.view(n, 1, each)
+    rows = of_cell.gates.view(n, 1, each)
     inner = [(matrix, z.new_empty(len(matrix), 1, matrix.shape[2])) for matrix in reversed(before)]
     between = inner[-1][1].view(1, width).expand(n, 1, width) if inner else None
     projected = [(matrix, z.new_empty(len(matrix))) for matrix in reversed(projection)]
+    whole = z.new_empty(projection[-1].shape[1]) if projection else None
     order = range(steps)[::-1] if backward else range(steps)
-    added, results = z.view(steps, n, 1, each).unbind(), outputs.unbind()
+    added, results = of_cell.added.view(steps, n, 1, each).unbind(), outputs.unbind()
     for step in order:
+        column = h
         for matrix, product in inner:
-            h = torch.bmm(h.expand(len(matrix), 1, matrix.shape[1]), matrix, out=product).view(-1)
+            column = torch.bmm(column.expand(len(matrix), 1, matrix.shape[1]), matrix, out=product).view(-1)
         torch.baddbmm(added[step], h.expand(n, 1, width) if between is None else between, last, out=rows)
-        sigmoids.sigmoid_()
-        g.tanh_()
-        o.sigmoid_()
-        c.mul_(f).addcmul_(i, g)
-        torch.tanh(c, out=tanh)
-        if projected:
-            h = o.mul_(tanh)
+        if whole is None:
+            h = advance(step, h, results[step])
+        else:
+            h = advance(step, h, whole)
             for matrix, product in projected:
                 h = torch.mv(matrix, h, out=product)
             h = results[step].copy_(h)
-        else:
-            h = torch.mul(o, tanh, out=results[step])
-    return outputs, (h.clone(), c)
+    return outputs, (h.clone(), *of_cell.rest)
 
 
 def loop(
-    z: Sequence[Tensor], state: State, recurrent: Chain, projection: Chain = (), *, backward: bool = False
+    cell: CellType,
+    z: Tensor,
+    state: State,
+    recurrent: Chain,
+    bias: Tensor | None = None,
+    projection: Chain = (),
+    *,
+    backward: bool = False,
 ) -> tuple[Tensor, State]:
     """All steps of several sequences, features first.
 
     Args:
-        z: ``W x + b`` of each step, shape ``(4H, B)``.
-        state: initial ``h`` and ``c``, shapes ``(H, B)``, or with the projected size for ``h``.
+        cell: what is computed at each.
+        z: ``W x`` with the bias of the inputs, shape ``(T, gates * H, B)``; may be written over.
+        state: initial one, shapes ``(H, B)``, or with the projected size for ``h``.
         recurrent: ``U``.
+        bias: of the hidden states.
         projection: ``P``, where there is one.
         backward: whether the last step comes first.
 
     Returns:
         Hidden states of all steps, shape ``(T, H, B)``, and the final states.
     """
-    h, c = state
-    hidden, batch = c.shape
-    outputs = c.new_empty(len(z), *h.shape)
-    gates, c, tanh = c.new_empty(4 * hidden, batch), c.clone(), torch.empty_like(c)
-    i, f, g, o = gates.chunk(4)
-    sigmoids = gates[: 2 * hidden]
+    h, of_cell = state[0], cell.loop(z, state, bias)
+    advance, gates, added = of_cell.advance, of_cell.gates, of_cell.added.unbind()
+    batch = h.shape[1]
+    outputs = h.new_empty(len(z), *h.shape)
     last, *before = recurrent
-    inner = [(matrix, c.new_empty(len(matrix), batch)) for matrix in reversed(before)]
+    inner = [(matrix, h.new_empty(len(matrix), batch)) for matrix in reversed(before)]
     order = range(len(z))[::-1] if backward else range(len(z))
     results = outputs.unbind()
     if projection:
         *products, outermost = reversed(projection)
-        projected = [(matrix, c.new_empty(len(matrix), batch)) for matrix in products]
+        projected = [(matrix, h.new_empty(len(matrix), batch)) for matrix in products]
+        whole = h.new_empty(projection[-1].shape[1], batch)
     for step in order:
+        columns = h
         for matrix, product in inner:
-            h = torch.mm(matrix, h, out=product)
-        torch.addmm(z[step], last, h, out=gates)
-        sigmoids.sigmoid_()
-        g.tanh_()
-        o.sigmoid_()
-        c.mul_(f).addcmul_(i, g)
-        torch.tanh(c, out=tanh)
+            columns = torch.mm(matrix, columns, out=product)
+        torch.addmm(added[step], last, columns, out=gates)
         if projection:
-            h = o.mul_(tanh)
+            h = advance(step, h, whole)
             for matrix, product in projected:
                 h = torch.mm(matrix, h, out=product)
             h = torch.mm(outermost, h, out=results[step])
         else:
-            h = torch.mul(o, tanh, out=results[step])
-    return outputs, (h.clone(), c)
+            h = advance(step, h, results[step])
+    return outputs, (h.clone(), *of_cell.rest)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from btcompress.nn.celltype import State
+from btcompress.nn.celltype import State, StepScratch
 from btcompress.nn.formed import Formed
 from btcompress.nn.plainsteps import (
-    StepScratch,
     added_product,
     loop,
     loop_of_one,
@@ -39,7 +38,7 @@ from btcompress.nn.weight import Products, multiply
 Value = TypeVar("Value")
 
 #: One direction, of inputs and states: outputs, and the final states.
-Loop = Callable[[int, Tensor, State], tuple[Tensor, State]]
+Run = Callable[[int, Tensor, State], tuple[Tensor, State]]
 
 #: How oneDNN's routine is told that it is an LSTM.
 _LSTM_MODE = 2
@@ -111,7 +110,8 @@ class Prediction:
         """
         own, w = self.directions[n], self._operand("w", n)
         z = w.matmul(row, own.bias) if isinstance(w, Products) else added_product(own.bias, w, row)
-        return one_step(z, state, self._chain("u", n), self._projection(n), self._scratch_for(z))
+        u, bias = self._chain("u", n), own.recurrent_bias
+        return one_step(z, state, u, bias, self._projection(n), self._scratch_for(z))
 
     def _scratch_for(self, z: Tensor) -> StepScratch:
         """Memory for one step of ``z``; every thread has its own."""
@@ -120,7 +120,7 @@ class Prediction:
         if scratch is None:
             # Tensors of inference mode could not be written over outside of it.
             with torch.inference_mode(mode=False):
-                scratch = self._scratch[key] = StepScratch(z)
+                scratch = self._scratch[key] = self.cell.scratch(z)
         return scratch
 
     def _projection(self, n: int) -> Chain:
@@ -136,7 +136,7 @@ class Prediction:
         h, *c = (torch.stack(each).unsqueeze(1) for each in zip(*found, strict=True))
         return h.view(1, 1, -1).clone(), (h, *c)
 
-    def _each(self, run: Loop, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    def _each(self, run: Run, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """All directions one by one, steps first, each with its part of the states, shape ``(1, B, H)``."""
         if len(self.directions) == 1:
             return run(0, inputs, state)
@@ -144,7 +144,7 @@ class Prediction:
         outputs, finals = zip(*found, strict=True)
         return torch.cat(outputs, dim=-1), tuple(torch.cat(each) for each in zip(*finals, strict=True))
 
-    def _loop_for(self, inputs: Tensor, state: State) -> Loop:
+    def _loop_for(self, inputs: Tensor, state: State) -> Run:
         (steps, batch), hidden = inputs.shape[:2], state[-1].shape[-1]
         if batch == 1:
             return self._loop_of_one
@@ -155,14 +155,15 @@ class Prediction:
         recurrent = self._keep(
             ("transposed", self.way.recurrent, n), ("u",), lambda: transposed(self._chain("u", n, keep=False))
         )
-        initial = tuple([each.reshape(-1) for each in state])
-        outputs, final = loop_of_one(z, initial, recurrent, self._projection(n), backward=n == 1)
+        initial, bias = tuple([each.reshape(-1) for each in state]), self.directions[n].recurrent_bias
+        outputs, final = loop_of_one(self.cell, z, initial, recurrent, bias, self._projection(n), backward=n == 1)
         return outputs.unsqueeze(1), tuple([each.view(1, 1, -1) for each in final])
 
     def _step_of_several(self, n: int, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        z = self._rows(n, inputs[0], self.directions[n].bias)
+        own, u, p = self.directions[n], self._chain("u", n), self._projection(n)
+        z = self._rows(n, inputs[0], own.bias)
         initial = tuple([each[0] for each in state])
-        h, *c = one_step_of_several(z, initial, self._chain("u", n), self._projection(n), self._scratch_for(z))
+        h, *c = one_step_of_several(z, initial, u, own.recurrent_bias, p, self._scratch_for(z))
         h = h.unsqueeze(0)
         return h.clone(), (h, *[each.unsqueeze(0) for each in c])
 
@@ -174,8 +175,9 @@ class Prediction:
             z = torch.bmm(left, columns) if bias is None else torch.baddbmm(bias.unsqueeze(1), left, columns)
         else:
             z = turned(self._rows(n, inputs, bias))
-        initial, recurrent = tuple([turned(each)[0] for each in state]), self._chain("u", n)
-        outputs, final = loop(z.unbind(), initial, recurrent, self._projection(n), backward=n == 1)
+        initial, u = tuple([turned(each)[0] for each in state]), self._chain("u", n)
+        added, p = self.directions[n].recurrent_bias, self._projection(n)
+        outputs, final = loop(self.cell, z, initial, u, added, p, backward=n == 1)
         return turned_back(outputs, batch), tuple([turned_back(each.unsqueeze(0), batch) for each in final])
 
     def _rows(self, n: int, inputs: Tensor, bias: Tensor | None) -> Tensor:

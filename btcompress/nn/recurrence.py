@@ -261,7 +261,7 @@ def recur(
         u=each,
         p=each if len(weights[0]) > 1 else (),
         outputs=state[0].shape[-1] if len(weights[0]) > 1 else 0,
-        loops=is_plain(tensors) and loopable(tensors),
+        loops=cell is LSTM and is_plain(tensors) and loopable(tensors),
         keeps=False,
         onednn=uses_onednn(z, cell),
         cpu=z.device.type == "cpu",

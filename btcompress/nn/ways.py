@@ -103,7 +103,8 @@ class Task:
 def possible_ways(task: Task, method: Method) -> Iterator[Way]:
     """All ways in which the task can be done as the method asks."""
     inputs, recurrent = _operands(task.w, method), _operands(task.recurrent, method)
-    loops = task.loops and task.cell == "lstm"
+    # The loop that is differentiable, and takes packed sequences, is that of an LSTM.
+    loops = task.loops and (task.cell == "lstm" or not (task.trains or task.packed))
     # A loop multiplies by matrices, or by two factors.
     by_matrices = all(shape is None or is_low_rank(shape) for shape in task.recurrent)
     for w in inputs:

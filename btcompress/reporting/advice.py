@@ -56,7 +56,7 @@ _MOST_NAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class _Effect:
-    """What an LSTM's errors do.
+    """What a recurrent layer's errors do.
 
     Attributes:
         lstm: its name.
@@ -137,7 +137,7 @@ def _model_advice(found: Findings) -> Iterator[str]:
 
 
 def _held_back(found: Findings) -> Iterator[_Effect]:
-    """What was measured last on sequences held back, of each LSTM."""
+    """What was measured last on sequences held back, of each recurrent layer."""
     where = "the sequences held back"
     for each in found.calibrated:
         yield _Effect(each.lstm, where, each.hidden_state_error_after, each.agreement_after)

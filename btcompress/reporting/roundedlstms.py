@@ -1,4 +1,4 @@
-"""What rounding alone would leave of LSTMs, measured on inputs: the figure to beat at equal bytes."""
+"""What rounding alone would leave of recurrent layers, measured on inputs: the figure to beat at equal bytes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from btcompress.yardsticks import INT4, int8_by_rows, rounded_alone, same_intege
 
 
 class OfLSTMs(Protocol):
-    """Measures LSTMs on inputs."""
+    """Measures recurrent layers on inputs."""
 
     def samples(self, key: str, /) -> Samples | None:
         """What a matrix meets; None for one that has no inputs."""
 
     def reports(self) -> tuple[InputsReport, ...]:
-        """What each LSTM gives on its inputs, beside the dense one."""
+        """What each recurrent layer gives on its inputs, beside the dense one."""
 
     def hidden_state_errors(self, matrices: Mapping[str, Tensor], /) -> Mapping[str, float]:
-        """Of the dense LSTMs with other matrices, by the name of each."""
+        """Of the dense layers with other matrices, by the name of each."""
 
 
 def rounded_lstms(rows: Sequence[MatrixReport], dense: Checkpoint, measure: OfLSTMs) -> tuple[InputsReport, ...]:
-    """What each LSTM gives on its inputs, and what the dense one would with its chosen matrices rounded alone.
+    """What recurrent layers give on their inputs, and what the dense ones would with chosen matrices rounded alone.
 
     Args:
         rows: of all chosen matrices, with their roundings.

@@ -43,19 +43,19 @@ from btcompress.yardsticks import (
 
 
 class OnInputs(Measure, Protocol):
-    """Measures forms and LSTMs on inputs; :func:`btcompress.calibration.on_inputs` makes one."""
+    """Measures forms and recurrent layers on inputs; :func:`btcompress.calibration.on_inputs` makes one."""
 
     def fitted(self, key: str, parts: tuple[BlockTerm, ...], /) -> tuple[BlockTerm, ...] | None:
         """A form of a matrix fitted to the inputs; None for a matrix that has none."""
 
     def reports(self) -> tuple[InputsReport, ...]:
-        """What each LSTM gives on its inputs, beside the dense one."""
+        """What each recurrent layer gives on its inputs, beside the dense one."""
 
     def hidden_state_errors(self, matrices: Mapping[str, Tensor], /) -> Mapping[str, float]:
-        """``||h - h'|| / ||h||`` of dense LSTMs with other matrices, by the name of each.
+        """``||h - h'|| / ||h||`` of dense recurrent layers with other matrices, by the name of each.
 
         Args:
-            matrices: in the place of its own; an LSTM of whose chosen matrices one is missing is left out.
+            matrices: in the place of its own; a layer of whose chosen matrices one is missing is left out.
         """
 
 
@@ -81,7 +81,7 @@ def report(
         bytes_after: size of the result's file; the size of its tensors as stored when left out.
         yardsticks: compare each matrix with other forms of equal size; takes seconds for a large one.
         on_inputs: measures on inputs, as :func:`btcompress.calibration.on_inputs` makes it: activation errors, and
-            what each LSTM gives.
+            what each recurrent layer gives.
 
     Raises:
         BTCompressError: yardsticks or activation errors are asked for without ``against``.
@@ -138,7 +138,7 @@ def _rows(compressed: CompressedCheckpoint) -> tuple[MatrixReport, ...]:
 def _reports_of(
     history: Sequence[dict[str, Any]],
 ) -> tuple[tuple[FineTuneReport, ...], tuple[CalibrationReport, ...], tuple[CalibrationReport, ...]]:
-    """Every training; every calibration; and of these the last of each LSTM that no training followed."""
+    """Every training; every calibration; and of these the last of each layer that no training followed."""
     finetuned: list[FineTuneReport] = []
     calibrated: list[CalibrationReport] = []
     standing: dict[str, CalibrationReport] = {}

@@ -1,4 +1,4 @@
-"""A call of a block-term LSTM or cell, made again as often as it takes to time it, and what it leaves as it was."""
+"""A call of a block-term layer or cell, made again as often as it takes to time it, and what it leaves as it was."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Pin(Struct, frozen=True, forbid_unknown_fields=True):
     """A way that a layer is run in from now on.
 
     Attributes:
-        module: name of the block-term LSTM or cell in the model, without those of wrappers; empty for the model itself.
+        module: name of the block-term layer in the model, without those of wrappers; empty for the model itself.
         layer: name of the layer in it: ``l0`` and so on, or ``cell``.
         steps: ``T`` of the calls that it is for.
         batch: ``B`` of these.
@@ -113,7 +113,7 @@ def write(pins: Sequence[Pin], path: Path) -> None:
 
 
 def tunable(module: nn.Module) -> dict[str, Running]:
-    """The block-term LSTMs and cells of a model, by their names without those of wrappers.
+    """The block-term recurrent layers and cells of a model, by their names without those of wrappers.
 
     Raises:
         BTCompressError: there are none.
@@ -123,8 +123,8 @@ def tunable(module: nn.Module) -> dict[str, Running]:
     found = {plain_name(name): each for name, each in module.named_modules() if isinstance(each, Running)}
     if not found:
         raise BTCompressError(
-            f"{type(module).__name__} has no BTLSTM or BTLSTMCell, and only these can be run in several ways. Put some "
-            "into it with btcompress.apply first."
+            f"{type(module).__name__} has no BTLSTM or BTLSTMCell, BTGRU, BTRNN or cell of these, and only they can "
+            "be run in several ways. Put some into it with btcompress.apply first."
         )
     return found
 
@@ -171,7 +171,7 @@ def _check(each: Pin, modules: Mapping[str, Running], path: Path) -> None:
     """Refuse a pin for what the model does not have."""
     if each.module not in modules:
         raise BTCompressError(
-            f"{path} pins a way on {told(each.module)}, which is no block-term LSTM or cell of this model. Those that "
+            f"{path} pins a way on {told(each.module)}, which is no block-term layer of this model. Those that "
             f"there are: {listed([told(name) for name in modules])}. Give the model that was tuned, or tune this one."
         )
     module = modules[each.module]

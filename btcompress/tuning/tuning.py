@@ -87,19 +87,19 @@ def tune(
 ) -> Tuning:
     """Measure on this machine which way to run each block-term layer is the fastest, and pin it.
 
-    The model runs once on the example, as it stands. At each call of a :class:`btcompress.BTLSTM` or
-    :class:`btcompress.BTLSTMCell` with as many steps and sequences as were not met before, all ways to run its layers
-    that its method leaves take turns on the inputs at hand, layer by layer. The fastest is pinned for calls of that
-    size; the way that would be chosen anyway is pinned unless another is 5 % faster. Pins are copied and pickled with
-    their module, are no part of its state dict, and stay until ``choice.unpin()`` of the block-term module, or until
-    others take their place.
+    The model runs once on the example, as it stands. At each call of a :class:`btcompress.BTLSTM`, a
+    :class:`btcompress.BTGRU`, a :class:`btcompress.BTRNN` or a cell of these with as many steps and sequences as
+    were not met before, all ways to run its layers that its method leaves take turns on the inputs at hand, layer
+    by layer. The fastest is pinned for calls of that size; the way that would be chosen anyway is pinned unless
+    another is 5 % faster. Pins are copied and pickled with their module, are no part of its state dict, and stay
+    until ``choice.unpin()`` of the block-term module, or until others take their place.
 
     Parameters, buffers, gradients and random numbers are afterwards as they were; what else the model keeps from call
     to call is its own affair. What is measured depends on the machine, and so do the ways that are pinned. They differ
     by rounding: what is to repeat elsewhere needs the same pins, from a file.
 
     Args:
-        module: holds block-term LSTMs or cells, or is one.
+        module: holds block-term recurrent layers or cells, or is one.
         example: what it is called with, as it will be; a tuple for several arguments.
         trains: measure forward and backward, rather than a call that asks for no gradients.
         seconds: for all ways of one layer at one size; each is called several times, however long it takes.
@@ -110,9 +110,9 @@ def tune(
         What was measured and pinned.
 
     Raises:
-        BTCompressError: the model has no block-term LSTM or cell, or calls none on the example; gradients are to be
-            asked for and none of them has any; it is neither on a CPU nor on a CUDA device; ``seconds`` is out of
-            range. Nothing is pinned then.
+        BTCompressError: the model has no block-term recurrent layer or cell, or calls none on the example; gradients
+            are to be asked for and none of them has any; it is neither on a CPU nor on a CUDA device; ``seconds`` is
+            out of range. Nothing is pinned then.
         OutputError: the file cannot be written.
     """
     modules = tunable(module)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/onnx_speed.py                            # the table of docs/benchmarks.md
     python tests/benchmarks/onnx_speed.py --check                    # and whether the figures there are reached
-    python tests/benchmarks/onnx_speed.py measure --hidden 128 >> forms.jsonl
+    python tests/benchmarks/onnx_speed.py measure --hidden 128 --cell gru >> forms.jsonl
     python tests/benchmarks/onnx_speed.py fit forms.jsonl            # constants for btcompress/export/costs.py
 
 Each row is one layer with as many inputs as hidden units, ``W`` and ``U`` at a quarter of their parameters: the dense
@@ -29,16 +29,17 @@ from torch import nn
 from ways_costs import forms as shapes_of
 from ways_costs import tell_constants
 
-from btcompress import BTLSTM
 from btcompress.benching.turns import Timed, take_turns
 from btcompress.export import layers
 from btcompress.export.checking import session
-from btcompress.export.costs import quantities, seconds
+from btcompress.export.costs import constants_of, quantities, seconds
 from btcompress.export.forms import Form, possible_forms
 from btcompress.export.graphfiles import graph_of
 from btcompress.export.integers import quantize
 from btcompress.export.request import GraphRequest
 from btcompress.export.weights import Weights
+from btcompress.nn.replacing import classes_of
+from btcompress.shapes import GATES, Cell
 
 #: Hidden units, steps and batch of the table.
 SIZES = [
@@ -63,12 +64,14 @@ LEAST = {(1, 1): 2.8, (50, 1): 3.0, (50, 16): 2.5}
 MOST = 1.05
 
 
-def module_of(inputs: int, hidden: int, form: str) -> nn.Module:
+def module_of(inputs: int, hidden: int, form: str, cell: Cell = "lstm") -> nn.Module:
     """A layer with random weights of a form: dense, low rank or block terms."""
-    w, u = shapes_of(inputs, hidden)[form]
+    w, u = shapes_of(inputs, hidden, len(GATES[cell]))[form]
     named = {key: shape for key, shape in (("weight_ih_l0", w), ("weight_hh_l0", u)) if shape is not None}
     torch.manual_seed(0)
-    return BTLSTM(inputs, hidden, shapes=named) if named else nn.LSTM(inputs, hidden)
+    dense, own = classes_of(cell, False)
+    build: Callable[..., nn.Module] = own if named else dense
+    return build(inputs, hidden, **({"shapes": named} if named else {}))
 
 
 def call_of(path: Path, inputs: int, size: tuple[int, int, int]) -> Callable[[], object]:
@@ -76,8 +79,9 @@ def call_of(path: Path, inputs: int, size: tuple[int, int, int]) -> Callable[[],
     hidden, steps, batch = size
     generator = np.random.default_rng(0)
     feed = {"x": generator.standard_normal((steps, batch, inputs), dtype=np.float32)}
-    feed |= {name: np.zeros((1, batch, hidden), dtype=np.float32) for name in ("h0", "c0")}
     runner = session(path, threads=1)
+    states = [each.name for each in runner.get_inputs() if each.name != "x"]
+    feed |= {name: np.zeros((1, batch, hidden), dtype=np.float32) for name in states}
     return lambda: runner.run(None, feed)
 
 
@@ -154,14 +158,15 @@ def measure(arguments: argparse.Namespace) -> None:
         inputs, request = arguments.inputs or hidden, GraphRequest(batch=batch, steps=steps)
         with tempfile.TemporaryDirectory() as name:
             calls, rows = {}, {}
-            for kind in shapes_of(inputs, hidden):
-                module = module_of(inputs, hidden, kind)
+            for kind in shapes_of(inputs, hidden, len(GATES[arguments.cell])):
+                module = module_of(inputs, hidden, kind, arguments.cell)
                 for form in forms_of(module, request):
                     own = f"{kind} {form.steps} {form.inputs} {form.recurrent}"
                     calls[own] = Timed(
                         call_of(written(Path(name), own, module, request, form), inputs, (hidden, steps, batch))
                     )
-                    rows[own] = {"inputs": inputs, "size": [hidden, steps, batch], "kind": kind, "form": astuple(form)}
+                    own_size = {"inputs": inputs, "size": [hidden, steps, batch], "cell": arguments.cell}
+                    rows[own] = {**own_size, "kind": kind, "form": astuple(form)}
             turns = take_turns(calls, arguments.seconds, "cpu")
         for own, row in rows.items():
             print(json.dumps(row | {"us": turns[own].median * 1e6}), flush=True)
@@ -178,19 +183,22 @@ def fit(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         hidden, steps, batch = row["size"]
         form, request = Form(*row["form"]), GraphRequest(batch=batch, steps=steps)
-        direction = direction_of(row["inputs"], hidden, row["kind"])
-        by_steps.setdefault(form.steps, []).append((astuple(quantities(form, direction, hidden, request)), row["us"]))
-        cases.setdefault((row["inputs"], hidden, steps, batch, row["kind"]), {})[form] = row["us"]
+        cell = row.get("cell", "lstm")
+        direction = direction_of(row["inputs"], hidden, row["kind"], cell)
+        found = astuple(quantities(form, direction, hidden, request))
+        by_steps.setdefault(constants_of(form, direction), []).append((found, row["us"]))
+        cases.setdefault((row["inputs"], hidden, steps, batch, row["kind"], cell), {})[form] = row["us"]
     for steps, own in by_steps.items():
         tell_constants(steps, own)
     ratios = []
-    for (inputs, hidden, steps, batch, kind), own in cases.items():
-        direction, request = direction_of(inputs, hidden, kind), GraphRequest(batch=batch, steps=steps)
+    for (inputs, hidden, steps, batch, kind, cell), own in cases.items():
+        direction, request = direction_of(inputs, hidden, kind, cell), GraphRequest(batch=batch, steps=steps)
         chosen = min(own, key=lambda form: seconds(form, direction, hidden, request))
         ratios.append(own[chosen] / min(own.values()))
         if ratios[-1] > 1.1:
             print(
-                f"{inputs, hidden, steps, batch, kind}: {chosen} takes {ratios[-1]:.2f} of the fastest", file=sys.stderr
+                f"{inputs, hidden, steps, batch, kind, cell}: {chosen} takes {ratios[-1]:.2f} of the fastest",
+                file=sys.stderr,
             )
     print(
         f"chosen as it is now: {statistics.mean(ratios):.3f} of the fastest in the mean, {max(ratios):.2f} at most",
@@ -198,8 +206,8 @@ def fit(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def direction_of(inputs: int, hidden: int, kind: str) -> Any:
-    return Weights.of_module("", module_of(inputs, hidden, kind)).layers[0][0]
+def direction_of(inputs: int, hidden: int, kind: str, cell: Cell) -> Any:
+    return Weights.of_module("", module_of(inputs, hidden, kind, cell)).layers[0][0]
 
 
 def main() -> None:
@@ -213,6 +221,7 @@ def main() -> None:
     measuring.add_argument("--inputs", type=int, help="as many as hidden units where left out")
     measuring.add_argument("--steps", type=int, nargs="+", default=[1, 6, 50])
     measuring.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    measuring.add_argument("--cell", choices=list(GATES), default="lstm")
     commands.add_parser("fit").add_argument("file", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -46,14 +46,15 @@ FloatArray = NDArray[np.float64]
 Shapes = tuple[MatrixShape | None, MatrixShape | None]
 
 
-def forms(inputs: int, hidden: int) -> dict[str, Shapes]:
+def forms(inputs: int, hidden: int, n_gates: int = 4) -> dict[str, Shapes]:
     """Shapes of ``W`` and ``U`` by the names of forms."""
     frame = (120, 160, 3) if inputs == 57_600 else None
     request = ShapeRequest(cp_rank=2, tucker_rank=4, input_shape=frame)
-    block_terms = choose_shape(request, "weight_ih_l0", 4 * hidden, inputs, n_gates=4).shape
+    rows = n_gates * hidden
+    block_terms = choose_shape(request, "weight_ih_l0", rows, inputs, n_gates=n_gates).shape
     if inputs == 57_600:
         return {"dense": (None, None), "block terms": (block_terms, None)}
-    low_rank = (low_rank_shape(4 * hidden, inputs, 4), low_rank_shape(4 * hidden, hidden, 4))
+    low_rank = (low_rank_shape(rows, inputs, n_gates), low_rank_shape(rows, hidden, n_gates))
     return {"dense": (None, None), "low rank": low_rank, "block terms": (block_terms, None)}
 
 
