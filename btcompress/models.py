@@ -346,7 +346,8 @@ def _checked(name: str, old: nn.Module | None, expected: type[nn.Module], names:
         raise CheckpointError(
             f"the file has an nn.{expected.__name__} at {where}, but that {obstacle}. Give the model whose dense "
             f"checkpoint was compressed (it has {', '.join(name for name in names[:8] if name) or 'no submodules'}), "
-            "or a prefix; or load to_dense() into a model that is written otherwise."
+            "or a prefix; or load to_dense() into a model that is written otherwise. Where the layer was converted "
+            f"from another project's names, as the report then says, put an nn.{expected.__name__} of its sizes there."
         )
     return old
 

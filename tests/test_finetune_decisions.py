@@ -107,10 +107,12 @@ def named(**modules):
         ("decoder", named(encoder=lstm(), decoder=lstm(), out=nn.Linear(6, 3)), "out"),
         ("decoder.rnn", named(encoder__rnn=lstm(), decoder__rnn=lstm(), decoder__out=nn.Linear(6, 3)), "decoder.out"),
         ("second", named(first=lstm(24, 8), second=lstm(8, 6), out=nn.Linear(6, 3)), "out"),
+        ("lstm", named(lstm=lstm(), gru=nn.GRU(4, 5), out=nn.Linear(6, 3)), "out"),
+        ("gru", named(lstm=lstm(24, 8), gru=nn.GRU(8, 6), out=nn.Linear(6, 3)), "out"),
     ],
     ids=[
         *("head alone", "embedding", "embedding as wide", "no bias", "layers below", "two directions", "scope a"),
-        *("scope b", "decoder", "decoder in a module", "second"),
+        *("scope b", "decoder", "decoder in a module", "second", "a GRU of other sizes", "a GRU's"),
     ],
 )
 def test_head_is_found_where_it_is_clear(name, tensors, head):
@@ -130,7 +132,7 @@ def test_head_is_found_where_it_is_clear(name, tensors, head):
         ("lstm", named(embed=nn.Embedding(50, 6), lstm=lstm(6))),
         ("lstm", {**named(lstm=lstm(), out=nn.Linear(6, 3)), "attention": torch.zeros(6, 9)}),
         ("lstm", {**named(lstm=lstm(), out=nn.Linear(6, 3)), "crf.transitions": torch.zeros(3, 3)}),
-        ("lstm", named(lstm=lstm(), gru=nn.GRU(4, 5), out=nn.Linear(6, 3))),
+        ("lstm", named(lstm=lstm(), gru=nn.GRU(6, 9), out=nn.Linear(6, 3))),
         ("first", named(first=lstm(), second=lstm(), out=nn.Linear(6, 3))),
         ("first", named(first=lstm(), second=lstm(6, 9), out=nn.Linear(6, 3))),
         ("encoder", named(encoder=lstm(), decoder=lstm(), out=nn.Linear(6, 3))),
@@ -139,7 +141,7 @@ def test_head_is_found_where_it_is_clear(name, tensors, head):
     ],
     ids=[
         *("none", "other size", "two", "hidden layer", "norm", "convolution", "embedding alone", "attention", "crf"),
-        *("gru", "twin", "stacked", "encoder", "encoder in a module", "bridge"),
+        *("a GRU on it", "twin", "stacked", "encoder", "encoder in a module", "bridge"),
     ],
 )
 def test_doubtful_heads_are_none(name, tensors):

@@ -120,8 +120,8 @@ def test_values_and_gradients_are_those_of_rounding_written_out(model, bits):
     values = {}
     for name, packed in compressed.stored.items():
         rows = FakeRounding.apply(leaves[f"{name}.places"], leaves[f"{name}.growth"], packed)
-        values[f"lstm.{inner[name]}"] = from_rows(rows, packed.shape)
-        torch.testing.assert_close(values[f"lstm.{inner[name]}"], given[name], rtol=0, atol=0)
+        values[f"layer.{inner[name]}"] = from_rows(rows, packed.shape)
+        torch.testing.assert_close(values[f"layer.{inner[name]}"], given[name], rtol=0, atol=0)
     reference = copy.deepcopy(network)
     torch.func.functional_call(reference, values, (x,))[0].square().sum().backward()
     moved = dict(rounding._moved())

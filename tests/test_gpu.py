@@ -84,6 +84,32 @@ def _float32_without_tf32():
             backend.allow_tf32 = allowed
 
 
+#: Of a tensor there and one on the CPU.
+MIXED = {
+    "sum": lambda x, y: x + y,
+    "product": lambda x, y: y @ x,
+    "one of both": lambda x, y: torch.cat([x, y]),
+    "in place": lambda x, y: y.add_(x),
+    "indices there": lambda x, y: y[x.long()],
+    "indices here": lambda x, y: x.index_select(0, y[0].long()),
+    "NumPy": lambda x, y: x.numpy(),
+    "generator": lambda x, y: torch.randn(2, device=ON, generator=torch.Generator()),
+}
+
+
+@pytest.mark.skipif(ON == "cpu", reason="nothing is elsewhere")
+@pytest.mark.parametrize("mixed", MIXED.values(), ids=MIXED)
+def test_it_refuses_tensors_of_the_cpu_beside_its_own(mixed):
+    with pytest.raises((RuntimeError, TypeError)):
+        mixed(torch.ones(2, 2).to(ON), torch.ones(2, 2))
+
+
+def test_it_takes_numbers_copies_and_indices_of_the_cpu():
+    x, y = torch.ones(2, 2).to(ON), torch.full((2, 2), 3.0)
+    assert (x * 2 + y.to(x.device) + torch.tensor(1.0)).cpu().tolist() == [[6.0, 6.0], [6.0, 6.0]]
+    assert x.copy_(y)[torch.tensor([1])].cpu().tolist() == [[3.0, 3.0]]
+
+
 def difference(given, wanted):
     """The norm of the difference over that of what is wanted, on the CPU in float64."""
     given, wanted = (each.detach().to(HERE).double() for each in (given, wanted))

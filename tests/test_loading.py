@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -17,15 +18,16 @@ from btcompress.checkpoint.source import digest
 from btcompress.errors import CheckpointError
 from btcompress.lazy import on_first_use
 
-#: Runs a command as ``python -m btcompress`` does, and says which of these modules came to be loaded.
+#: Runs commands as ``python -m btcompress`` does, and says which of these modules came to be loaded.
 LOADED = """
-import sys
+import json, sys
 from btcompress.__main__ import main
-sys.argv = ["btcompress", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["btcompress", *command]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, stop.code
 slow = ("scipy", "tensorly", "accelerate", "yaml", "btcompress.plan.planner", "btcompress.finetune.loop")
 print("loaded:", *(name for name in slow if name in sys.modules))
 """
@@ -47,8 +49,10 @@ def begun(model):
     ahead._begun.clear()
 
 
-def loaded(*arguments):
-    done = subprocess.run([sys.executable, "-c", LOADED, *map(str, arguments)], capture_output=True, text=True)
+def loaded(*commands):
+    """What a process loads that runs these commands one after the other."""
+    given = json.dumps([list(map(str, command)) for command in commands])
+    done = subprocess.run([sys.executable, "-c", LOADED, given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].removeprefix("loaded:").split()
 
@@ -56,10 +60,10 @@ def loaded(*arguments):
 def test_commands_load_only_what_they_need(model, tmp_path):
     target = tmp_path / "out.safetensors"
     # TensorLy, with which fits start, loads SciPy.
-    assert loaded("factorize", model, "-o", target, "--cp-rank", "2", "--tucker-rank", "2") == ["scipy", "tensorly"]
-    assert loaded("factorize", model, "-o", target, "--force", "--bits", "8") == []
-    assert loaded("report", target) == []
-    assert loaded("report", target, "--against", model) == []
+    fit = ("factorize", model, "-o", target, "--cp-rank", "2", "--tucker-rank", "2")
+    assert loaded(fit) == ["scipy", "tensorly"]
+    rounding = ("factorize", model, "-o", target, "--force", "--bits", "8")
+    assert loaded(rounding, ("report", target), ("report", target, "--against", model)) == []
 
 
 @pytest.mark.parametrize("room", ["calibration", "checkpoint", "finetune", "plan", "recipe"])

@@ -162,7 +162,7 @@ def test_commands_show_it_and_json_has_it(ratios, run, tmp_path):
         assert "Expected speed: At batch 1 and 1 step this file is expected to run 2.4 times as fast as" in words
         assert f"Expected speed: {SOURCE}" in words
     value = json.loads(run("report", target, "--json")[0])["expected_speed"]
-    assert value["cases"][0] == {"lstm": "rnn", "batch": 1, "steps": 1, "ratio": 2.44}
+    assert value["cases"][0] == {"lstm": "rnn", "batch": 1, "steps": 1, "ratio": 2.44, "kind": "LSTM"}
     assert value["advice"][-1] == SOURCE
 
 

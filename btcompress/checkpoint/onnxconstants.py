@@ -159,8 +159,9 @@ class Constants:
     def _run(self, node: NodeProto, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a node makes of constants, by the names of its outputs."""
         n_entries = sum(given[name].numel() for name in node.input if name)
-        if node.op_type == "Gather" and len(node.input) > 1:
-            n_entries *= max(given[node.input[1]].numel(), 1)  # a row may be taken more than once
+        if node.op_type == "Gather":
+            indices = [given[name].numel() for name in node.input[1:2] if name]
+            n_entries *= max(1, *indices, 0)  # a row may be taken more than once
         self._made += n_entries * _WIDEST
         if self._made > _MOST_MADE * self.n_bytes:
             raise UnheldError(f"far more is made of constants than the file holds ({node.op_type})")

@@ -102,9 +102,14 @@ class Data:
         return self._mapped[place["location"]].bytes_at(offset or 0, n_bytes, dtype.itemsize)
 
 
+def text_of(value: str | bytes) -> str:
+    """A text of the file: those that are not UTF-8 come as bytes."""
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
+
+
 def shown(constant: TensorProto) -> str:
     """What to call it in a sentence."""
-    return constant.name or "a constant"
+    return text_of(constant.name) or "a constant"
 
 
 def type_name(constant: TensorProto) -> str:
@@ -161,7 +166,7 @@ def _is_elsewhere(constant: TensorProto) -> bool:
 
 def _place(constant: TensorProto, path: Path) -> dict[str, str]:
     """Where a constant lies that is not in the graph: the location, offset and length."""
-    place = {each.key: each.value for each in constant.external_data}
+    place = {text_of(each.key): text_of(each.value) for each in constant.external_data}
     name = place.setdefault("location", "")
     # A model is data from elsewhere, so it may only ever point at its neighbours.
     if not name or name in (".", "..") or len(name.encode()) > _LONGEST_NAME or re.search(r"[/\\:\0]", name):

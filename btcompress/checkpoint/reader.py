@@ -58,7 +58,10 @@ class Checkpoint:
 
     def recurrent(self) -> tuple[RecurrentEntry | OtherRecurrent, ...]:
         """Its recurrent layers, and what looks like some; see :func:`btcompress.checkpoint.find_recurrent`."""
-        return (*find_recurrent(self.tensors, self.nonlinearities), *self.refused)
+        refused = {each.name for each in self.refused}
+        found = find_recurrent(self.tensors, self.nonlinearities)
+        own = (each for each in found if isinstance(each, RecurrentEntry) or each.name not in refused)
+        return (*own, *self.refused)
 
     def with_nonlinearity(self, given: Nonlinearity | None) -> Checkpoint:
         """The same with this nonlinearity of all plain RNNs; where it is None, tanh is taken of those that say none.
@@ -176,7 +179,10 @@ def _in_torchs_names(
         files,
         layout,
         conversion.nonlinearities,
-        tuple(OtherRecurrent(f"{each.name}.", "unknown", each.reason, each.keys) for each in conversion.refused),
+        tuple(
+            OtherRecurrent(f"{each.name}." if each.name else "", "unknown", each.reason, each.keys)
+            for each in conversion.refused
+        ),
     )
 
 

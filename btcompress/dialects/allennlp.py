@@ -15,7 +15,7 @@ from torch import Tensor
 
 from btcompress.dialects.found import Dialect, Found, Refused
 from btcompress.dialects.keys import below
-from btcompress.dialects.steps import Step, alone, from_the_end, fused_step, stacked
+from btcompress.dialects.steps import Step, alone, fused_step, in_a_row, stacked
 
 _PARTS = {
     "input_linearity.weight": "weight_ih",
@@ -36,7 +36,7 @@ _HIGHWAY = (6, 5)
 
 
 def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
-    stacks: dict[str, dict[int, dict[int, Step]]] = defaultdict(lambda: defaultdict(dict))
+    stacks: dict[tuple[str, str], dict[int, dict[int, Step]]] = defaultdict(lambda: defaultdict(dict))
     for prefix, group in below(tensors, tuple(_PARTS)).items():
         if not all(part in group for part in _WEIGHTS):
             continue
@@ -47,27 +47,26 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
             yield Refused(name, () if highway else tuple(group.values()), _HIGHWAY_REASON if highway else step)
         elif match is None:
             yield alone(step)
-        elif match["alternating"] or step.proj_size:
-            yield alone(step, _notices(match, step))
         else:
-            stacks[match["stack"]][int(match["layer"])][int(match["direction"] == "backward")] = step
-    for stack, by_layer in stacks.items():
-        yield from stacked(stack.removesuffix("."), by_layer)
+            way = "alternating" if match["alternating"] else "ELMo" if step.proj_size else ""
+            stacks[match["stack"], way][int(match["layer"])][int(match["direction"] == "backward")] = step
+    for (stack, way), by_layer in stacks.items():
+        name = stack.removesuffix(".")
+        yield from _apart(name, way, by_layer) if way else stacked(name, by_layer)
+
+
+def _apart(stack: str, way: str, steps: Mapping[int, Mapping[int, Step]]) -> Iterator[Found]:
+    """Layers of their own, as something else lies between them than between torch's; the first one says what."""
+    notices: tuple[str, ...] = (f"{stack or 'the top'}: {_BETWEEN[way]}",)
+    for layer in in_a_row(steps):
+        for step in layer:
+            yield alone(step, notices)
+            notices = ()
 
 
 def _name(prefix: str) -> str:
     """Of a layer on its own, without the module that does a single step."""
     return prefix.removesuffix(".").removesuffix(".cell")
-
-
-def _notices(match: re.Match[str], step: Step) -> tuple[str, ...]:
-    """What a layer's own matrices do not hold."""
-    name, layer = step.name, int(match["layer"])
-    if not step.proj_size:
-        return (f"{name} reads its sequences from the end, as every other layer of its stack does.",) * (layer % 2)
-    skip = ", and adds what goes into the layer to what comes out" if layer else ""
-    clips = f"{name}: ELMo clips its states to bounds that no file of weights holds{skip}; here it is without that."
-    return (clips, *from_the_end(name, int(match["direction"] == "backward")))
 
 
 def _is_highway(inputs: Tensor, recurrent: Tensor) -> bool:
@@ -77,6 +76,14 @@ def _is_highway(inputs: Tensor, recurrent: Tensor) -> bool:
     return (inputs.shape[0], recurrent.shape[0]) == tuple(each * hidden for each in _HIGHWAY)
 
 
+#: What the matrices of layers do not hold.
+_BETWEEN = {
+    "alternating": "its layers are LSTMs of their own, of which every other one, from layer_1 on, reads its sequences "
+    "from the end.",
+    "ELMo": "its layers are LSTMs of their own; ELMo clips their states to bounds that no file of weights holds, adds "
+    "what goes into a layer to what comes out from layer 1 on, and lets backward layers read from the end. Here each "
+    "is without that.",
+}
 _HIGHWAY_REASON = (
     "an LSTM with highway connections (6 and 5 rows per hidden unit where an LSTM has 4), for which there is no "
     "block-term form; its matrices can be factorized as linear layers (--matrices linear)"

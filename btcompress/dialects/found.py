@@ -37,7 +37,8 @@ class Refused:
 
     Attributes:
         name: what it is called; empty at the top.
-        keys: its tensors, which stay as they are.
+        keys: its tensors, which stay as they are; but not those of linear layers that it is made of, which may be
+            factorized as such.
         reason: what it is and why, and what to do, as the end of a sentence.
     """
 

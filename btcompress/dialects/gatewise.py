@@ -32,7 +32,9 @@ _GATES: dict[Cell, dict[str, tuple[str, ...]]] = {
 #: The gate that goes by several letters.
 _CANDIDATE: dict[Cell, str] = {"lstm": "g", "gru": "n"}
 _WORDS = frozenset(word for words in WORDS.values() for word in words)
+_NAMES = _WORDS.union(MEANINGS)
 _FEWEST = 6
+_LAST = 2
 _LONGEST = 24
 _IN_CODE = "stack its gates in your own code, in torch's order, and save weight_ih and weight_hh"
 _UNTOLD = (
@@ -92,7 +94,7 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
     modules: dict[str, _Named] = defaultdict(dict)
     for key in tensors:
         prefix, name, leaf = _parts(key)
-        if name in MEANINGS or name in _WORDS:
+        if name in _NAMES:
             modules[prefix].setdefault(name, {})[leaf] = key
     layers: list[_Layer] = []
     for prefix, named in modules.items():
@@ -121,12 +123,11 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
 
 def _parts(key: str) -> tuple[str, str, str]:
     """The prefix of a tensor's module, the name in it in small letters, and ``weight``, ``bias`` or nothing."""
-    head, _, last = key.rpartition(".")
-    leaf = ""
-    if last in _LEAVES and head:
-        leaf = last
-        head, _, last = head.rpartition(".")
-    return f"{head}." if head else "", last.lower(), leaf
+    *above, name, leaf = ("", "", *key.rsplit(".", _LAST))[-_LAST - 1 :]
+    if leaf in _LEAVES and name:
+        return f"{above[0]}." if above[0] else "", name.lower(), leaf
+    prefix = key[: len(key) - len(leaf)]
+    return prefix, leaf.lower(), ""
 
 
 def _layer(prefix: str, named: _Named) -> _Layer | None:
@@ -277,6 +278,8 @@ def _is_of_torchs_symbols(layer: _Layer, biases: Mapping[str, Mapping[str, Seque
 
 def _side_by_side(prefix: str, named: _Named, tensors: Mapping[str, Tensor]) -> Iterator[Refused]:
     """Layers whose matrices take inputs and state side by side."""
+    if len(named) < min(map(len, _GATES.values())):
+        return
     for kind, gates in _GATES.items():
         shapes = []
         for gate in gates:

@@ -29,8 +29,6 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
     for prefix, group in below(tensors, ("kernel", "recurrent_kernel", _SCALE)).items():
         if "kernel" not in group or len(group) == 1 or any(mark in prefix for mark in _KERAS):
             continue
-        if last_of(prefix).endswith("cell"):
-            continue
         name = prefix.removesuffix(".")
         own = {part: f"{prefix}{part}" for part in (*_PARTS, *_NORMS, _SCALE) if f"{prefix}{part}" in tensors}
         if "bias" not in own:
@@ -40,16 +38,24 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
         elif any(norm in own for norm in _NORMS):
             reason = f"a layer of haste with layer norm ({prefix}gamma), which torch's LSTM and GRU do not have"
             yield Refused(name, tuple(own.values()), reason)
+        elif last_of(prefix).endswith("cell"):
+            yield Refused(name, tuple(own.values()), _AS_KERAS)
         else:
             kind, order = _CELLS["recurrent_bias" in own]
             keys = {_PARTS[part]: key for part, key in own.items()}
             step = fused_step(name, tensors, keys, kind, order, is_turned=True)
             if isinstance(step, str):
                 continue
-            zoneout = (
-                f"{name or 'the top'}: zoneout, if it was trained with any, takes part at inference in haste, and "
-            )
-            yield alone(step, (f"{zoneout}no file of weights says so; here there is none.",))
+            gates = f"{name or 'the top'}: its gates are taken to be {', '.join(order)}, as haste has them."
+            yield alone(step, (f"{gates} {_ZONEOUT}",))
 
+
+_ZONEOUT = (
+    "Zoneout, if it was trained with any, takes part at inference there, and no file of weights says so; here is none."
+)
+_AS_KERAS = (
+    "its weights have the names of a cell of Keras, with dots, and of haste, which stacks gates in another order; give "
+    "the file that Keras wrote, or stack them in torch's order in your own code, as weight_ih and weight_hh"
+)
 
 DIALECT = Dialect("haste", _find)

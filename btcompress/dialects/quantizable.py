@@ -30,7 +30,7 @@ _SPLIT = {
 _LAYER = re.compile(
     r"(?P<name>.*?)\.?layers\.(?P<layer>0|[1-9][0-9]{0,4})\.layer_(?P<direction>fw|bw)\.cell\.", re.DOTALL
 )
-_OBSERVERS = ("activation_post_process.", "weight_fake_quant.", "fake_quant_enabled", "observer_enabled")
+_OBSERVERS = ("activation_post_process.", "weight_fake_quant.")
 
 
 def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:

@@ -39,11 +39,14 @@ def separate_step(
             return f"{key} holds no floating-point numbers; use the checkpoint from before quantization"
         if not tensors[key].numel():
             return f"{key} has no entries, as sharded training leaves it; gather the whole weights, and give that file"
+    first_shapes = [tuple(tensors[next(iter(part.values()))].shape) for part in weights.values()]
+    if any(len(shape) != _MATRIX for shape in first_shapes):
+        return f"its weights have shapes {first_shapes}, and only matrices are factorized"
     hidden, n_inputs = tensors[weights["weight_hh"][GATES[kind][0]]].shape[0], 0
     for part, by_gate in weights.items():
         shapes = {key: tuple(tensors[key].shape) for key in by_gate.values()}
         first = next(iter(shapes.values()))
-        if part == "weight_ih" and len(first) == _MATRIX:
+        if part == "weight_ih":
             n_inputs = first[0 if is_turned else 1]
         columns = n_inputs if part == "weight_ih" else hidden
         right = (columns, hidden) if is_turned else (hidden, columns)

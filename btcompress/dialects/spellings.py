@@ -47,6 +47,7 @@ SPELLINGS = (
     Spelling("w{}x", "w{}h", ("b{}x", "b{}", "b_{}"), ("b{}h",)),
     Spelling("w_{}i", "w_{}h", ("b_{}i", "b_{}", "bias_{}"), ("b_{}h",)),
     Spelling("weight_{}i", "weight_{}h", ("bias_{}i", "bias_{}"), ("bias_{}h",)),
+    Spelling("linear_{}x", "linear_{}h", ("b_{}", "bias_{}")),
     Spelling("i2h_{}", "h2h_{}", ("b_{}", "bias_{}")),
     Spelling("x2h_{}", "h2h_{}", ("b_{}", "bias_{}")),
     Spelling("i{}_gate", "h{}_gate", ("b_{}", "bias_{}")),

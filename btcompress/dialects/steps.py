@@ -157,10 +157,6 @@ def stacked(name: str, steps: Mapping[int, Mapping[int, Step]], notices: tuple[s
         return
     for _, by_direction in sorted(steps.items()):
         for direction, step in sorted(by_direction.items()):
-            yield alone(step, (*notices, *from_the_end(step.name, direction)))
+            reverse = (f"{step.name} reads its sequences from the end.",) if direction else ()
+            yield alone(step, (*notices, *reverse))
             notices = ()
-
-
-def from_the_end(name: str, direction: int) -> tuple[str, ...]:
-    """What is to be said of a layer of its own that goes in reverse, 1, and not forward, 0."""
-    return (f"{name} reads its sequences from the end.",) * direction
