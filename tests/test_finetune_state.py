@@ -123,9 +123,9 @@ def tensor(name, value):
     return change
 
 
-FIRST = "network.lstm.weight_hh_l0"
+FIRST = "network.layer.weight_hh_l0"
 FORGERIES = {
-    "another version": record(version=2),
+    "another version": record(version=1),
     "no rows": lambda record, tensors: record.pop("rows"),
     "rows that are no list": record(rows={}),
     "an epoch beyond the last": lambda record, tensors: record.update(

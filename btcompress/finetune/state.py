@@ -33,7 +33,7 @@ from btcompress.memory import size_text
 _MARK = "btcompress-training-state"
 _BEGINNING = f'{{"__metadata__":{{"{_MARK}":'.encode()
 _LENGTH_SIZE = 8
-_VERSION = 1
+_VERSION = 2
 
 #: What AdamW keeps of each parameter: how many steps it took, and two means of its shape.
 _STEPS, _MEANS = "step", ("exp_avg", "exp_avg_sq")
