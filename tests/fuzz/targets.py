@@ -308,7 +308,8 @@ def sequences(name, data, folder):
             padded = x[rows].astype(wide) * 0.5
     same(len(source), n_sequences, "the number of sequences")
     _same_array(batch.x, padded.astype(wide), "x")
-    states = (None, None) if batch.state is None else (state.transpose(0, 1) for state in batch.state)
+    states = [state.transpose(0, 1) for state in batch.state or ()]
+    states += [None] * (2 - len(states))  # a GRU's state is one
     for name, part in zip(("y", "lengths", "h0", "c0"), (batch.y, batch.lengths, *states), strict=True):
         array = arrays.get(name)
         same(part is None, array is None, f"the absence of {name}")
