@@ -3,6 +3,7 @@
 import importlib
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def test_lstm_speed_times_every_form_of_every_case_against_both_kernels(run_scri
         assert row["ratio"] == pytest.approx(dense / row["seconds"][row["form"]], rel=0.01)
     assert code == 0
     assert sum(line.startswith(("| 16, 16,", "| 240, 8,")) for line in lines) == 2 * (2 + 2 + 1)
+
+
+def test_gru_speed_times_every_case_of_both_cells(run_script):
+    rows, lines, code = run_script("gru_speed.py", "--size", 8, "--seconds", 0, "--table")
+    cases = [(1, 1, "prediction"), (50, 1, "prediction"), (50, 16, "prediction"), (50, 16, "training")]
+    assert [(row["cell"], row["steps"], row["batch"], row["kind"]) for row in rows] == [
+        (cell, *case) for cell in ("gru", "rnn") for case in cases
+    ]
+    assert all(row["ratio"] == pytest.approx(row["dense"] / row["low rank"]) for row in rows)
+    assert rows[0]["way"].startswith("loop")
+    assert (code, len(lines)) == (0, 2 + len(rows))
 
 
 def test_the_other_kernel_is_chosen_for_a_while_only(monkeypatch):
@@ -110,7 +122,14 @@ def test_the_short_run_has_every_case_that_a_figure_names(monkeypatch):
     ("name", "arguments"),
     [("training_step.py", ()), ("training_step.py", ("--ways",)), ("step_cost.py", ("--device", "cpu"))],
 )
-def test_another_script_that_times_layers_runs(run_script, name, arguments):
+def test_another_script_that_times_layers_runs(run_script, name, arguments, monkeypatch):
+    run = subprocess.run
+
+    def one_of_them(command, **options):
+        """The fresh processes whose memory is measured are all started alike."""
+        return run(command, **options) if "paper's modes" in command else subprocess.CompletedProcess(command, 0, "1")
+
+    monkeypatch.setattr(subprocess, "run", one_of_them)
     rows, _, code = run_script(name, "--small", "--repeats", 1, *arguments)
     assert rows
     assert code == 0

@@ -476,7 +476,7 @@ def test_calibration_brings_the_hidden_states_nearer_and_says_so(model, sequence
 
 def test_plans_are_made_on_sample_inputs_and_kept(model, sequences, run):
     how = ("--matrices", "input,recurrent", "--calibration", sequences, "--scale", "1/40")
-    wish = ("--max-activation-error", "0.8")
+    wish = ("--max-activation-error", "0.8", "--order", "2")
     plan, err = run("plan", "model.pt", *wish, *how, "--json", "--save-plan", "plan.yaml", cwd=model.parent)
     assert err == ""
     value = json.loads(plan)

@@ -343,6 +343,17 @@ def test_layers_in_branches_and_loops_are_found(tmp_path):
     }
 
 
+def test_constants_of_one_name_in_two_graphs_stay_two(tmp_path):
+    values = [np.arange(2, dtype=np.float32) + n for n in range(3)]
+    branches = [branch(helper.make_node("Add", ["x", "k"], ["y"]), constants={"k": value}) for value in values]
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("If", ["c"], ["z"], then_branch=branches[2], else_branch=branches[2]),
+    ]
+    found = read(saved(tmp_path, model_of(graph_of(nodes)))).tensors  # a node has its attributes in alphabetical order
+    assert [(key, tensor[0].item()) for key, tensor in found.items()] == [("k", 1), ("k_1", 0), ("k_2", 2), ("k_3", 2)]
+
+
 def test_nodes_that_share_weights_are_one_layer(tmp_path):
     own = weights_of("LSTM")
     nodes = [node_of("LSTM", ["x", *own], name=f"/a/rnn{n}/LSTM", outputs=(f"y{n}",)) for n in range(3)]
@@ -378,13 +389,6 @@ def test_other_tensors_below_the_name_of_a_module_make_no_siblings(tmp_path):
     node = node_of("LSTM", ["x", "W", "R", "B", "", "net.rnn.h0"])
     (entry,) = read(saved(tmp_path, model_of(graph_of([node], own)))).recurrent()
     assert (entry.name, entry.siblings) == ("net.rnn.LSTM", ())
-
-
-def test_a_result_of_a_model_records_the_file_and_what_it_was(tmp_path):
-    path = saved(tmp_path, simple())
-    result = btcompress.factorize(path, cp_rank=1, tucker_rank=1, matrices=("input", "recurrent"))
-    assert result.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert set(result.matrices) == {"net.rnn.weight_ih_l0", "net.rnn.weight_hh_l0"}
 
 
 def test_of_a_folder_the_weights_of_torch_are_read(tmp_path):
@@ -901,3 +905,38 @@ def test_damaged_files_of_mxnet_are_refused(tmp_path, content, reason):
     (tmp_path / "net.params").write_bytes(content)
     with pytest.raises(CheckpointError, match=re.escape(reason)):
         read(tmp_path / "net.params")
+
+
+# At full rank
+
+
+def of_onnx(tmp_path):
+    model = simple("LSTM", 2, direction="bidirectional")
+    return saved(tmp_path, model), "net.rnn", lambda x: onnx_states(model, x)
+
+
+def of_flax(tmp_path):
+    draw = Draw()
+    step, n_states = flax_gru(draw, "cell/{}/{}".format)
+    path = written(tmp_path, tree_of(draw.state))
+    return path, "cell", lambda x: run(step, torch.from_numpy(x).double(), n_states).numpy()
+
+
+def of_mxnet(tmp_path):
+    draw = Draw()
+    step, n_states = mxnet_step("RNN", *mxnet_parts(draw, "rnn0_l0_", "RNN"))
+    path = tmp_path / "net.params"
+    path.write_bytes(params({key: tensor.numpy() for key, tensor in draw.state.items()}))
+    return path, "rnn0", lambda x: run(step, torch.from_numpy(x).double(), n_states).numpy()
+
+
+@pytest.mark.parametrize("made", [of_onnx, of_flax, of_mxnet], ids=lambda made: made.__name__)
+def test_a_model_factorized_at_full_rank_gives_the_hidden_states_of_its_framework(tmp_path, made):
+    path, name, expected = made(tmp_path)
+    kinds, x = ("input", "recurrent"), drawn(T, B, I)
+    result = btcompress.factorize(path, cp_rank=1, tucker_rank=99, matrices=kinds, allow_growth=True)
+    assert set(result.matrices) == {key for key in result.outline() if key.startswith(f"{name}.weight_")}
+    dense = from_state_dict(btcompress.to_dense(result))
+    x = x.astype(str(next(iter(dense.tensors.values())).dtype).removeprefix("torch."))
+    np.testing.assert_allclose(states(torchs(dense, name), x), expected(x), atol=1e-5)
+    assert result.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -205,9 +205,12 @@ def test_grus_and_plain_rnns_come_back_from_full_rank_and_from_their_file(tmp_pa
 
 def test_nonlinearity_of_plain_rnns_is_as_said_and_kept_with_the_result(tmp_path):
     model = nn.ModuleDict({"rnn": nn.RNN(12, 6, nonlinearity="relu"), "lstm": nn.LSTM(12, 6)})
-    told = btcompress.report(btcompress.factorize(model, tucker_rank=2)).notices
+    assert btcompress.factorize(model, tucker_rank=2).nonlinearities == {"rnn": "relu"}
+    told = btcompress.report(btcompress.factorize(model.state_dict(), tucker_rank=2)).notices
     assert any("rnn: a plain RNN, taken to apply tanh" in each for each in told)
-    btcompress.save(btcompress.factorize(model, tucker_rank=2, nonlinearity="relu"), tmp_path / "a.safetensors")
+    btcompress.save(
+        btcompress.factorize(model.state_dict(), tucker_rank=2, nonlinearity="relu"), tmp_path / "a.safetensors"
+    )
     loaded = btcompress.load(tmp_path / "a.safetensors")
     assert [entry.nonlinearity for entry in loaded.recurrent() if entry.type == "rnn"] == ["relu"]
     further = btcompress.factorize(tmp_path / "a.safetensors", matrices=["recurrent"], tucker_rank=2)

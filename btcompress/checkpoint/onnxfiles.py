@@ -111,17 +111,6 @@ class _Node:
         others = [self.scope.place(name) for n, name in enumerate(self.node.input) if name and n not in constants]
         return {(self.scope, name): others for name in self.node.output if name}
 
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What nodes have in common that are one layer."""
-        digest = sha256()
-        for tensor in self.weights.values():
-            for chunk in byte_chunks(tensor):
-                digest.update(chunk.numpy().data)
-        attributes = sorted((name, str(value)) for name, value in _attributes(self.node).items())
-        shapes = tuple((part, tensor.dtype, tuple(tensor.shape)) for part, tensor in self.weights.items())
-        return self.node.op_type, shapes, tuple(attributes), digest.digest()
-
     def layer(self, name: str) -> tuple[Found, dict[str, Tensor]]:
         """The layer under a name, and its weights as tensors below that."""
         keys = {part: f"{name}.{part}" for part in self.weights}
@@ -198,6 +187,7 @@ class _Reading:
         """The constants that are kept, each with its name, and what was left out."""
         kept: dict[Place, tuple[str, Tensor]] = {}
         taken: set[str] = set()
+        numbers = _Numbers()
         left_out: list[str] = []
         for place in self._places:
             if place in spent:
@@ -208,7 +198,8 @@ class _Reading:
                 left_out.append(str(why))
                 continue
             if place in self._initializers or (tensor.is_floating_point() and tensor.numel() > 1):
-                name = _unique(text_of(place[1]) or "constant", taken)
+                name = text_of(place[1]) or "constant"
+                name = numbers.unique(name, taken.__contains__) if name in taken else name
                 taken.add(name)
                 kept[place] = name, plain_tensor(name, tensor)
         left_out += [
@@ -221,6 +212,18 @@ class _Reading:
             if node.op_type in _OPERATORS:
                 name = f"{text_of(function)}.{text_of(node.name) or node.op_type.lower()}"
                 yield Refused(name, (), f"it lies in a function; {_INLINE} puts it into the graph")
+
+
+class _Numbers:
+    """Makes names of their own of such as repeat, by numbers, none of which is tried twice."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, Iterator[int]] = {}
+
+    def unique(self, name: str, is_taken: Callable[[str], bool]) -> str:
+        """The name with the first number that makes it one that is not taken."""
+        numbers = self._next.setdefault(name, count(1))
+        return next(each for n in numbers if not is_taken(each := f"{name}_{n}"))
 
 
 @dataclass(slots=True)
@@ -241,6 +244,8 @@ class _Layers:
     _order: dict[Place, int] = field(init=False)
     _keys: list[str] = field(init=False)
     _taken: set[str] = field(default_factory=set)
+    _numbers: _Numbers = field(default_factory=_Numbers)
+    _digests: dict[int, bytes] = field(default_factory=dict)
     _first: dict[tuple[object, ...], str] = field(default_factory=dict)
     _same: dict[str, list[str]] = field(default_factory=dict)
 
@@ -255,7 +260,7 @@ class _Layers:
         if isinstance(node.found, Refused):
             keys = tuple(self.others[place] for place in leaves if place in self.others)
             self.found.append(Refused(name, keys, node.found.reason))
-        elif (first := self._first.setdefault(node.identity, name)) != name:
+        elif (first := self._first.setdefault(self._identity(node), name)) != name:
             self._same.setdefault(first, []).append(name)
         else:
             layer, tensors = node.layer(name)
@@ -268,14 +273,30 @@ class _Layers:
         for first, others in self._same.items():
             yield f"{first}: one layer with {listed(others, _MOST_SHOWN)} of the graph, which has the same weights."
 
+    def _identity(self, node: _Node) -> tuple[object, ...]:
+        """What nodes have in common that are one layer."""
+        digests = tuple(
+            (part, tensor.dtype, tuple(tensor.shape), self._digest(tensor)) for part, tensor in node.weights.items()
+        )
+        attributes = sorted((name, str(value)) for name, value in _attributes(node.node).items())
+        return node.node.op_type, digests, tuple(attributes)
+
+    def _digest(self, tensor: Tensor) -> bytes:
+        """Of its bytes; worked out once for a tensor that several nodes have."""
+        if id(tensor) not in self._digests:
+            digest = sha256()
+            for chunk in byte_chunks(tensor):
+                digest.update(chunk.numpy().data)
+            self._digests[id(tensor)] = digest.digest()
+        return self._digests[id(tensor)]
+
     def _name(self, node: NodeProto) -> str:
         """The path of the module that a node was exported from, as exporters name nodes, with dots."""
         parts = [part for part in re.split(r"[/.]+", text_of(node.name)) if part] or [node.op_type.lower()]
         number = re.fullmatch(rf"{node.op_type}(_[0-9]+)?", parts[-1])
         short = [*parts[:-2], parts[-2] + (number[1] or "")] if number and len(parts) > 1 else parts
         name = next((each for each in map(".".join, (short, parts)) if not self._is_taken(each)), None)
-        if name is None:
-            name = next(each for n in count(1) if not self._is_taken(each := f"{'.'.join(parts)}_{n}"))
+        name = name or self._numbers.unique(".".join(parts), self._is_taken)
         self._taken.add(name)
         return name
 
@@ -288,10 +309,6 @@ def _inputs(node: NodeProto) -> dict[str, int]:
     """The positions of its constants among its inputs; a name that is empty stands for none."""
     positions = _INPUTS.get(node.op_type, _LSTM_INPUTS)
     return {part: n for part, n in positions.items() if n < len(node.input) and node.input[n]}
-
-
-def _unique(name: str, taken: Collection[str]) -> str:
-    return name if name not in taken else next(each for n in count(1) if (each := f"{name}_{n}") not in taken)
 
 
 def _attributes(node: NodeProto) -> dict[str, object]:

@@ -22,7 +22,8 @@ _KEY = re.compile(
 )
 #: The end of a prefix that says a direction and a layer.
 _PLACE = re.compile(r"(?:^|(?<=[._]))(?P<direction>[lr])(?P<layer>0|[1-9][0-9]{0,5})_\Z")
-_FUSED = re.compile(r"(?P<prefix>(?:.*[._])?[^._]*(?:lstm|gru|rnn)[^._]*_)parameters", re.DOTALL | re.IGNORECASE)
+_FUSED = "_parameters"
+_FUSED_WORDS = ("lstm", "gru", "rnn")
 
 _BY_GATES: dict[int, Cell] = {len(names): cell for cell, names in GATES.items()}
 #: torch's letters of gates that have each their own tensors, by MXNet's.
@@ -58,9 +59,9 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
                 position = (int(place["layer"]), place["direction"]) if place else (0, "l")
                 keys[prefix].append(key)
                 layers[prefix][position][part][match["gate"] or ""] = tensor
-        elif key.endswith("parameters") and tensor.dim() == 1 and (match := _FUSED.fullmatch(key)):
+        elif key.endswith(_FUSED) and tensor.dim() == 1 and _is_recurrent(key.removesuffix(_FUSED)):
             yield Refused(
-                match["prefix"].rstrip("._"),
+                key.removesuffix(_FUSED),
                 (key,),
                 "a fused RNN of MXNet, whose one vector of parameters does not say what lies where. Unpack it "
                 "(unpack_weights of its cell), or save the model from Gluon",
@@ -74,6 +75,12 @@ def _find(tensors: Mapping[str, Tensor]) -> Iterator[Found]:
 
 
 DIALECT = Dialect("MXNet", _find)
+
+
+def _is_recurrent(name: str) -> bool:
+    """Whether the last part of a name has a word for a recurrent layer."""
+    last = re.split(r"[._]", name)[-1].lower()
+    return any(word in last for word in _FUSED_WORDS)
 
 
 def _layer(name: str, keys: tuple[str, ...], own: Mapping[_Position, _Own]) -> Found | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,19 +27,25 @@ from btcompress.fit import FitOptions, MatrixFit, OnSweep, described, explained,
 from btcompress.orders import fit_ordered, share_orders
 from btcompress.plan import Plan
 from btcompress.results import FitProgress, LeftDense, Sweep
+from btcompress.shapes import Nonlinearity
 
 Weights = str | PathLike[str] | Mapping[str, Any] | nn.Module
 OnProgress = Callable[[FitProgress], None]
 
 
 def open_weights(weights: Weights, container: str | None = None) -> Checkpoint:
-    """Read a file, or take a state dict or a module's, as a checkpoint.
+    """Read a file, or take a state dict or a module's, as a checkpoint; a module says nonlinearities too.
 
     Raises:
         CheckpointError: as :func:`btcompress.checkpoint.read`.
     """
     if isinstance(weights, nn.Module):
-        return from_state_dict(weights.state_dict(), type(weights).__name__)
+        named = weights.named_modules(remove_duplicate=False)
+        told = {
+            name: cast(Nonlinearity, each.nonlinearity) for name, each in named if isinstance(each, nn.RNN | nn.RNNCell)
+        }
+        checkpoint = from_state_dict(weights.state_dict(), type(weights).__name__)
+        return replace(checkpoint, nonlinearities={**checkpoint.nonlinearities, **told})
     if isinstance(weights, Mapping):
         return from_state_dict(weights)
     return read(weights, container)
