@@ -6,6 +6,7 @@ command itself. Run ``python tests/kill_moments.py --trials 1000``; it prints a 
 
 import argparse
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -130,6 +131,9 @@ def main_program() -> None:
         _waited(_forked(_make_inputs, inputs))
         names = given.command or list(COMMANDS)
         _import_what_commands_import([COMMANDS[name] for name in names], inputs, Path(place))
+        # Children that look for garbage would copy all memory in which they look.
+        gc.collect()
+        gc.freeze()
         for name in names:
             counts = _Trials(name, COMMANDS[name], inputs, Path(place)).run(given.trials, given.seed)
             print(json.dumps({"command": name, "seed": given.seed, **counts}), flush=True)
