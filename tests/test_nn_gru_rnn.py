@@ -17,11 +17,12 @@ from btcompress import BTGRU, BTLSTM, BTRNN, BTGRUCell, BTLSTMCell, BTRNNCell
 from btcompress.errors import CheckpointError
 from btcompress.models import restore
 from btcompress.nn.choice import choose_way
+from btcompress.nn.costs import quantities
 from btcompress.nn.grutype import GRU
 from btcompress.nn.recurrence import Trained, recur, recur_by_kernel, recur_by_steps
 from btcompress.nn.replacing import classes_of, is_replaceable, obstacle_to, with_shapes
 from btcompress.nn.rnntype import RNN
-from btcompress.nn.ways import Task, possible_ways
+from btcompress.nn.ways import Task, Way, possible_ways
 from btcompress.shapes import GATES, BlockTermShape, MatrixShape
 from lowrankresults import low_rank_result
 
@@ -410,6 +411,21 @@ def test_torchs_kernel_for_them_is_never_onednns_and_no_loop_trains_them():
     assert [(task.cell, task.onednn) for task in module.choice.tasks.values()] == [("gru", False)]
 
 
+def test_what_a_way_costs_goes_by_the_gates_of_the_cell():
+    for way in (Way("kernel", "dense", "dense"), Way("loop", "dense", "dense")):
+        found = {
+            cell: quantities(way, Task(8, 8, 5, 2, 10, packed=False, trains=False, w=(None,), u=(None,), cell=cell))
+            for cell in GATES
+        }
+        for name in ("gate", "product", "read", "inputs", "taken"):
+            lstm, gru, rnn = (getattr(found[cell], name) for cell in ("lstm", "gru", "rnn"))
+            assert (gru, rnn) == pytest.approx((3 / 4 * lstm, 1 / 4 * lstm))
+            assert lstm > 0
+    single = Task(256, 256, 1, 1, 1, packed=False, trains=False, w=(None,), u=(None,), onednn=False, cell="rnn")
+    factors = (MatrixShape(BlockTermShape.low_rank(256, 256, 32, 1)),)
+    assert choose_way(replace(single, w=factors, u=factors), "auto") == Way("loop", "factors", "factors")
+
+
 def test_what_is_trained_takes_the_way_that_is_pinned(monkeypatch):
     taken = []
     run = Trained.run
@@ -492,17 +508,13 @@ def test_a_compiler_learns_the_sizes_that_results_have(name):
 
 
 def test_what_is_fastest_is_measured_and_pinned_and_read_from_a_file(tmp_path):
-    model = nn.ModuleList([make("gru", LAYERS)[0], make("relu", CELLS)[0]])
-    model.forward = lambda x: model[1](x[0], model[0](x)[1][0])
-    x = draw(T, B, I)
-    with torch.no_grad():
-        expected = model(x)
+    model, dense = make("gru", LAYERS)
+    x = draw(2, B, I)
     tuning = btcompress.tune(model, x, seconds=1e-4, file=tmp_path / "pins.json")
-    assert [(pin.module, pin.layer) for pin in tuning.pins] == [("0", "l0"), ("1", "cell")]
+    assert [(pin.module, pin.layer, pin.steps) for pin in tuning.pins] == [("", "l0", 2)]
     other = copy.deepcopy(model)
-    for each in other:
-        each.choice.unpin()
+    other.choice.unpin()
     assert btcompress.pin(other, tmp_path / "pins.json") == tuning.pins
-    for each in (model, other):
-        with torch.no_grad():
-            torch.testing.assert_close(each(x), expected)
+    assert other.choice.pinned == model.choice.pinned
+    with torch.no_grad():
+        torch.testing.assert_close(other(x), dense(x))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from btcompress.checkpoint import RecurrentEntry
-from btcompress.finetune.data import State
+from btcompress.nn.celltype import State
 from btcompress.shapes import Cell
 
 Step = Callable[[Tensor, Tensor, State], State]
