@@ -48,6 +48,14 @@ OLD = b"what lay there before"
 LEFTOVERS = re.compile(r"(.*/)?\.btcompress-[0-9a-f]{16}\.(lock|tmp(?:/.*)?)")
 #: Seconds after which a command counts as hanging.
 PATIENCE = 120
+#: Of what commands import: found out for each, it would be imported twice.
+_LONG_TO_IMPORT = (
+    "tensorly.decomposition",
+    "torch._dynamo",
+    "onnxruntime.quantization",
+    "sklearn.datasets",
+    "matplotlib.backends.backend_agg",
+)
 TINY_DEMO = DemoSize(60, 80, 20, 10, 0.2, 4, 1, 1, 1, 1e-2, 1, 1e-2)
 
 
@@ -300,6 +308,8 @@ class _Watch:
 
 def _import_what_commands_import(commands: list[Command], inputs: Path, place: Path) -> None:
     """So that each child need not: what a command imports as it runs, unless it is part of running itself."""
+    for name in _LONG_TO_IMPORT:
+        importlib.import_module(name)
     for number, command in enumerate(commands):
         folder = place / f"imports{number}"
         shutil.copytree(inputs, folder)
