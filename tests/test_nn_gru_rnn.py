@@ -297,6 +297,18 @@ def test_copies_pickles_and_state_dicts_carry_all(kind):
             torch.testing.assert_close(other(inputs), module(inputs), rtol=0, atol=0)
 
 
+def test_predictions_follow_the_parameters_however_they_are_changed():
+    for kind, table in (("gru", LAYERS), ("gru", CELLS), ("relu", LAYERS)):
+        module, _ = make(kind, table)
+        for way, batch in itertools.product(pinned(module), (1, B)):
+            inputs = draw(batch, I) if table is CELLS else draw(T, batch, I)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    module(inputs)
+                    parameter.data.mul_(-0.9)
+                torch.testing.assert_close(module(inputs), module.to_dense()(inputs), msg=str(way))
+
+
 CLASSES = {
     ("lstm", False): (nn.LSTM, BTLSTM),
     ("lstm", True): (nn.LSTMCell, BTLSTMCell),
