@@ -19,7 +19,7 @@ from btcompress.models import restore
 from btcompress.nn.choice import choose_way
 from btcompress.nn.costs import quantities
 from btcompress.nn.grutype import GRU
-from btcompress.nn.recurrence import Trained, recur, recur_by_kernel, recur_by_steps
+from btcompress.nn.recurrence import Trained, recur_by_kernel, recur_by_steps
 from btcompress.nn.replacing import classes_of, is_replaceable, obstacle_to, with_shapes
 from btcompress.nn.rnntype import RNN
 from btcompress.nn.ways import Task, Way, possible_ways
@@ -198,19 +198,18 @@ def test_the_reset_gate_acts_on_the_recurrent_bias():
 
 @pytest.mark.parametrize(("cell", "gates"), [(GRU, 3), (RNN["tanh"], 1), (RNN["relu"], 1)])
 @pytest.mark.parametrize("layout", ["time first", "packed"])
-def test_all_recurrences_agree_in_value_and_gradient(cell, gates, layout):
+def test_kernel_and_definition_agree_in_value_and_gradient(cell, gates, layout):
     tokens, sizes = ((T, B), None) if layout == "time first" else ((6,), torch.tensor([3, 2, 1]))
     z, h = draw(*tokens, 2 * gates * H).requires_grad_(), draw(2, B, H).requires_grad_()
     weights = [[draw(gates * H, H).requires_grad_()] for _ in range(2)]
     biases = [draw(gates * H).requires_grad_() for _ in range(2)] if cell is GRU else [None, None]
     leaves = [z, h, *(each for (each,) in weights), *(bias for bias in biases if bias is not None)]
     found = []
-    for way in (recur_by_kernel, recur_by_steps, recur):
+    for way in (recur_by_kernel, recur_by_steps):
         outputs, (final,) = way(z, (h,), weights, sizes, cell=cell, biases=biases)
         total = outputs.square().sum() + final.exp().sum()
         found.append([outputs, final, *torch.autograd.grad(total, leaves)])
-    torch.testing.assert_close(found[0], found[1])
-    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
