@@ -367,6 +367,13 @@ def _():
     return Layers(keras_names(lstm), {"lstm": lstm}, "converted from Keras")
 
 
+@row("Keras's names with dots")
+def _():
+    lstm = nn.LSTM(N, H)
+    names = {key.replace("/", ".").removesuffix(":0"): each for key, each in keras_names(lstm, "model/lstm").items()}
+    return Layers(with_head(names), {"model.lstm": lstm}, "converted from Keras")
+
+
 @row("a file of Keras")
 def _():
     lstm = nn.LSTM(N, H)

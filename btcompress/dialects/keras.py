@@ -25,6 +25,12 @@ _CELL = re.compile(r"cell|.*_cell(?:_[0-9]+)?")
 _SIDE = re.compile(r"(?P<side>forward|backward)_.+")
 #: The recurrent matrix of a gate as Keras 1 called it.
 _FIRST = re.compile(r".*_U_[iz]")
+#: Names with dots, as some write Keras's into other files: told by a cell that is named after its layer.
+_DOTTED = re.compile(
+    r"(?:.*\.)?(?:forward_|backward_)?(?P<kind>lstm|gru|simple_rnn)(?:_[0-9]+)?\.(?P=kind)_cell(?:_[0-9]+)?\.(?:kernel"
+    r"|recurrent_kernel|bias)",
+    re.DOTALL,
+)
 _COPY = re.compile(r":[0-9]+")
 
 _ORDERS: dict[Cell, str] = {"lstm": "ifgo", "gru": "zrn", "rnn": "h"}
@@ -97,7 +103,7 @@ def recurrent_in(tensors: Mapping[str, Tensor], config: ModelConfig | None = Non
     """The recurrent layers.
 
     Args:
-        tensors: by path, with slashes.
+        tensors: by path, with slashes, or with dots where a cell is named after its layer.
         config: what is said of them; None where nothing is.
         version: of the Keras that wrote the file, where it says so.
     """
@@ -156,9 +162,10 @@ def _by_path(tensors: Mapping[str, Tensor]) -> dict[tuple[str, ...], dict[str, s
     """Keys by the path before their last name, and by that."""
     found: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
     for key in tensors:
-        path, slash, name = key.rpartition("/")
-        if slash:
-            found[tuple(path.split("/"))][_COPY.sub("", name)] = key
+        mark = "." if _DOTTED.fullmatch(key) else "/"
+        path, known, name = key.rpartition(mark)
+        if known:
+            found[tuple(path.split(mark))][_COPY.sub("", name)] = key
     return found
 
 
