@@ -54,7 +54,7 @@ class Settings:
         in_modes: ``(I_1..I_d)`` of the forms whose ranks are given, which multiply to the inputs of a frame.
         out_modes: ``(J_1..J_d)``, which multiply to four times the hidden size.
         ranks: pairs of CP rank and Tucker rank, with a comma.
-        target_ratio: how many times fewer weights the planner is asked for.
+        target_ratios: how many times fewer weights the planner is asked for.
         epochs: of the dense model, at most.
         tuning_epochs: of a block-term model, at most.
         patience: epochs without a better accuracy on the clips held back after which training ends.
@@ -68,7 +68,7 @@ class Settings:
     in_modes: tuple[int, ...] = (8, 20, 20, 18)
     out_modes: tuple[int, ...] = (16, 4, 4, 4)
     ranks: tuple[str, ...] = ("2,1", "2,2", "2,4")
-    target_ratio: float = 17_388.0
+    target_ratios: tuple[float, ...] = (17_388.0,)
     epochs: int = 40
     tuning_epochs: int = 30
     patience: int = 8
@@ -85,7 +85,9 @@ class Settings:
             forms[f"N={n} R={r}"] = FactorizeStep(
                 cp_rank=n, tucker_rank=r, in_modes=self.in_modes, out_modes=self.out_modes
             )
-        return {**forms, "planner": FactorizeStep(target_ratio=self.target_ratio, input_shape=frame_shape)}
+        for ratio in self.target_ratios:
+            forms[f"planner, {ratio:,g} times fewer"] = FactorizeStep(target_ratio=ratio, input_shape=frame_shape)
+        return forms
 
     def config(self, epochs: int, rate: float, decay: float, seed: int) -> TrainConfig:
         """How one model is trained: from the labels alone."""
@@ -140,10 +142,11 @@ class Run:
                     np.savez(file, x=part.x, y=part.y)
         return paths
 
-    def drop_data(self) -> None:
-        """Remove these files, which can be written again."""
+    def close(self) -> None:
+        """Let go of the clips, in files and in memory; where they are asked for again, they are there again."""
         for name in ("train.npz", "held.npz"):
             (self.folder / name).unlink(missing_ok=True)
+        self.__dict__.pop("test", None)
 
     def new_model(self) -> ClipClassifier:
         """A dense model with random weights."""
@@ -214,10 +217,11 @@ class Run:
         """The checkpoint that a training begins with."""
         path = self.folder / f"{_file_name('start', start, form)}.safetensors"
         if not path.exists():
-            step = self.settings.forms(self.clips.frame_shape)[form]
-            found = compress(self.dense_path(*dense), step)
-            if start != STARTS[0]:
-                found = randomised(found, self.dense_model(*dense), start, self.seed)
+            if start == STARTS[0]:
+                found = compress(self.dense_path(*dense), self.settings.forms(self.clips.frame_shape)[form])
+            else:
+                factorized = load(self._start(form, dense, STARTS[0]))
+                found = randomised(factorized, self.dense_model(*dense), start, self.seed)
             save(found, path)
         return path
 
@@ -250,7 +254,7 @@ class Run:
 
 
 def _file_name(*parts: str) -> str:
-    return "-".join(parts).replace(" ", "-")
+    return "-".join(parts).replace(",", "").replace(" ", "-")
 
 
 def _sizes(found: CompressedCheckpoint) -> tuple[int, float, float]:
@@ -316,8 +320,8 @@ class Study:
                     yield run.factorized(form, dense)
                     for start in STARTS:
                         yield run.tuned(form, dense, start, self.rate_choice(name, form, start))
-                run.drop_data()
-            self.run(RATES_OF[name], SEARCH_SEED).drop_data()
+                run.close()
+            self.run(RATES_OF[name], SEARCH_SEED).close()
 
 
 def told(found: Found, clips: VideoClips) -> list[str]:

@@ -215,7 +215,7 @@ def _decode(
     on_video: Callable[[int, str | None], None] | None,
 ) -> None:
     shape = (len(found.videos), size.n_frames, size.n_inputs)
-    done = _done(files, shape, asked)
+    done = _done(files, found, shape, asked)
     if not done:
         np.lib.format.open_memmap(files.unfinished, "w+", np.uint8, shape).flush()
         if hasattr(os, "posix_fallocate"):
@@ -252,7 +252,7 @@ def _decode(
     files.journal.unlink()
 
 
-def _done(files: ClipFiles, shape: tuple[int, ...], asked: dict[str, Any]) -> list[dict[str, Any]]:
+def _done(files: ClipFiles, found: Found, shape: tuple[int, ...], asked: dict[str, Any]) -> list[dict[str, Any]]:
     """The journal's lines of an earlier run, as far as the array agrees with them; none where there was no run."""
     if files.array.exists() and not files.unfinished.exists():
         # Killed between the two last names: the journal is still there, and tells whether this array is it.
@@ -269,8 +269,9 @@ def _done(files: ClipFiles, shape: tuple[int, ...], asked: dict[str, Any]) -> li
     if (x.shape, x.dtype) != (shape, np.uint8):
         return []
     done: list[dict[str, Any]] = []
-    for entry, row in zip(entries, x, strict=False):
-        if entry.get("sha256") != _row_digest(row) or not {"video", "left_out"} <= entry.keys():
+    for entry, video, row in zip(entries, found.videos, x, strict=False):
+        same = (entry.get("video"), entry.get("sha256")) == (video.name, _row_digest(row))
+        if not same or "left_out" not in entry:
             break
         done.append(entry)
     # Lines that do not hold are written again, behind those that do.
