@@ -169,10 +169,19 @@ def test_a_frame_becomes_smaller_by_the_mean_of_its_pixels(tmp_path):
     assert plain.std() > 20
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no video at all", b"ffconcat version 1.0\nfile good.mpg\n", b"#EXTM3U\n#EXTINF:1,\ngood.mpg\n"]
-)
-def test_what_is_no_video_is_broken_and_opens_no_other_file(tmp_path, content):
+#: What FFmpeg would make pictures of, by reading other files for some of these, and no video of the data set is.
+FOREIGN = {
+    "empty": b"",
+    "text": b"no video at all",
+    "list of files": b"ffconcat version 1.0\nfile good.mpg\n",
+    "playlist": b"#EXTM3U\n#EXTINF:1,\ngood.mpg\n",
+    "other format": b"YUV4MPEG2 W16 H16 F25:1 C420\nFRAME\n" + bytes(16 * 16 * 3 // 2),
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_of_another_format_is_broken(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
     encode(tmp_path / "good.mpg", steps())
     (tmp_path / "bad.mpg").write_bytes(content)
     clips = module("ucf11_clips")
