@@ -18,6 +18,7 @@ def pytest_collection_finish():
     _never_look_for_garbage_again()
 
 
+@pytest.hookimpl(trylast=True)  # after a file's own fixtures are gone
 def pytest_runtest_teardown(item, nextitem):
     if nextitem is None or nextitem.path != item.path:
         _never_look_for_garbage_again()

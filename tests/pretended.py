@@ -153,7 +153,28 @@ def _lstm_cell_backward(grad_h, grad_c, c, new_c, gates, has_bias):
     return grad, along * f, grad.sum(0) if has_bias else None
 
 
+def _gru_cell(from_input, from_hidden, h, input_bias=None, hidden_bias=None):
+    """One step of a GRU, likewise."""
+    if input_bias is not None:
+        from_input, from_hidden = from_input + input_bias, from_hidden + hidden_bias
+    (x_r, x_z, x_n), (u_r, u_z, u_n) = from_input.chunk(3, dim=1), from_hidden.chunk(3, dim=1)
+    r, z = (x_r + u_r).sigmoid(), (x_z + u_z).sigmoid()
+    n = (x_n + r * u_n).tanh()
+    return (1 - z) * n + z * h, torch.cat([r, z, n, u_n, h], dim=1)
+
+
+def _gru_cell_backward(grad, kept, has_bias):
+    r, z, n, u_n, h = kept.chunk(5, dim=1)
+    by_n = grad * (1 - z) * (1 - n**2)
+    shared = [by_n * u_n * r * (1 - r), grad * (h - n) * z * (1 - z)]
+    both = torch.cat([*shared, by_n], dim=1), torch.cat([*shared, by_n * r], dim=1)
+    biases = tuple(each.sum(0) for each in both) if has_bias else (None, None)
+    return *both, grad * z, *biases
+
+
 _KERNELS = {
+    aten._thnn_fused_gru_cell.default: _gru_cell,
+    aten._thnn_fused_gru_cell_backward.default: _gru_cell_backward,
     aten._thnn_fused_lstm_cell.default: _lstm_cell,
     aten._thnn_fused_lstm_cell_backward_impl.default: _lstm_cell_backward,
 }

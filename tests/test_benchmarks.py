@@ -57,6 +57,17 @@ def test_lstm_speed_times_every_form_of_every_case_against_both_kernels(run_scri
     assert sum(line.startswith(("| 16, 16,", "| 240, 8,")) for line in lines) == 2 * (2 + 2 + 1)
 
 
+def test_gru_speed_times_every_case_of_both_cells(run_script):
+    rows, lines, code = run_script("gru_speed.py", "--size", 8, "--seconds", 0, "--table")
+    cases = [(1, 1, "prediction"), (50, 1, "prediction"), (50, 16, "prediction"), (50, 16, "training")]
+    assert [(row["cell"], row["steps"], row["batch"], row["kind"]) for row in rows] == [
+        (cell, *case) for cell in ("gru", "rnn") for case in cases
+    ]
+    assert all(row["ratio"] == pytest.approx(row["dense"] / row["low rank"]) for row in rows)
+    assert rows[0]["way"].startswith("loop")
+    assert (code, len(lines)) == (0, 2 + len(rows))
+
+
 def test_the_other_kernel_is_chosen_for_a_while_only(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     timing = importlib.import_module("timing")

@@ -58,11 +58,15 @@ def hidden_state_error(model, compressed, x):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True}],
-    ids=["one layer", "three layers", "two directions"],
+    ("arguments", "matrices"),
+    [
+        ({}, ("input",)),
+        ({"num_layers": 3}, ("input", "recurrent")),
+        ({"num_layers": 2, "bidirectional": True}, ("input",)),
+        ({"num_layers": 2, "bidirectional": True}, ("input", "recurrent")),
+    ],
+    ids=["one layer", "three layers", "two directions, input", "two directions"],
 )
-@pytest.mark.parametrize("matrices", [("input",), ("input", "recurrent")], ids=",".join)
 def test_hidden_states_come_nearer_to_the_dense_ones_on_sequences_never_seen(arguments, matrices, tmp_path):
     torch.manual_seed(0)
     model = nn.LSTM(24, 6, batch_first=True, **arguments)

@@ -663,7 +663,7 @@ def test_forged_identity_cores_are_refused(tmp_path, change, words):
 
 @pytest.mark.parametrize(
     "made",
-    [(nn.GRU(9, 4), {"gates": "separate"}), (nn.RNN(9, 4), {"nonlinearity": "relu"})],
+    [(nn.GRU(9, 4), {"gates": "separate"}), (nn.RNN(9, 4).state_dict(), {"nonlinearity": "relu"})],
     ids=["separate gates", "nonlinearity"],
 )
 def test_what_grus_and_plain_rnns_need_is_of_a_version_of_its_own(tmp_path, made):

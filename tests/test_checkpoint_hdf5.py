@@ -51,6 +51,10 @@ def circle(file):
     file["dense/again"] = file["dense"]
 
 
+def twice(file):
+    file["x"] = file["dense"]
+
+
 def deep(file):
     file["/".join("a" * 80)] = KERNEL
 
@@ -125,8 +129,9 @@ HOSTILE = {
     external: "a link to another file at x",
     soft: "a soft link at x",
     soft_circle: "a soft link at x",
-    circle: "in a circle, or too deep, at dense/again",
-    deep: "in a circle, or too deep",
+    circle: "twice, in a circle or too deep, at dense/again",
+    twice: "twice, in a circle or too deep, at x",
+    deep: "twice, in a circle or too deep",
     virtual: "made of others",
     elsewhere: "lie in another file: x",
     in_chunks: "in chunks, packed",
@@ -246,9 +251,9 @@ def test_weights_in_several_parts_are_refused(tmp_path, here):
     assert "2 parts" in refusal(tmp_path / "m.keras")
 
 
-@pytest.mark.parametrize("shard", ["m_00000.weights.h5", ["m_00000.weights.h5"]])
-def test_an_index_of_such_files_is_refused(shard, tmp_path):
-    (tmp_path / "m.weights.json").write_text(json.dumps({"weight_map": {"/layers/lstm/vars": shard}}))
+@pytest.mark.parametrize("weights", [{"a/x": "m_00000.weights.h5"}, {"/layers/lstm/vars": ["m_00000.weights.h5"]}])
+def test_an_index_of_such_files_is_refused(weights, tmp_path):
+    (tmp_path / "m.weights.json").write_text(json.dumps({"weight_map": weights}))
     one(tmp_path / "m_00000.weights.h5", x=KERNEL)
     assert "in one file" in refusal(tmp_path / "m.weights.json")
 

@@ -12,6 +12,7 @@ SCRIPT = TESTS / "benchmarks" / "gpu.sh"
 #: A test of each room, the quick ones; all of them pass there, in some minutes.
 CHOSEN = (
     "(an_lstm_gives and auto and both and packed and float32) or (a_cell and factored and float32) or in_pieces "
+    "or (grus and gru and auto and packed and float32) "
     "or with_orders or form_that_can_be_used or (without_core and Kronecker and float32) or plan_on_sample "
     "or (calibrating and float32) or (fine_tuning and float32 and (states-torch or each)) or resuming "
     "or refuses_tensors or takes_numbers"

@@ -174,7 +174,7 @@ def config_of(**changes):
     both["config"] |= changes.get("both", {})
     plain = {
         name: {"class_name": kind, "config": {"name": name, "activation": "tanh", **changes.get(name, {})}}
-        for name, kind in CLASSES.items()
+        for name, kind in (CLASSES | changes.get("classes", {})).items()
     }
     order = [{"class_name": "InputLayer", "config": {"name": "in"}}, plain["words"], plain["first"], both]
     order += [plain["last"], plain["head"], plain["norm"]]
@@ -346,6 +346,8 @@ SAID = {
     ),
     "no activation": ({"first": {"activation": None}}, "first", "activation linear"),
     "an activation of a plain RNN": ({"last": {"activation": "elu"}}, "last", "applies elu"),
+    "a class of one's own": ({"classes": {"first": "PeepholeLSTM"}}, "first", "of the class PeepholeLSTM"),
+    "a class of other sizes": ({"classes": {"first": "GRU"}}, "first", "a GRU as the file says"),
     "the reset gate before": ({"gru": {"reset_after": False}}, "both", "reset_after=False"),
     "a forward layer that runs backwards": ({"gru": {"go_backwards": True}}, "both", "go_backwards=True"),
 }
@@ -424,6 +426,21 @@ def test_a_layer_that_does_not_fit_is_refused_by_name(case):
 def test_other_projects_kernels_are_not_taken():
     state = {"rnn.kernel": normal(5, 12), "rnn.recurrent_kernel": normal(3, 12), "a/kernel": normal(3, 4)}
     assert not list(keras.find(tensors(state)))
+
+
+def test_layers_are_numbered_by_their_classes_in_the_order_of_the_model():
+    lstm = {"class_name": "LSTM", "config": {"name": "first"}}
+    within = {"class_name": "Sequential", "config": {"name": "within", "layers": [lstm | {"config": {"name": "x"}}]}}
+    cell = {"class_name": "SimpleRNN", "config": {"name": "between"}}
+    order = [lstm, cell, within, lstm | {"config": {"name": "last"}}]
+    numbers = ModelConfig.of(json.dumps({"class_name": "Functional", "config": {"layers": order}})).numbers
+    assert numbers == {
+        "layers/lstm": "first",
+        "layers/simple_rnn": "between",
+        "layers/sequential": "within",
+        "layers/sequential/layers/lstm": "x",
+        "layers/lstm_1": "last",
+    }
 
 
 ODD = [

@@ -1,6 +1,5 @@
 import json
 import math
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import btcompress
-from btcompress.checkpoint import claimed, read_compressed
+from btcompress.checkpoint import read_compressed
 from btcompress.errors import BTCompressError, CheckpointError, MemoryLimitError, OutputError
 from btcompress.finetune import TrainConfig, finetuning, networks
 from btcompress.memory import limited
@@ -117,23 +116,24 @@ def test_folder_of_curves_is_neither_the_result_nor_a_folder_that_is_read(files,
     assert [path.name for path in place.iterdir()] == ["model.pt"]
 
 
-def _hold(path, ready, done):
-    with claimed(path):
-        ready.set()
-        done.wait(60)
+#: Needs no torch, which takes seconds to import.
+HOLD = """
+import pathlib, sys
+from btcompress.checkpoint.atomic import claimed
+with claimed(pathlib.Path(sys.argv[1])):
+    print("taken", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
 def taken(tmp_path):
     """The target of these tests, which another process is writing."""
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "tuned.safetensors", ready, done))
-    other.start()
-    assert ready.wait(60)
-    yield other
-    other.kill()  # not told to end: where a test has killed it, telling would wait for it
-    other.join(60)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "tuned.safetensors")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "taken\n"
+        yield other
+        other.kill()
 
 
 def test_second_training_to_the_same_target_is_refused_before_it_reads_anything(taken, files, tmp_path):
@@ -141,7 +141,7 @@ def test_second_training_to_the_same_target_is_refused_before_it_reads_anything(
     with pytest.raises(OutputError, match=r"another btcompress is writing .*tuned\.safetensors"):
         tune(tmp_path, files[1], tmp_path / "data.npz", files[0], QUICK)
     taken.kill()
-    taken.join(60)
+    taken.wait(60)
     with pytest.raises(CheckpointError):
         tune(tmp_path, files[1], tmp_path / "data.npz", files[0], QUICK)
 
@@ -151,7 +151,7 @@ def test_target_is_taken_for_the_whole_training_and_free_after_it(files, tmp_pat
 
     def on_epoch(epoch):
         code = (
-            "import pathlib, sys; from btcompress.checkpoint import claimed\n"
+            "import pathlib, sys; from btcompress.checkpoint.atomic import claimed\n"
             "with claimed(pathlib.Path(sys.argv[1])): pass"
         )
         arguments = [sys.executable, "-c", code, str(tmp_path / "tuned.safetensors")]

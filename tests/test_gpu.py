@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import btcompress
-from btcompress import BTLSTM, BTLinear, BTLSTMCell, memory
+from btcompress import BTGRU, BTLSTM, BTRNN, BTGRUCell, BTLinear, BTLSTMCell, BTRNNCell, memory
 from btcompress.blockterm import BlockTerm
 from btcompress.calibration import CalibrationRequest, SampleInputs, calibrate
 from btcompress.checkpoint import read
@@ -203,6 +203,27 @@ def test_a_cell_gives_what_it_gives_on_the_cpu_and_the_same_gradients(method, ma
         return graded(module, leaf, {"h": h, "c": c})
 
     assert_near(run(there(here, dtype), x.to(dtype).to(ON)), run(here, x), ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize(("build", "cell"), [(BTGRU, BTGRUCell), (BTRNN, BTRNNCell)], ids=["gru", "rnn"])
+@pytest.mark.parametrize("method", METHODS)
+def test_grus_and_plain_rnns_give_what_they_give_on_the_cpu_and_the_same_gradients(method, build, cell, packed, dtype):
+    def run(module, x, prepare):
+        leaf = x.clone().requires_grad_()
+        found = module(leaf, module(leaf)) if isinstance(module, cell) else module(prepare(leaf))
+        outputs, h = found if isinstance(found, tuple) else (found, found)
+        outputs = outputs.data if isinstance(outputs, nn.utils.rnn.PackedSequence) else outputs
+        return graded(module, leaf, {"outputs": outputs, "h": h})
+
+    given = {"dtype": torch.float64, "matrices": ("input", "recurrent"), "method": method}
+    layer = build(12, 8, num_layers=2, bidirectional=True, **given)
+    for here in (layer, *(() if packed else (cell(12, 8, **given),))):
+        x, prepare = sequences(packed, False)
+        x = x[0] if isinstance(here, cell) else x
+        moved = run(there(here, dtype), x.to(dtype).to(ON), prepare)
+        assert_near(moved, run(here, x, prepare), ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,11 +17,12 @@ from btcompress import BTGRU, BTLSTM, BTRNN, BTGRUCell, BTLSTMCell, BTRNNCell
 from btcompress.errors import CheckpointError
 from btcompress.models import restore
 from btcompress.nn.choice import choose_way
+from btcompress.nn.costs import quantities
 from btcompress.nn.grutype import GRU
-from btcompress.nn.recurrence import Trained, recur, recur_by_kernel, recur_by_steps
+from btcompress.nn.recurrence import Trained, recur_by_kernel, recur_by_steps
 from btcompress.nn.replacing import classes_of, is_replaceable, obstacle_to, with_shapes
 from btcompress.nn.rnntype import RNN
-from btcompress.nn.ways import Task, possible_ways
+from btcompress.nn.ways import Task, Way, possible_ways
 from btcompress.shapes import GATES, BlockTermShape, MatrixShape
 from lowrankresults import low_rank_result
 
@@ -197,19 +198,18 @@ def test_the_reset_gate_acts_on_the_recurrent_bias():
 
 @pytest.mark.parametrize(("cell", "gates"), [(GRU, 3), (RNN["tanh"], 1), (RNN["relu"], 1)])
 @pytest.mark.parametrize("layout", ["time first", "packed"])
-def test_all_recurrences_agree_in_value_and_gradient(cell, gates, layout):
+def test_kernel_and_definition_agree_in_value_and_gradient(cell, gates, layout):
     tokens, sizes = ((T, B), None) if layout == "time first" else ((6,), torch.tensor([3, 2, 1]))
     z, h = draw(*tokens, 2 * gates * H).requires_grad_(), draw(2, B, H).requires_grad_()
     weights = [[draw(gates * H, H).requires_grad_()] for _ in range(2)]
     biases = [draw(gates * H).requires_grad_() for _ in range(2)] if cell is GRU else [None, None]
     leaves = [z, h, *(each for (each,) in weights), *(bias for bias in biases if bias is not None)]
     found = []
-    for way in (recur_by_kernel, recur_by_steps, recur):
+    for way in (recur_by_kernel, recur_by_steps):
         outputs, (final,) = way(z, (h,), weights, sizes, cell=cell, biases=biases)
         total = outputs.square().sum() + final.exp().sum()
         found.append([outputs, final, *torch.autograd.grad(total, leaves)])
-    torch.testing.assert_close(found[0], found[1])
-    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -294,6 +294,18 @@ def test_copies_pickles_and_state_dicts_carry_all(kind):
         fresh.load_state_dict(module.state_dict())
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), fresh):
             torch.testing.assert_close(other(inputs), module(inputs), rtol=0, atol=0)
+
+
+def test_predictions_follow_the_parameters_however_they_are_changed():
+    for kind, table in (("gru", LAYERS), ("gru", CELLS), ("relu", LAYERS)):
+        module, _ = make(kind, table)
+        for way, batch in itertools.product(pinned(module), (1, B)):
+            inputs = draw(batch, I) if table is CELLS else draw(T, batch, I)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    module(inputs)
+                    parameter.data.mul_(-0.9)
+                torch.testing.assert_close(module(inputs), module.to_dense()(inputs), msg=str(way))
 
 
 CLASSES = {
@@ -410,6 +422,21 @@ def test_torchs_kernel_for_them_is_never_onednns_and_no_loop_trains_them():
     assert [(task.cell, task.onednn) for task in module.choice.tasks.values()] == [("gru", False)]
 
 
+def test_what_a_way_costs_goes_by_the_gates_of_the_cell():
+    for way in (Way("kernel", "dense", "dense"), Way("loop", "dense", "dense")):
+        found = {
+            cell: quantities(way, Task(8, 8, 5, 2, 10, packed=False, trains=False, w=(None,), u=(None,), cell=cell))
+            for cell in GATES
+        }
+        for name in ("gate", "product", "read", "inputs", "taken"):
+            lstm, gru, rnn = (getattr(found[cell], name) for cell in ("lstm", "gru", "rnn"))
+            assert (gru, rnn) == pytest.approx((3 / 4 * lstm, 1 / 4 * lstm))
+            assert lstm > 0
+    single = Task(256, 256, 1, 1, 1, packed=False, trains=False, w=(None,), u=(None,), onednn=False, cell="rnn")
+    factors = (MatrixShape(BlockTermShape.low_rank(256, 256, 32, 1)),)
+    assert choose_way(replace(single, w=factors, u=factors), "auto") == Way("loop", "factors", "factors")
+
+
 def test_what_is_trained_takes_the_way_that_is_pinned(monkeypatch):
     taken = []
     run = Trained.run
@@ -492,17 +519,13 @@ def test_a_compiler_learns_the_sizes_that_results_have(name):
 
 
 def test_what_is_fastest_is_measured_and_pinned_and_read_from_a_file(tmp_path):
-    model = nn.ModuleList([make("gru", LAYERS)[0], make("relu", CELLS)[0]])
-    model.forward = lambda x: model[1](x[0], model[0](x)[1][0])
-    x = draw(T, B, I)
-    with torch.no_grad():
-        expected = model(x)
+    model, dense = make("gru", LAYERS)
+    x = draw(2, B, I)
     tuning = btcompress.tune(model, x, seconds=1e-4, file=tmp_path / "pins.json")
-    assert [(pin.module, pin.layer) for pin in tuning.pins] == [("0", "l0"), ("1", "cell")]
+    assert [(pin.module, pin.layer, pin.steps) for pin in tuning.pins] == [("", "l0", 2)]
     other = copy.deepcopy(model)
-    for each in other:
-        each.choice.unpin()
+    other.choice.unpin()
     assert btcompress.pin(other, tmp_path / "pins.json") == tuning.pins
-    for each in (model, other):
-        with torch.no_grad():
-            torch.testing.assert_close(each(x), expected)
+    assert other.choice.pinned == model.choice.pinned
+    with torch.no_grad():
+        torch.testing.assert_close(other(x), dense(x))

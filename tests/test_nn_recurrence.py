@@ -2,20 +2,17 @@ import itertools
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 
 from btcompress.nn import recurrence
-from btcompress.nn.choice import choose_way
 from btcompress.nn.lstmtype import lstm_step
 from btcompress.nn.recurrence import (
     Direction,
     Trained,
-    recur,
     recur_by_kernel,
     recur_by_loop,
     recur_by_steps,
 )
-from btcompress.nn.ways import Way, possible_ways
+from btcompress.nn.ways import Way
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -108,15 +105,6 @@ def test_loop_equals_steps_in_value_and_gradient(directions, projected, layout, 
     torch.testing.assert_close(by_loop, by_steps, rtol=1e-11, atol=1e-12)
 
 
-def choose(monkeypatch, steps):
-    """Let ``recur`` take these steps wherever they are possible, and else the definition."""
-
-    def first(task, method):
-        return min(possible_ways(task, method), key=lambda way: (way.steps != steps, way.steps != "definition"))
-
-    monkeypatch.setattr(recurrence, "choose_way", first)
-
-
 def ways_taken(monkeypatch):
     """The names of the ways that are taken from here on."""
     taken = []
@@ -129,34 +117,6 @@ def ways_taken(monkeypatch):
 
         monkeypatch.setattr(recurrence, name, noted)
     return taken
-
-
-@pytest.mark.parametrize("trains", [True, False])
-@pytest.mark.parametrize(("steps", "way"), [("loop", "loop"), ("kernel", "kernel"), ("definition", "steps")])
-def test_the_way_that_is_chosen_is_taken(steps, way, trains, generator, monkeypatch):
-    choose(monkeypatch, steps)
-    taken = ways_taken(monkeypatch)
-    (z, state, weights, batch_sizes), _ = make_case(2, None, "time first", generator)
-    with torch.set_grad_enabled(trains):
-        outputs, _ = recur(z, state, weights, batch_sizes)
-    assert taken == [way]
-    torch.testing.assert_close(outputs, recur_by_steps(z, state, weights, batch_sizes)[0])
-
-
-def test_what_is_chosen_by_knows_the_task(generator, monkeypatch):
-    tasks = []
-    monkeypatch.setattr(recurrence, "choose_way", lambda task, method: tasks.append(task) or choose_way(task, method))
-    for directions, projected, layout in CASES:
-        (z, state, weights, batch_sizes), options = make_case(directions, projected, layout, generator)
-        with torch.set_grad_enabled(layout != "packed"):
-            recur(z, state, weights, batch_sizes, **options)
-        task, each = tasks.pop(), (None,) * directions
-        assert (task.inputs, task.hidden, task.steps, task.batch) == (0, H, T, B)
-        assert (task.w, task.u, task.p) == (each, each, each if projected else ())
-        assert (task.rows, task.packed, task.trains) == (
-            (11, True, False) if layout == "packed" else (T * B, False, True)
-        )
-        assert (task.loops, task.keeps, task.onednn, task.cpu) == (True, False, False, True)
 
 
 @pytest.mark.parametrize(
@@ -178,52 +138,3 @@ def test_factors_go_by_the_loop_if_of_low_rank_and_else_step_by_step(part, way, 
     assert taken == [way, "steps"]
     torch.testing.assert_close(*found)
     torch.testing.assert_close(*(torch.autograd.grad(outputs.square().sum(), factors) for outputs in found))
-
-
-def under_vmap(z, h, c, weight):
-    return torch.vmap(lambda part: recur(part, (h, c), [[weight]])[0])(torch.stack([z, -z]))[0]
-
-
-def under_functional_gradient(z, h, c, weight):
-    return torch.func.grad(lambda part: recur(part, (h, c), [[weight]])[0].square().sum())(z)
-
-
-def under_forward_gradient(z, h, c, weight):
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(z, torch.ones_like(z))
-        return forward_ad.unpack_dual(recur(dual, (h, c), [[weight]])[0]).tangent
-
-
-def under_autocast(z, h, c, weight):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return recur(z, (h, c), [[weight]])[0]
-
-
-def in_bfloat16(z, h, c, weight):
-    z, h, c, weight = (tensor.bfloat16() for tensor in (z, h, c, weight))
-    return recur(z, (h, c), [[weight]])[0]
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-@pytest.mark.parametrize(
-    "inside", [under_vmap, under_functional_gradient, under_forward_gradient, under_autocast, in_bfloat16]
-)
-def test_where_the_loop_cannot_go_it_goes_step_by_step(inside, generator, monkeypatch):
-    choose(monkeypatch, "loop")
-    (z, (h, c), ((weight,),), _), _ = make_case(1, None, "time first", generator)
-    tensors = [tensor.detach() for tensor in (z, h, c, weight)]
-    taken = ways_taken(monkeypatch)
-    actual = inside(*tensors)
-    assert taken == ["steps"]
-    monkeypatch.setattr(recurrence, "recur", recur_by_steps)
-    monkeypatch.setitem(inside.__globals__, "recur", recur_by_steps)
-    torch.testing.assert_close(actual, inside(*tensors))
-
-
-def test_a_batch_without_sequences_does_not_go_by_the_loop(generator, monkeypatch):
-    choose(monkeypatch, "loop")
-    taken = ways_taken(monkeypatch)
-    (z, (h, c), weights, _), _ = make_case(1, None, "time first", generator)
-    outputs, _ = recur(z[:, :0], (h[:, :0], c[:, :0]), weights)
-    assert outputs.shape == (T, 0, H)
-    assert taken == ["steps"]

@@ -268,14 +268,21 @@ def model_of_units():
 OPTIONS = {"order": 2, "tucker_rank": 2, "matrices": ("input", "recurrent"), "order_units": True}
 
 
+@pytest.fixture(scope="module")
+def of_units():
+    """The model, and its result."""
+    torch.manual_seed(0)
+    model = model_of_units()
+    return model, btcompress.factorize(model, **OPTIONS)
+
+
 def about(path):
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["btcompress"]), set(file.keys())
 
 
-def test_shared_orders_are_stored_once_counted_once_and_used_alike(tmp_path):
-    model = model_of_units()
-    compressed, path = btcompress.factorize(model, **OPTIONS), tmp_path / "model.bt.safetensors"
+def test_shared_orders_are_stored_once_counted_once_and_used_alike(of_units, tmp_path):
+    (model, compressed), path = of_units, tmp_path / "model.bt.safetensors"
     btcompress.save(compressed, path)
     description, stored = about(path)
     groups = [
@@ -313,8 +320,8 @@ def test_shared_orders_are_stored_once_counted_once_and_used_alike(tmp_path):
     assert all("24 integers that count once" in notice for notice in shared_in_words)
 
 
-def test_parameters_of_a_checkpoint_are_its_parts_with_each_order_once():
-    compressed = btcompress.factorize(model_of_units(), **OPTIONS)
+def test_parameters_of_a_checkpoint_are_its_parts_with_each_order_once(of_units):
+    _, compressed = of_units
     parts = [part for key in compressed.matrices for part in compressed.parts(key)]
     others = sum(compressed.tensors[key].numel() for key in compressed.keys if key not in compressed.matrices)
     assert compressed.n_params == params_of(parts) + others
@@ -354,10 +361,11 @@ def test_training_keeps_shared_orders_shared(tmp_path):
     )
 
 
-def test_the_same_seed_shares_the_same_orders_in_the_same_bytes(tmp_path):
-    model, paths = model_of_units(), [tmp_path / "a", tmp_path / "b"]
-    for path in paths:
-        btcompress.save(btcompress.factorize(model, **OPTIONS), path)
+def test_the_same_seed_shares_the_same_orders_in_the_same_bytes(of_units, tmp_path):
+    model, compressed = of_units
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path, result in zip(paths, (compressed, btcompress.factorize(model, **OPTIONS)), strict=True):
+        btcompress.save(result, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry
 from btcompress.checkpoint.precisions import Stored
-from btcompress.finetune.data import State
 from btcompress.finetune.networks import Recurrent, teacher_of
+from btcompress.nn.celltype import State
 
 _T = TypeVar("_T")
 

@@ -26,10 +26,11 @@ from btcompress.calibration.layers import dense_layers, layers_of
 from btcompress.calibration.progress import Tell
 from btcompress.calibration.steps import run_by_steps
 from btcompress.checkpoint import Checkpoint, LinearEntry, RecurrentEntry
-from btcompress.finetune.data import Batch, Data, State
+from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.networks import Recurrent
 from btcompress.fit import Samples
 from btcompress.memory import require
+from btcompress.nn.celltype import State
 from btcompress.seeds import check_seed
 
 #: Inputs up to which all steps count, through their second moments; of more inputs, steps with so many entries in all

@@ -7,7 +7,7 @@ one in ``z``: ``r, u, n = sigmoid(z_r + v_r), sigmoid(z_u + v_u), tanh(z_n + r v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from btcompress.checkpoint import RecurrentEntry
-from btcompress.finetune.data import State
-from btcompress.shapes import Cell
-
-Step = Callable[[Tensor, Tensor, State], State]
+from btcompress.nn.celltype import State
+from btcompress.nn.celltypes import cell_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,11 @@ def run_by_steps(
         state: that it begins with, shapes ``(sequences, H)``, or of the projected size for ``h``.
         reverse: whether it runs backward.
     """
-    step, u, project = _step_of(entry), tensors[f"weight_hh{suffix}"], tensors.get(f"weight_hr{suffix}")
+    cell, u, project = (
+        cell_type(entry.type, entry.nonlinearity),
+        tensors[f"weight_hh{suffix}"],
+        tensors.get(f"weight_hr{suffix}"),
+    )
     inputs = _watched(linear(below, tensors[f"weight_ih{suffix}"], tensors.get(f"bias_ih{suffix}")))
     steps = inputs.split(batch_sizes.tolist())
     recurrent: list[Tensor] = []
@@ -69,7 +71,7 @@ def run_by_steps(
         # A packed sequence has its longest members first: the states of those that have no such step stay.
         before = tuple(each[: len(z)] for each in state)
         recurrent.append(_watched(linear(before[0], u, tensors.get(f"bias_hh{suffix}"))))
-        h, *rest = step(z, recurrent[-1], before)
+        h, *rest = cell.after(z, recurrent[-1], before)
         if project is not None:
             h = linear(h, project)
             projected.append(h)
@@ -81,31 +83,3 @@ def run_by_steps(
 def _watched(tensor: Tensor) -> Tensor:
     """The tensor, part of a graph of gradients; where it is of none it begins one."""
     return tensor if tensor.requires_grad else tensor.requires_grad_()
-
-
-def _lstm(z: Tensor, v: Tensor, state: State) -> State:
-    i, f, g, o = (z + v).chunk(4, dim=-1)
-    c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def _gru(z: Tensor, v: Tensor, state: State) -> State:
-    reset, update, new = z.chunk(3, dim=-1)
-    of_reset, of_update, of_new = v.chunk(3, dim=-1)
-    n = torch.tanh(new + torch.sigmoid(reset + of_reset) * of_new)
-    return (torch.lerp(n, state[0], torch.sigmoid(update + of_update)),)
-
-
-def _tanh(z: Tensor, v: Tensor, _: State) -> State:
-    return (torch.tanh(z + v),)
-
-
-def _relu(z: Tensor, v: Tensor, _: State) -> State:
-    return (torch.relu(z + v),)
-
-
-_STEPS: dict[Cell, Step] = {"lstm": _lstm, "gru": _gru, "rnn": _tanh}
-
-
-def _step_of(entry: RecurrentEntry) -> Step:
-    return _relu if entry.nonlinearity == "relu" else _STEPS[entry.type]

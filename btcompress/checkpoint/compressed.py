@@ -341,9 +341,10 @@ class CompressedCheckpoint:
 
         Args:
             tensors: new values by name; all others stay, but what was one with any of these and has none of its own
-                follows.
-            stored: how tensors are stored from now on, by name; None for one that is stored as it is. Where no new
-                values are given, those of the tensor and of all that are tied to it become what is left of them so.
+                follows, unless ``stored`` says that the tensor is stored as it is.
+            stored: how tensors are stored from now on, by name; None for one that is stored as it is, and with new
+                values by itself. Where no new values are given, those of the tensor and of all that are tied to it
+                become what is left of them so.
             rounded: matrices that are rounded from now on, or were measured anew, by key.
 
         Raises:
@@ -383,7 +384,8 @@ class CompressedCheckpoint:
         changed, given = dict(tensors or {}), dict(stored or {})
         before = _tied(self.tensors)
         for name, value in (tensors or {}).items():
-            changed |= {other: value for other in before.get(name, ()) if other not in (tensors or {})}
+            if given.get(name, value) is not None:
+                changed |= {other: value for other in before.get(name, ()) if other not in (tensors or {})}
         for name, how in given.items():
             if how is not None and name in self.tensors and name not in (tensors or {}):
                 value = values_of(self.tensors[name], how)

@@ -85,6 +85,8 @@ def _arrays(tree: object, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
         yield names, _whole(tree)
     elif isinstance(tree, dict | list):
         for name, each in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if not isinstance(name, str | int):
+                raise _DamagedError("a key is no text")
             yield from _arrays(each, (*names, str(name)))
     elif isinstance(tree, Tensor):
         yield names or ("array",), tree

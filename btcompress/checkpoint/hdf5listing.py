@@ -116,7 +116,7 @@ def _objects(root: GroupID) -> Iterator[tuple[str, GroupID | DatasetID]]:
         if isinstance(found, h5g.GroupID):
             address = h5o.get_info(found).addr
             if address in seen or depth > _MOST_DEPTH:
-                raise RefusedError(f"has groups that go in a circle, or too deep, at {_shown(name)}")
+                raise RefusedError(f"has groups twice, in a circle or too deep, at {_shown(name)}")
             seen.add(address)
         yield name, found
         if not isinstance(found, h5g.GroupID):

@@ -70,7 +70,9 @@ class Scope:
         own |= {each.name: each for each in graph.initializer}
         for node in graph.node:
             constant = tensor_of(node)
-            own |= {name: node if constant is None else constant for name in node.output if name}
+            for name in node.output:
+                if name:
+                    own.setdefault(name, node if constant is None else constant)  # in a sound graph it is there once
         return cls(own, parent)
 
     def place(self, name: str) -> Place:
@@ -195,5 +197,7 @@ def _evaluated(node: NodeProto, given: Mapping[str, Tensor], opset: int) -> dict
     try:
         made = ReferenceEvaluator(model).run(outputs, {name: array_of(tensor) for name, tensor in given.items()})
         return {name: from_array(array) for name, array in zip(outputs, made, strict=True)}
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a damaged node makes of its operator, its layer is refused for it
         raise UnheldError(f"{outputs[0]} cannot be worked out ({node.op_type}: {error})") from error

@@ -250,14 +250,14 @@ def _from_safetensors(path: Path, container: str | None) -> Flattened:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The shard that an index gives for each tensor."""
-    weight_map: dict[str, Any] = (load_index(index) or {}).get("weight_map", {})
+    weight_map: dict[str, str] = (load_index(index) or {}).get("weight_map", {})
+    if any(key.startswith("/") for key in weight_map):
+        raise CheckpointError(
+            f"{index} is an index as Keras writes it. Save the weights in one file, and give that: "
+            "model.save_weights('model.weights.h5')."
+        )
     for shard in weight_map.values():
         # An index is data from elsewhere, so it may only ever point at its neighbours.
-        if isinstance(shard, list):
-            raise CheckpointError(
-                f"{index} is an index as Keras writes it. Save the weights in one file, and give that: "
-                "model.save_weights('model.weights.h5')."
-            )
         usable = isinstance(shard, str) and len(shard.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
         if not usable or shard in ("", ".", "..") or re.search(r"[/\\:\0]", shard):
             raise CheckpointError(

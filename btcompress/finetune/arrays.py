@@ -13,9 +13,10 @@ from torch import Tensor
 from btcompress import memory
 from btcompress.errors import BTCompressError
 from btcompress.files import Snapshot
-from btcompress.finetune.batches import Batch, State
+from btcompress.finetune.batches import Batch
 from btcompress.finetune.items import STATES
 from btcompress.finetune.recorded import array_name
+from btcompress.nn.celltype import State
 
 #: Kinds of dtypes that are real numbers.
 _REAL = "fiub"

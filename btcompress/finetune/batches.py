@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from btcompress.errors import BTCompressError
-
-#: Initial or final ``h`` of recurrent layers, and behind it ``c`` of an LSTM.
-State = tuple[Tensor, ...]
+from btcompress.nn.celltype import State
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,13 +16,14 @@ from btcompress import memory
 from btcompress.errors import BTCompressError
 from btcompress.finetune.arrayfiles import names_in, read_arrays
 from btcompress.finetune.arrays import Arrays, check_lengths
-from btcompress.finetune.batches import Batch, Data, State
+from btcompress.finetune.batches import Batch, Data
 from btcompress.finetune.items import NAMES, STATES, alike, parts_of, some, states_of
 from btcompress.finetune.recorded import MARK, array_name, choose_layer, layers_in
 from btcompress.finetune.references import is_reference, resolve
+from btcompress.nn.celltype import State
 from btcompress.seeds import check_seed
 
-__all__ = ["Arrays", "Batch", "Data", "Rows", "State", "UserData", "open_data", "recorded_layers", "split"]
+__all__ = ["Arrays", "Batch", "Data", "Rows", "UserData", "open_data", "recorded_layers", "split"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

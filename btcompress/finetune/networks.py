@@ -14,10 +14,11 @@ from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEnt
 from btcompress.checkpoint.compressed import order_names
 from btcompress.checkpoint.tensors import find_aliases
 from btcompress.errors import BTCompressError, CheckpointError, ShapeError
-from btcompress.finetune.data import Batch, Data, State
+from btcompress.finetune.data import Batch, Data
 from btcompress.finetune.items import STATES
 from btcompress.finetune.recorded import is_same_layer
 from btcompress.nn import BTLinear
+from btcompress.nn.celltype import State
 from btcompress.nn.replacing import classes_of
 from btcompress.shapes import MatrixShape
 from btcompress.text import listed

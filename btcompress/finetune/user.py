@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from btcompress.checkpoint import Checkpoint, CompressedCheckpoint, RecurrentEntry, check_plain
 from btcompress.checkpoint.wrappers import plain_name
 from btcompress.errors import BTCompressError
-from btcompress.finetune.data import State
 from btcompress.finetune.networks import Network, fill
 from btcompress.models import apply, held_elsewhere, make_plain, name_in, named_as_in
+from btcompress.nn.celltype import State
 
 _WITHOUT_IT = "Factorize the checkpoint without it (--layer '!NAME'): it is then trained as it is."
 

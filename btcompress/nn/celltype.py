@@ -105,6 +105,17 @@ class CellType(ABC):
         """
 
     @abstractmethod
+    def after(self, z: Tensor, v: Tensor, state: State) -> State:
+        """The next state from both sums, by definition; differentiable, and without the projection of an LSTM.
+
+        Args:
+            z: the input part, ``W x`` and its bias, shape ``(n, gates * H)``.
+            v: the recurrent part, ``U h`` and its bias, likewise. With all of the biases in one of the two, or each in
+                its own, the same comes of it, but for a GRU, whose biases stay apart.
+            state: tensors of shape ``(n, H)``.
+        """
+
+    @abstractmethod
     def step(self, z: Tensor, state: State, recurrent: Sequence[Multiplier], bias: Tensor | None) -> State:
         """The next state, by definition; differentiable.
 

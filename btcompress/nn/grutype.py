@@ -57,14 +57,18 @@ class GRUType(CellType):
         """Torch's own module of such a layer."""
         return nn.GRU(input_size, hidden_size, **arguments)
 
-    def step(self, z: Tensor, state: State, recurrent: Sequence[Multiplier], bias: Tensor | None) -> State:
-        """The next ``h``; ``z`` is ``W x + b_i``, shape ``(n, 3H)``, and ``bias`` is ``b_h``."""
+    def after(self, z: Tensor, v: Tensor, state: State) -> State:
+        """The next ``h``, of ``W x + b_i`` and ``U h + b_h``, shape ``(n, 3H)``."""
         (h,) = state
-        sums, gates = multiply(h, recurrent[0], bias), 2 * h.shape[1]
-        reset, update = torch.sigmoid(z[:, :gates] + sums[:, :gates]).chunk(2, dim=1)
-        new = torch.tanh(torch.addcmul(z[:, gates:], reset, sums[:, gates:]))
+        gates = 2 * h.shape[1]
+        reset, update = torch.sigmoid(z[:, :gates] + v[:, :gates]).chunk(2, dim=1)
+        new = torch.tanh(torch.addcmul(z[:, gates:], reset, v[:, gates:]))
         # Autocast leaves h in its own dtype here, as it does torch's GRU.
         return (new + update * (h - new),)
+
+    def step(self, z: Tensor, state: State, recurrent: Sequence[Multiplier], bias: Tensor | None) -> State:
+        """The next ``h``; ``z`` is ``W x + b_i``, shape ``(n, 3H)``, and ``bias`` is ``b_h``."""
+        return self.after(z, multiply(state[0], recurrent[0], bias), state)
 
     def scratch(self, z: Tensor) -> StepScratch:
         """Memory for single steps like that of ``z``."""

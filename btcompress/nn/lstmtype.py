@@ -40,6 +40,10 @@ class LSTMType(CellType):
         """Torch's own module of such a layer."""
         return nn.LSTM(input_size, hidden_size, **arguments)
 
+    def after(self, z: Tensor, v: Tensor, state: State) -> State:
+        """The next ``h``, which a projection is still to be applied to, and ``c``; sums of shape ``(n, 4H)``."""
+        return _after(z + v, state[1])
+
     def step(self, z: Tensor, state: State, recurrent: Sequence[Multiplier], bias: Tensor | None) -> State:  # noqa: ARG002
         """As :func:`lstm_step`; biases are in ``z``."""
         h, c = state
@@ -81,10 +85,15 @@ def lstm_step(
         weight_hr: ``P``, shape ``(projected size, H)``.
     """
     h, c = state
-    i, f, g, o = add_product(z, weight_hh, h).chunk(4, dim=1)
-    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-    h = torch.sigmoid(o) * torch.tanh(c)
+    h, c = _after(add_product(z, weight_hh, h), c)
     return (h if weight_hr is None else multiply(h, weight_hr, None)), c
+
+
+def _after(sums: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The next hidden state without its projection, and the next cell state."""
+    i, f, g, o = sums.chunk(4, dim=1)
+    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
+    return torch.sigmoid(o) * torch.tanh(c), c
 
 
 #: The one there is.

@@ -12,12 +12,10 @@ from torch.nn.functional import linear, pad
 
 from btcompress.contraction import autocast
 from btcompress.nn.celltype import CellType, State
-from btcompress.nn.choice import choose_way
-from btcompress.nn.formed import is_plain
 from btcompress.nn.kernel import Kernel
 from btcompress.nn.lstmtype import LSTM
 from btcompress.nn.steps import Chain, loop_over_steps
-from btcompress.nn.ways import Task, Way
+from btcompress.nn.ways import Way
 from btcompress.nn.weight import BTWeight, Multiplier, Weight, multiply
 
 #: A matrix of a direction.
@@ -219,61 +217,6 @@ def _begun(inputs: Tensor, matrix: Multiplier) -> tuple[Tensor, Tensor]:
         return linear(inputs, right), left
     z = matrix.matmul(inputs)
     return z, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-
-
-def recur(
-    z: Tensor,
-    state: State,
-    weights: Sequence[Sequence[Tensor]],
-    batch_sizes: Tensor | None = None,
-    *,
-    batch_first: bool = False,
-    cell: CellType = LSTM,
-    biases: Sequence[Tensor | None] = (),
-) -> tuple[Tensor, State]:
-    """One layer from the input part of all its steps, by the cheapest of the three ways below that can.
-
-    Args:
-        z: ``W x`` with what biases the cell adds to it, of each direction side by side, ``(T, B, directions * 4H)`` of
-            an LSTM; layouts as :func:`kernel_layer`.
-        state: initial states, shapes ``(directions, B, H)``.
-        weights: for each direction ``weight_hh``, and ``weight_hr`` where there is one.
-        batch_sizes: sequences at each step, for packed inputs.
-        batch_first: the order of the first two axes of inputs and outputs.
-        cell: what is computed with them.
-        biases: what the cell adds to ``U h``, of each direction; may be left out where that is nothing.
-
-    Returns:
-        As :func:`kernel_layer`.
-    """
-    steps, batch, rows = task_sizes(z, batch_sizes, batch_first=batch_first)
-    hidden, each = state[-1].shape[-1], (None,) * len(weights)
-    tensors = [z, *state, *(matrix for own in weights for matrix in own), *_given(biases)]
-    task = Task(
-        0,
-        hidden,
-        steps,
-        batch,
-        rows,
-        packed=batch_sizes is not None,
-        trains=torch.is_grad_enabled(),
-        w=each,
-        u=each,
-        p=each if len(weights[0]) > 1 else (),
-        outputs=state[0].shape[-1] if len(weights[0]) > 1 else 0,
-        loops=cell is LSTM and is_plain(tensors) and loopable(tensors),
-        keeps=False,
-        onednn=uses_onednn(z, cell),
-        cpu=z.device.type == "cpu",
-        cell=cell.name,
-    )
-    way = choose_way(task, "auto")
-    if way.steps == "kernel":
-        return recur_by_kernel(z, state, weights, batch_sizes, batch_first=batch_first, cell=cell, biases=biases)
-    if way.steps == "loop":
-        parts, chains = z.chunk(len(weights), dim=-1), [[(matrix,) for matrix in own] for own in weights]
-        return recur_by_loop(parts, state, chains, batch_sizes, batch_first=batch_first)
-    return recur_by_steps(z, state, weights, batch_sizes, batch_first=batch_first, cell=cell, biases=biases)
 
 
 def _given(biases: Sequence[Tensor | None]) -> list[Tensor]:

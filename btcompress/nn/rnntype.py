@@ -40,6 +40,10 @@ class RNNType(CellType):
         """Torch's own module of such a layer."""
         return nn.RNN(input_size, hidden_size, nonlinearity=self.nonlinearity, **arguments)
 
+    def after(self, z: Tensor, v: Tensor, state: State) -> State:  # noqa: ARG002
+        """The next ``h``, of ``W x`` and ``U h`` with their biases, shape ``(n, H)``."""
+        return (self._function(z + v),)
+
     def step(self, z: Tensor, state: State, recurrent: Sequence[Multiplier], bias: Tensor | None) -> State:  # noqa: ARG002
         """The next ``h``; ``z`` is ``W x + b``, shape ``(n, H)``."""
         return (self._function(add_product(z, recurrent[0], state[0])),)

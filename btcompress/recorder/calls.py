@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from btcompress.errors import BTCompressError
-from btcompress.finetune.batches import State
 from btcompress.nn import BTLinear
+from btcompress.nn.celltype import State
 from btcompress.nn.replacing import classes_of
 from btcompress.shapes import GATES
 

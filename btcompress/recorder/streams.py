@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from btcompress.finetune.batches import State
+from btcompress.nn.celltype import State
 from btcompress.recorder.calls import Call
 from btcompress.recorder.sample import Sample, SequenceRecord, StateArrays
 

@@ -120,7 +120,7 @@ def check(data, folder):
         text = about[MARK]
         sealed = json.loads(text, parse_constant=readings.refuse_constant)
         record = sealed["record"]
-    same(record["version"], 1, "the version")
+    same(record["version"], 2, "the version")
     start = text.index('"record":') + len('"record":')
     _, end = json.JSONDecoder().raw_decode(text, start)
     same(sealed["sha256"], digest(text[start:end], tensors), "the digest")

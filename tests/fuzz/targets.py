@@ -25,7 +25,7 @@ from btcompress.finetune.data import open_data
 from btcompress.kinds import KINDS as MATRIX_KINDS
 from btcompress.modes import ShapeRequest
 from btcompress.plan import make_plan, read_plan
-from fuzz import limits, readings, samples, states
+from fuzz import graphs, limits, readings, samples, states
 from fuzz.files import WrongAnswerError, placed, reading, same
 from fuzz.mutators import legacy, npy, odd, raw, safetensors, yamls, zips
 
@@ -308,7 +308,8 @@ def sequences(name, data, folder):
             padded = x[rows].astype(wide) * 0.5
     same(len(source), n_sequences, "the number of sequences")
     _same_array(batch.x, padded.astype(wide), "x")
-    states = (None, None) if batch.state is None else (state.transpose(0, 1) for state in batch.state)
+    states = [state.transpose(0, 1) for state in batch.state or ()]
+    states += [None] * (2 - len(states))  # a GRU's state is one
     for name, part in zip(("y", "lengths", "h0", "c0"), (batch.y, batch.lengths, *states), strict=True):
         array = arrays.get(name)
         same(part is None, array is None, f"the absence of {name}")
@@ -365,6 +366,10 @@ def _sequences(name, files, mutate):
     return Target(files, mutate, partial(sequences, name), name)
 
 
+def _graphs(name, files, mutate, other):
+    return Target(files, mutate, partial(graphs.check, other, name), name)
+
+
 #: All kinds by their names.
 TARGETS = {
     "torch": _dense("model.pt", samples.torch_zips, zips.mutate, 5),
@@ -377,6 +382,9 @@ TARGETS = {
     "npy": _sequences("data.npy", samples.npy_files, npy.mutate),
     "data": _sequences("data.safetensors", samples.safetensors_data, safetensors.mutate),
     "state": Target(states.state_files, states.mutate, states.check, states.FILE, 2),
+    "onnx": _graphs("model.onnx", graphs.onnx_files, graphs.mutate_onnx, graphs.by_onnx),
+    "flax": _graphs("params.msgpack", graphs.flax_files, raw.mutate, graphs.by_tree),
+    "mxnet": _graphs("net.params", graphs.mxnet_files, raw.mutate, graphs.by_struct),
 }
 
 #: The kind of each case, over and over: kinds take turns by their weights.
