@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from btcompress.demo.clips import CLASS_NAMES, Clips
 from btcompress.demo.sizes import DemoSize
-from btcompress.finetune.data import open_data, split
+from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.data import Data, open_data, split
 from btcompress.finetune.epoch import OnEpoch
 from btcompress.finetune.loop import Trainer
+from btcompress.finetune.state import StateFile
 from btcompress.finetune.tasks import Labels
 from btcompress.finetune.user import UserNetwork
 
@@ -48,10 +50,6 @@ def train_dense(
 ) -> tuple[ClipClassifier, tuple[float, ...]]:
     """Train a dense model on clips and keep the epoch that is best on those held back.
 
-    While it trains, a frame is scaled to a norm of about 1, and the input weights the other way. Adam moves every
-    weight by about the learning rate, whatever meets it: with thousands of inputs as they are, a rate that is small
-    enough for the input weights would leave all others next to untrained.
-
     Args:
         data: file of the clips, bytes ``x`` and labels ``y``.
         size: of the model, and how to train it.
@@ -62,22 +60,70 @@ def train_dense(
         The model, on the CPU, and the accuracy on the clips held back, before training and after each epoch.
     """
     n_inputs = size.height * size.width * 3
-    # A power of two changes no digit of an input or a weight.
-    shrunk = 2.0 ** -round(math.log2(_TYPICAL_INPUT * math.sqrt(n_inputs)))
-    train, held = split(open_data(str(data), SCALE * shrunk), size.held_fraction, seed)
+    clips = open_data(str(data), training_scale(n_inputs))
     torch.manual_seed(seed)
     model = ClipClassifier(n_inputs, size.hidden_size, len(CLASS_NAMES))
+    return model, train_classifier(
+        model, *split(clips, size.held_fraction, seed), size.dense_config(seed), on_epoch=on_epoch
+    )
+
+
+def training_scale(n_inputs: int) -> float:
+    """What :func:`train_classifier` needs bytes to be multiplied by, so that a frame has a norm of about 1."""
+    return SCALE * _shrunk(n_inputs)
+
+
+def train_classifier(
+    model: ClipClassifier,
+    train: Data,
+    held: Data,
+    config: TrainConfig,
+    *,
+    file: StateFile | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[float, ...]:
+    """Train a dense model in its place, and leave it at the epoch that is best on the clips held back.
+
+    While it trains, a frame is scaled to a norm of about 1, and the input weights the other way. Adam moves every
+    weight by about the learning rate, whatever meets it: with thousands of inputs as they are, a rate that is small
+    enough for the input weights would leave all others next to untrained.
+
+    Args:
+        model: of inputs times :data:`SCALE`; it ends on the CPU.
+        train: clips to train on, their bytes times :func:`training_scale`.
+        held: clips that choose the epoch, likewise.
+        config: how to train.
+        file: where the state after each epoch is kept, and gone on from where there is one; it is for the caller to
+            remove, once the model is kept. Nothing is kept where left out.
+        on_epoch: called after each epoch.
+
+    Returns:
+        The accuracy on the clips held back, before training and after each epoch.
+
+    Raises:
+        BTCompressError: the state is damaged or of another training, or training diverged.
+    """
+    shrunk = _shrunk(model.lstm.input_size)
     weight = model.lstm.get_parameter("weight_ih_l0")
     with torch.no_grad():
         weight.div_(shrunk)
-    config = size.dense_config(seed)
     trainer = Trainer(UserNetwork(model), Labels("classes", None, config.temperature, 0.0), train, held, config)
+    saved = None
+    if file is not None and file.exists():
+        file, saved = file.load(trainer.outline)
     with _without_onednn():
-        before, best = trainer.run(on_epoch=on_epoch)
+        before, best = trainer.run(file, on_epoch, saved=saved)
     trainer.network.load_state_dict(best.tensors)
     with torch.no_grad():
         weight.mul_(shrunk)
-    return model.cpu(), (before, *(row.metric for row in trainer.rows))
+    model.cpu()
+    return before, *(row.metric for row in trainer.rows)
+
+
+def _shrunk(n_inputs: int) -> float:
+    """A factor that brings a frame, already times :data:`SCALE`, to a norm of about 1."""
+    # A power of two changes no digit of an input or a weight.
+    return 2.0 ** -round(math.log2(_TYPICAL_INPUT * math.sqrt(n_inputs)))
 
 
 @contextmanager
@@ -92,11 +138,13 @@ def _without_onednn() -> Iterator[None]:
         backend.enabled = enabled
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, clips: Clips) -> float:
     """Share of the clips whose class has the highest score."""
-    right = 0
-    for rows in torch.arange(len(clips.y)).split(_BATCH):
-        frames = torch.from_numpy(clips.x[rows.numpy()]).float() * SCALE
-        right += int((model(frames).argmax(1) == torch.from_numpy(clips.y[rows.numpy()])).sum())
-    return right / len(clips.y)
+    return int((decisions(model, clips) == torch.from_numpy(clips.y)).sum()) / len(clips.y)
+
+
+@torch.no_grad()
+def decisions(model: nn.Module, clips: Clips) -> Tensor:
+    """The class with the highest score for each clip, shape ``(n_clips,)``."""
+    batches = torch.arange(len(clips.y)).split(_BATCH)
+    return torch.cat([model(torch.from_numpy(clips.x[rows.numpy()]).float() * SCALE).argmax(1) for rows in batches])

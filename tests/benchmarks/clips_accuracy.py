@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from random_starts import randomised
 
 from btcompress import apply, factorize, report, save
 from btcompress.calibration import CalibrationRequest, SampleInputs, calibrate
@@ -29,25 +30,9 @@ from btcompress.demo.story import DemoFiles, draw_clips
 from btcompress.factorization import factorize_as_planned
 from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
 from btcompress.modes import ShapeRequest
-from btcompress.nn import BTWeight
 from btcompress.plan import make_plan, read_plan
 
 STARTS = ("factorized", "calibrated", "random block terms", "from scratch")
-
-
-def randomised(compressed: CompressedCheckpoint, model: ClipClassifier, start: str, seed: int) -> CompressedCheckpoint:
-    """The compressed checkpoint with random block terms, or with every tensor random."""
-    torch.manual_seed(seed)
-    drawn = apply(copy.deepcopy(model), compressed)
-    drawn.lstm.reset_parameters()
-    # The spread that the dense model begins with, see ClipClassifier.
-    if isinstance(drawn.lstm.weight_ih_l0, BTWeight):
-        drawn.lstm.weight_ih_l0.reset_parameters(1 / model.lstm.input_size)
-    drawn.head.reset_parameters()
-    tensors = {name: tensor.clone() for name, tensor in drawn.state_dict().items()}
-    if start == "random block terms":
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("lstm.weight_ih_l0.")}
-    return compressed.with_step({"step": "random start"}, tensors)
 
 
 def lstm_params(model: ClipClassifier) -> int:
