@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.nn.celltype import CellType
 from btcompress.nn.grutype import GRU
-from btcompress.nn.layers import BTRecurrent
+from btcompress.nn.layers import OneStateLayer
 from btcompress.nn.options import ShapeOptions
 from btcompress.nn.ways import Method
 from btcompress.shapes import MatrixShape
 
 
-class BTGRU(BTRecurrent[nn.GRU]):
+class BTGRU(OneStateLayer[nn.GRU]):
     """A GRU with matrices in block-term form; takes the place of :class:`torch.nn.GRU`.
 
     Arguments, inputs, outputs and errors are those of :class:`torch.nn.GRU`, and so are the names of all parameters
@@ -88,24 +87,3 @@ class BTGRU(BTRecurrent[nn.GRU]):
     @property
     def _cell(self) -> CellType:
         return GRU
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002 - torch's name
-        hx: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Run over whole sequences.
-
-        Args:
-            input: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without batch, or packed.
-            hx: initial ``h``, shape ``(num_layers * directions, B, H)``, or without ``B``. Zero when left out.
-
-        Returns:
-            The outputs of the last layer, directions side by side and packed if the input is, and the final ``h``.
-
-        Raises:
-            ValueError: the input's number of dimensions or dtype is wrong.
-            RuntimeError: sizes do not fit together, or there are no steps.
-        """
-        outputs, (h,) = self._call(input, None if hx is None else (hx,))
-        return outputs, h

@@ -305,6 +305,31 @@ class BTRecurrent(Pretrained, Running, Generic[Plain]):
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
 
+class OneStateLayer(BTRecurrent[Plain]):
+    """Layers whose state is ``h`` alone: those of GRUs and plain RNNs."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - torch's name
+        hx: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run over whole sequences.
+
+        Args:
+            input: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without batch, or packed.
+            hx: initial ``h``, shape ``(num_layers * directions, B, H)``, or without ``B``. Zero when left out.
+
+        Returns:
+            The outputs of the last layer, directions side by side and packed if the input is, and the final ``h``.
+
+        Raises:
+            ValueError: the input's number of dimensions or dtype is wrong.
+            RuntimeError: sizes do not fit together, or there are no steps.
+        """
+        outputs, (h,) = self._call(input, None if hx is None else (hx,))
+        return outputs, h
+
+
 def _listed(values: Iterable[object]) -> str:
     return " and ".join(map(str, values))
 

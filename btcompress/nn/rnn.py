@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Unpack
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.nn.celltype import CellType
-from btcompress.nn.layers import BTRecurrent
+from btcompress.nn.layers import OneStateLayer
 from btcompress.nn.options import ShapeOptions
 from btcompress.nn.rnntype import RNN
 from btcompress.nn.ways import Method
 from btcompress.shapes import MatrixShape, Nonlinearity
 
 
-class BTRNN(BTRecurrent[nn.RNN]):
+class BTRNN(OneStateLayer[nn.RNN]):
     """A plain RNN with matrices in block-term form; takes the place of :class:`torch.nn.RNN`.
 
     Arguments, inputs, outputs and errors are those of :class:`torch.nn.RNN`, and so are the names of all parameters
@@ -52,7 +51,7 @@ class BTRNN(BTRecurrent[nn.RNN]):
         TypeError: as :class:`torch.nn.RNN`.
     """
 
-    _arguments: ClassVar[Mapping[str, object]] = {"nonlinearity": "tanh", **BTRecurrent._arguments}
+    _arguments: ClassVar[Mapping[str, object]] = {"nonlinearity": "tanh", **OneStateLayer._arguments}
     _plain = nn.RNN
 
     nonlinearity: Nonlinearity
@@ -92,24 +91,3 @@ class BTRNN(BTRecurrent[nn.RNN]):
     @property
     def _cell(self) -> CellType:
         return RNN[self.nonlinearity]
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002 - torch's name
-        hx: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Run over whole sequences.
-
-        Args:
-            input: ``(T, B, I)``, or ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` without batch, or packed.
-            hx: initial ``h``, shape ``(num_layers * directions, B, H)``, or without ``B``. Zero when left out.
-
-        Returns:
-            The outputs of the last layer, directions side by side and packed if the input is, and the final ``h``.
-
-        Raises:
-            ValueError: the input's number of dimensions or dtype is wrong.
-            RuntimeError: sizes do not fit together, or there are no steps.
-        """
-        outputs, (h,) = self._call(input, None if hx is None else (hx,))
-        return outputs, h
