@@ -348,7 +348,7 @@ def description(data):
     _, about = safetensors(data)
     about = json.loads(about["btcompress"], parse_constant=refuse_constant)
     source = about["source"]
-    _demand(_whole(about["version"], 1) and about["version"] <= 4, "version")
+    _demand(_whole(about["version"], 1) and about["version"] <= 5, "version")
     _demand(_whole(source["n_bytes"]) and _whole(source["n_params"]) and isinstance(source["name"], str), "source")
     _demand(all(isinstance(step, dict) for step in about["history"]), "history")
     _demand(all(isinstance(notice, str) for notice in about["notices"]), "notices")
@@ -359,6 +359,7 @@ def description(data):
         _demand(len(m["in_modes"]) == len(m["out_modes"]) == len(m["tucker_ranks"]) > 0, key)
         _demand(m["in_size"] <= math.prod(m["in_modes"]) and m["out_size"] <= math.prod(m["out_modes"]), key)
         _demand(m["out_size"] % m["n_gates"] == 0 == math.prod(m["out_modes"]) % m["n_gates"], key)
+        _demand(m.get("n_separate", 4) in (3, 4), key)
         _demand(_finite(m["weight_error"]) and _finite(m["svd_error"]) and _whole(m["svd_rank"]), key)
     for name, p in about.get("precisions", {}).items():
         dtypes = ("float64", "float32", "float16", "bfloat16")
@@ -367,7 +368,11 @@ def description(data):
             _demand(_whole(p["bits"], 2) and p["bits"] <= 8 and _whole(p["group"], 8) and p["group"] <= 2**40, name)
             _demand(p["shape"] and all(_whole(size, 1) for size in p["shape"]), name)
     _demand(all(_finite(value["weight_error"]) for value in about.get("rounded", {}).values()), "rounded")
-    _demand(about["version"] == 4 or not about.get("precisions"), "precisions")
+    _demand(about["version"] >= 4 or not about.get("precisions"), "precisions")
+    _demand(set(about.get("nonlinearities", {}).values()) <= {"tanh", "relu"}, "nonlinearities")
+    _demand(about["version"] == 5 or not about.get("nonlinearities"), "nonlinearities")
+    separate = {m["n_separate"] for m in about["matrices"].values() if m["gates"] == "separate" and "n_separate" in m}
+    _demand(about["version"] == 5 or 3 not in separate, "separate gates of a GRU")
     return about
 
 
@@ -427,18 +432,21 @@ def _finite(value):
 
 def dense_sizes(about):
     """Entries of each factorized matrix of a result."""
-    return {
-        key: m["in_size"] * m["out_size"] * (1 if m["gates"] == "fused" else 4) for key, m in about["matrices"].items()
-    }
+    return {key: m["in_size"] * m["out_size"] * len(_parts(key, m)) for key, m in about["matrices"].items()}
+
+
+def _parts(key, m):
+    """The names of the forms of a matrix, whose rows are stacked."""
+    gates = "rzn" if m.get("n_separate") == 3 else "ifgo"
+    return [key] if m["gates"] == "fused" else [f"{key}.gate_{gate}" for gate in gates]
 
 
 def magnitude(about, tensors, key):
     """What the entries of a matrix cannot exceed, each of its block terms summed without signs; else infinity."""
     m = about["matrices"][key]
-    names = [key] if m["gates"] == "fused" else [f"{key}.gate_{gate}" for gate in "ifgo"]
     n_terms = m["cp_rank"] * math.prod(m["tucker_ranks"])
     bound = 0.0
-    for name in names:
+    for name in _parts(key, m):
         product = float(n_terms)
         for each in (f"{name}.cores", *(f"{name}.factors.{k}" for k in range(len(m["in_modes"])))):
             tensor = tensors.get(about["aliases"].get(each, each))

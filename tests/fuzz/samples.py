@@ -162,6 +162,7 @@ _SHAPES = {
         BlockTermShape((5, 2), (1, 3), (2, 3), row_order=True, column_order=True), "separate"
     ),
     "separate": MatrixShape(BlockTermShape((5, 2), (1, 3), (2, 3), n_blocks=2), "separate"),
+    "separate GRU": MatrixShape(BlockTermShape((5, 2), (2, 2), (2, 3)), "separate", 3),
 }
 #: The form, dtype and precisions of results whose tensors are stored in fewer bits: of block terms, and of a matrix.
 _FEWER_BITS = {
@@ -256,6 +257,7 @@ def results():
         made[f"{name}, measured"] = replace(made[name], bench=_BENCH)
     for name in ("separate", "integers"):
         made[f"{name}, arranged"] = replace(made[name], layout=_layout(made[name].keys))
+    made["nonlinearity"] = replace(made["low rank"], nonlinearities={"lstm": "relu"})
     files = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, compressed in made.items():
