@@ -18,7 +18,7 @@ from btcompress.checkpoint.compressed import part_names
 from btcompress.checkpoint.names import PART
 from btcompress.checkpoint.wrappers import matched, plain_name
 from btcompress.errors import CheckpointError, ShapeError
-from btcompress.nn import BTLinear, BTWeight
+from btcompress.nn import BTLinear, BTLSTMCell, BTWeight
 from btcompress.nn.alterations import alterations
 from btcompress.nn.replacing import (
     BlockTerm,
@@ -34,6 +34,12 @@ from btcompress.text import listed
 
 Compressed = str | PathLike[str] | CompressedCheckpoint
 Module = TypeVar("Module", bound=nn.Module)
+
+#: What lies in a layer of an LSTM, by its name.
+_OF_LAYER = re.compile(
+    r"(?P<prefix>(?:.*\.)?)(?P<part>(?:weight|bias)_(?:ih|hh))_l(?P<layer>[0-9]+)(?P<reverse>_reverse)?(?P<rest>(?:\..*)?)",
+    re.DOTALL,
+)
 
 #: What a parameter is called that weights are dropped from at each call.
 _DROPPED = re.compile(f"{PART}_raw")
@@ -280,7 +286,30 @@ def _names_in(module: nn.Module, names: Iterable[str], matrices: Mapping[str, Ma
     held = [name.rpartition(".")[0] for name in module.state_dict()]
     held += [name for name, each in module.named_modules(remove_duplicate=False) if is_replaceable(each)]
     found = matched(layers.values(), held)
-    return {name: _in_layer(found.get(layer, layer), name, layer) for name, layer in layers.items()}
+    renamed = {name: _in_layer(found.get(layer, layer), name, layer) for name, layer in layers.items()}
+    return renamed | _in_steps(module, renamed)
+
+
+def _in_steps(module: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
+    """The new names of what a model has in single steps, one for each layer, and the file in one LSTM of all layers.
+
+    The custom LSTM of TorchScript's benchmarks has such names, and is converted as one; a model may have torch's own
+    cells under them.
+    """
+    steps = {
+        plain_name(name): name
+        for name, each in module.named_modules(remove_duplicate=False)
+        if isinstance(each, BTLSTMCell) or obstacle_to(each, nn.LSTMCell) is None
+    }
+    found = {}
+    for given, name in names.items() if steps else ():
+        if match := _OF_LAYER.fullmatch(name):
+            direction = f".directions.{1 if match['reverse'] else 0}"
+            layer = plain_name(f"{match['prefix']}layers.{match['layer']}")
+            cell = steps.get(f"{layer}{direction}.cell") or steps.get(f"{layer}.cell")
+            if cell is not None:
+                found[given] = f"{cell}.{match['part']}{match['rest']}"
+    return found
 
 
 def _in_layer(layer: str, name: str, before: str) -> str:

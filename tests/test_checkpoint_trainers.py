@@ -18,7 +18,7 @@ from btcompress.errors import CheckpointError
 from btcompress.finetune.networks import stored_tensors
 from btcompress.finetune.user import build_student, build_teacher
 from btcompress.hub import weights
-from btcompress.nn import BTLSTM, BTLinear
+from btcompress.nn import BTLSTM, BTLinear, BTLSTMCell
 from btcompress.plan import save_plan
 
 
@@ -395,3 +395,33 @@ def test_a_tied_tensor_that_the_file_holds_once_is_both_in_the_model(left_out):
     del held["lstm.bias_ih_l0"]
     with pytest.raises(CheckpointError, match=r"lstm\.bias_ih_l0 is missing"):
         build_teacher("here:Tied", Tied, from_state_dict(held), student)
+
+
+class Steps(nn.Module):
+    """Cells of torch's under the names that the custom LSTM of TorchScript's benchmarks has."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"cell": nn.LSTMCell(size, 4)}) for size in (6, 4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            steps, state = [], None
+            for row in x.unbind(1):
+                state = layer["cell"](row, state)
+                steps.append(state[0])
+            x = torch.stack(steps, 1)
+        return x
+
+
+def test_cells_that_the_file_has_as_one_lstm_are_taken_and_trained_as_they_are(frames):
+    torch.manual_seed(0)
+    dense = Steps()
+    compressed = btcompress.factorize(dense, **FULL)
+    assert [entry.kind for entry in compressed.recurrent()] == ["lstm"]
+    student = build_student("here:Steps", Steps, compressed)
+    assert {type(layer["cell"]) for layer in student.model.layers} == {BTLSTMCell}
+    torch.testing.assert_close(student(frames), dense(frames))
+    assert stored_tensors(student, compressed).keys() == compressed.tensors.keys()
+    teacher = build_teacher("here:Steps", Steps, from_state_dict(dense.state_dict()), student)
+    torch.testing.assert_close(teacher(frames), dense(frames))

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations, prune
 
 import btcompress
 from btcompress.errors import BTCompressError
+from btcompress.nn import BTLSTM, BTLSTMCell
 from btcompress.nn.replacing import classes_of
 
 #: Inputs and hidden units.
@@ -38,6 +39,7 @@ class Layers:
         told: words of a notice of the result.
         options: of the factorization.
         model: makes the model that the file came from, for ``btcompress.apply``.
+        applied: the layers of it, where it has others than the file.
     """
 
     content: object
@@ -45,6 +47,7 @@ class Layers:
     told: str = ""
     options: dict | None = None
     model: object = None
+    applied: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,20 @@ def _():
         for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     }
     return Layers(with_head(state), {"rnn": lstm}, "TorchScript")
+
+
+@row("cells of torch's own with these names")
+def _():
+    def build():
+        layers = nn.ModuleList(nn.ModuleDict({"cell": nn.LSTMCell(size, H)}) for size in (N, H))
+        return nn.ModuleDict({"rnn": nn.ModuleDict({"layers": layers})})
+
+    model, lstm = build(), nn.LSTM(N, H, 2)
+    for layer in range(2):
+        own = model["rnn"]["layers"][layer]["cell"].state_dict()
+        lstm.load_state_dict({f"{key}_l{layer}": value for key, value in own.items()}, strict=False)
+    cells = {f"rnn.layers.{layer}.cell": model["rnn"]["layers"][layer]["cell"] for layer in range(2)}
+    return Layers(model.state_dict(), {"rnn": lstm}, "TorchScript", model=build, applied=cells)
 
 
 @row("a matrix for each gate")
@@ -614,10 +631,11 @@ def test_what_is_read_of_it(case, tmp_path):
         size = entry.input_size
         x = torch.randn(4, size) if entry.is_cell else torch.randn(4, 2, size)
         torch.testing.assert_close(hidden(found, x), hidden(module, x), rtol=1e-5, atol=1e-5)
-        if made.model is not None:
-            applied = btcompress.apply(made.model(), result).get_submodule(name)
-            assert isinstance(applied, classes_of(entry.type, entry.is_cell)[1])
-            torch.testing.assert_close(hidden(applied, x), hidden(module, x), rtol=1e-5, atol=1e-5)
+    for name, module in (made.applied or made.modules).items() if made.model else ():
+        applied = btcompress.apply(made.model(), result).get_submodule(name)
+        assert isinstance(applied, BTLSTM | BTLSTMCell)
+        x = torch.randn(4, *((2,) if isinstance(module, nn.LSTM) else ()), module.input_size)
+        torch.testing.assert_close(hidden(applied, x), hidden(module, x), rtol=1e-5, atol=1e-5)
 
 
 def read_as(entry, dense, module):
