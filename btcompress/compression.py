@@ -273,7 +273,7 @@ def finish(prepared: Prepared, step: FactorizeStep, on_progress: OnProgress | No
             on_progress,
             prepared.samples,
             precisions=later,
-        ).with_twins(plan.twins)
+        )
     if step.others is not None:
         compressed = others_stored_as(compressed, FLOATS[step.others])
     # What was there before is held against the matrices that it was made from, which are not at hand.

@@ -357,6 +357,11 @@ def test_an_lstm_under_two_names_is_calibrated_as_one(tmp_path):
     model = nn.ModuleDict({"a": lstm, "b": lstm})
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(40, 5, 12)).astype(np.float32))
     inputs = [SampleInputs(str(tmp_path / "x.npz"), layer="a")]
+    rounded = btcompress.factorize(model, calibration=inputs, bits=4, calibration_epochs=1)
+    assert rounded.rounded.keys() == {"a.weight_ih_l0", "b.weight_ih_l0"}
+    first, second = (rounded.rounded[f"{name}.weight_ih_l0"] for name in "ab")
+    assert (first.precision, first.weight_error) == (second.precision, second.weight_error)
+    assert all(tensor is rounded.tensors[f"a.{name[2:]}"] for name, tensor in rounded.tensors.items())
     few = {"cp_rank": 1, "tucker_rank": 2, "max_sweeps": 2, "calibration_epochs": 1}
     done = btcompress.factorize(model, calibration=inputs, **few)
     assert done.matrices.keys() == {"a.weight_ih_l0", "b.weight_ih_l0"}

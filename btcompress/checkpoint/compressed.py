@@ -353,30 +353,6 @@ class CompressedCheckpoint:
         changed, kept = self._changed(tensors, stored)
         return replace(self, tensors=changed, stored=kept, rounded={**self.rounded, **(rounded or {})})
 
-    def with_twins(self, twins: Mapping[str, str]) -> CompressedCheckpoint:
-        """The same where keys have what other keys have: block terms, how a matrix is rounded, or the tensor.
-
-        Args:
-            twins: the other key of each; of a matrix that was not chosen under either nothing is changed.
-        """
-        tensors, matrices = dict(self.tensors), dict(self.matrices)
-        rounded, stored = dict(self.rounded), dict(self.stored)
-        for key, first in twins.items():
-            if (key in self.matrices) != (first in self.matrices):
-                continue
-            for held in (matrices, rounded):
-                held.pop(key, None)
-            for name in self.names_of(key):
-                tensors.pop(name)
-                stored.pop(name, None)
-            matrices |= {key: self.matrices[first]} if first in self.matrices else {}
-            rounded |= {key: self.rounded[first]} if first in self.rounded else {}
-            for name in self.names_of(first):
-                own = key + name.removeprefix(first)
-                tensors[own] = self.tensors[name]
-                stored |= {own: self.stored[name]} if name in self.stored else {}
-        return replace(self, tensors=tensors, matrices=matrices, rounded=rounded, stored=stored)
-
     def _changed(
         self, tensors: Mapping[str, Tensor] | None, stored: Mapping[str, Stored | None] | None
     ) -> tuple[dict[str, Tensor], dict[str, Stored]]:

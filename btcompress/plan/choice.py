@@ -88,8 +88,7 @@ class Plan:
         kinds: the kinds of matrices asked for.
         rounded: matrices that stay dense, in fewer bits.
         twins: other names of matrices that were chosen under the first of their names, as those of a layer that is used
-            twice, and of the rest of such a layer. Under these a result has the same as under the first, which is in
-            the values.
+            twice. Under these a result has the same as under the first, which is in the values.
     """
 
     recurrent: tuple[RecurrentEntry, ...]
@@ -206,9 +205,7 @@ def make_plan(
         notices.extend(choice.notices)
     if "linear" in kinds and not layers:
         notices.extend(_passed_over(candidates))
-    told = tuple(notices)
-    plan = Plan(recurrent, others, tuple(planned), tuple(left_dense), told, kinds)
-    return replace(plan, twins=_with_the_rest(twins, recurrent, find_aliases(checkpoint.tensors)))
+    return Plan(recurrent, others, tuple(planned), tuple(left_dense), tuple(notices), kinds, twins=twins)
 
 
 def _twins(chosen: Sequence[_Candidate], aliases: Mapping[str, str]) -> dict[str, str]:
@@ -219,19 +216,6 @@ def _twins(chosen: Sequence[_Candidate], aliases: Mapping[str, str]) -> dict[str
             first.setdefault((aliases.get(each.key, each.key), each.n_gates), each.key)
     firsts = ((each.key, first.get((aliases.get(each.key, each.key), each.n_gates))) for each in chosen)
     return {key: other for key, other in firsts if other not in (None, key)}
-
-
-def _with_the_rest(
-    twins: Mapping[str, str], recurrent: Sequence[RecurrentEntry], aliases: Mapping[str, str]
-) -> dict[str, str]:
-    """The same with all else of the recurrent layers that they are of, where all of it is that of another layer."""
-    every, found = {entry.matrix_keys[0]: entry for entry in recurrent}, dict(twins)
-    for entry in recurrent:
-        other = every.get(twins.get(entry.matrix_keys[0], ""))
-        pairs = [] if other is None else [*zip(entry.keys, other.keys, strict=False)]
-        if other is not None and all(aliases.get(a, a) == aliases.get(b, b) for a, b in pairs):
-            found |= dict(pairs)
-    return found
 
 
 def _with_dtype(candidate: _Candidate, matrix: Tensor) -> _Candidate:
