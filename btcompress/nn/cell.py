@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Generic, Self, TypeVar, Unpack, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
 from btcompress.contraction import is_captured
-from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
 from btcompress.nn.celltype import CellType, State
-from btcompress.nn.conversion import fill_dense, fill_factorized
+from btcompress.nn.convertible import Convertible
 from btcompress.nn.grutype import GRU
 from btcompress.nn.lstmtype import LSTM
 from btcompress.nn.options import ShapeOptions, recurrent_shapes
 from btcompress.nn.prediction import Prediction
-from btcompress.nn.pretrained import Pretrained
 from btcompress.nn.recurrence import Direction
 from btcompress.nn.rnntype import RNN
-from btcompress.nn.running import Layer, Running
+from btcompress.nn.running import Layer
 from btcompress.nn.ways import Method
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape, Nonlinearity
@@ -31,7 +29,7 @@ from btcompress.shapes import MatrixShape, Nonlinearity
 Plain = TypeVar("Plain", bound=nn.RNNCellBase)
 
 
-class BTCell(Pretrained, Running, Generic[Plain]):
+class BTCell(Convertible[Plain]):
     """One step with matrices in block-term form: what LSTMs, GRUs and plain RNNs have in common.
 
     Parameters: ``weight_ih.cores`` and ``weight_ih.factors.0`` to ``weight_ih.factors.{d-1}`` (or those of each gate),
@@ -55,9 +53,8 @@ class BTCell(Pretrained, Running, Generic[Plain]):
         BTCompressError: unknown method or kind of matrices.
     """
 
-    #: What torch's class is built with beside sizes, device and dtype, and its defaults.
     _arguments: ClassVar[Mapping[str, object]] = {"bias": True}
-    _plain: type[Plain]
+    _recurrent: ClassVar[str] = "weight_hh"
 
     weight_ih: nn.Parameter | BTWeight
     weight_hh: nn.Parameter | BTWeight
@@ -97,11 +94,6 @@ class BTCell(Pretrained, Running, Generic[Plain]):
             value = nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None
             self.register_parameter(name, value)
         self.reset_parameters()
-
-    @property
-    def _cell(self) -> CellType:
-        """What is computed."""
-        raise NotImplementedError
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw parameters so that each has the variance that torch's class gives it."""
@@ -161,60 +153,10 @@ class BTCell(Pretrained, Running, Generic[Plain]):
         biases = None if self.bias_ih is None or self.bias_hh is None else (self.bias_ih, self.bias_hh)
         return {"cell": [Direction(self.weight_ih, self.weight_hh, None, biases, self._cell)]}
 
-    @classmethod
-    def from_dense(
-        cls,
-        dense: Plain,
-        *,
-        options: FitOptions = FitOptions(),
-        matrices: Sequence[MatrixKind] = ("input",),
-        method: Method = "auto",
-        **shape: Unpack[ShapeOptions],
-    ) -> Self:
-        """Fit ``W``, or what ``matrices`` says, and copy the rest.
-
-        Dtype, device, training and gradient flags are those of ``dense``.
-
-        Args:
-            dense: torch's cell; never changed, and shares no storage with the result.
-            options: effort, seed and device of the fit.
-            matrices: as the constructor's.
-            method: as the constructor's.
-            **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out.
-
-        Raises:
-            ShapeError: modes, ranks and sizes do not fit together.
-            BTCompressError: a matrix is not finite, or a cell has no such kind of matrices.
-        """
-        shape.setdefault("cp_rank", 2)
-        weight = dense.weight_hh
-        arguments = {name: getattr(dense, name) for name in cls._arguments}
-        build: Callable[..., Self] = cls
-        module = build(
-            dense.input_size,
-            dense.hidden_size,
-            **arguments,
-            device="meta",
-            dtype=weight.dtype,
-            shape=ShapeRequest(**shape),
-            matrices=matrices,
-            method=method,
-        )
-        return fill_factorized(module.to_empty(device=weight.device), dense, options)
-
-    def to_dense(self) -> Plain:
-        """Torch's cell, every matrix formed; shares no storage with this one."""
-        weight = self.weight_hh
-        arguments = {name: getattr(self, name) for name in self._arguments}
-        build: Callable[..., Plain] = self._plain
-        cell = build(self.input_size, self.hidden_size, **arguments, device="meta", dtype=weight.dtype)
-        return fill_dense(cell.to_empty(device=weight.device), self)
-
-    def extra_repr(self) -> str:
-        """Sizes, and arguments that are not at their defaults, as torch's class shows them."""
-        given = ((name, getattr(self, name), default) for name, default in self._arguments.items())
-        changed = [f"{name}={own}" for name, own, default in given if own != default]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
+    @staticmethod
+    def _asking(shape: ShapeOptions) -> dict[str, Any]:
+        """As a cell takes them."""
+        return {"shape": ShapeRequest(**shape)}
 
 
 class BTLSTMCell(BTCell[nn.LSTMCell]):

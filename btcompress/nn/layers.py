@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,13 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from btcompress.contraction import autocast, is_captured
-from btcompress.fit import FitOptions
 from btcompress.kinds import MatrixKind
 from btcompress.modes import ShapeRequest
-from btcompress.nn.celltype import CellType, State
-from btcompress.nn.conversion import fill_dense, fill_factorized
-from btcompress.nn.options import ShapeOptions, recurrent_shapes
-from btcompress.nn.pretrained import Pretrained
+from btcompress.nn.celltype import State
+from btcompress.nn.convertible import Convertible
+from btcompress.nn.options import recurrent_shapes
 from btcompress.nn.recurrence import Direction
-from btcompress.nn.running import Layer, Running
+from btcompress.nn.running import Layer
 from btcompress.nn.ways import Method
 from btcompress.nn.weight import BTWeight
 from btcompress.shapes import MatrixShape
@@ -29,7 +27,7 @@ from btcompress.shapes import MatrixShape
 Plain = TypeVar("Plain", bound=nn.RNNBase)
 
 
-class BTRecurrent(Pretrained, Running, Generic[Plain]):
+class BTRecurrent(Convertible[Plain]):
     """Layers of one cell with matrices in block-term form; see :class:`btcompress.BTLSTM` for what all have.
 
     Args:
@@ -44,7 +42,6 @@ class BTRecurrent(Pretrained, Running, Generic[Plain]):
         request: by which shapes are chosen.
     """
 
-    #: What torch's class is built with beside sizes, device and dtype, and its defaults.
     _arguments: ClassVar[Mapping[str, object]] = {
         "num_layers": 1,
         "bias": True,
@@ -52,10 +49,8 @@ class BTRecurrent(Pretrained, Running, Generic[Plain]):
         "dropout": 0.0,
         "bidirectional": False,
     }
-    _plain: type[Plain]
+    _recurrent: ClassVar[str] = "weight_hh_l0"
 
-    input_size: int
-    hidden_size: int
     num_layers: int
     bias: bool
     batch_first: bool
@@ -87,11 +82,6 @@ class BTRecurrent(Pretrained, Running, Generic[Plain]):
             else:
                 self.register_parameter(name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
         self.reset_parameters()
-
-    @property
-    def _cell(self) -> CellType:
-        """What is computed at each step."""
-        raise NotImplementedError
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw parameters so that each matrix and bias has the variance that torch's class gives it."""
@@ -247,62 +237,6 @@ class BTRecurrent(Pretrained, Running, Generic[Plain]):
         c = inputs.new_zeros(n_states, batch, self.hidden_size)
         h = inputs.new_zeros(n_states, batch, self.proj_size) if self.proj_size else c
         return (h, c) if len(self._cell.states) > 1 else (h,)
-
-    @classmethod
-    def from_dense(
-        cls,
-        dense: Plain,
-        *,
-        options: FitOptions = FitOptions(),
-        matrices: Sequence[MatrixKind] = ("input",),
-        method: Method = "auto",
-        **shape: Unpack[ShapeOptions],
-    ) -> Self:
-        """Fit every ``W``, or what ``matrices`` says, and copy the rest.
-
-        Dtype, device, training and gradient flags are those of ``dense``.
-
-        Args:
-            dense: torch's module; never changed, and shares no storage with the result.
-            options: effort, seed and device of the fits.
-            matrices: as the constructor's.
-            method: as the constructor's.
-            **shape: fields of :class:`btcompress.modes.ShapeRequest`; ``cp_rank`` is 2 where left out. Ranks
-                beyond what the modes hold mean full rank: the result then computes what ``dense`` does.
-
-        Raises:
-            ShapeError: modes, ranks and sizes do not fit together.
-            BTCompressError: a matrix is not finite, or such layers have no such kind of matrices.
-        """
-        shape.setdefault("cp_rank", 2)
-        weight: Tensor = dense.get_parameter("weight_hh_l0")
-        arguments = {name: getattr(dense, name) for name in cls._arguments}
-        build: Callable[..., Self] = cls
-        module = build(
-            dense.input_size,
-            dense.hidden_size,
-            **arguments,
-            device="meta",
-            dtype=weight.dtype,
-            matrices=matrices,
-            method=method,
-            **shape,
-        )
-        return fill_factorized(module.to_empty(device=weight.device), dense, options)
-
-    def to_dense(self) -> Plain:
-        """Torch's module, every matrix formed; shares no storage with this one."""
-        weight = self.weight_hh_l0
-        arguments = {name: getattr(self, name) for name in self._arguments}
-        build: Callable[..., Plain] = self._plain
-        plain = build(self.input_size, self.hidden_size, **arguments, device="meta", dtype=weight.dtype)
-        return fill_dense(plain.to_empty(device=weight.device), self)
-
-    def extra_repr(self) -> str:
-        """Arguments that are not at their defaults, as torch's class shows them."""
-        given = ((name, getattr(self, name), default) for name, default in self._arguments.items())
-        changed = [f"{name}={own}" for name, own, default in given if own != default]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
 
 class OneStateLayer(BTRecurrent[Plain]):
