@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -89,6 +89,18 @@ class RecurrentEntry:
     def class_name(self) -> str:
         """The class of ``torch.nn`` that has these keys."""
         return f"{self.type.upper()}{'Cell' if self.is_cell else ''}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What torch's class of these keys is built with, that of ours too; in no file are dropout and the like."""
+        found: dict[str, Any] = {"input_size": self.input_size, "hidden_size": self.hidden_size, "bias": self.bias}
+        if not self.is_cell:
+            found |= {"num_layers": self.num_layers, "bidirectional": self.bidirectional}
+        if self.proj_size:
+            found["proj_size"] = self.proj_size
+        if self.type == "rnn":
+            found["nonlinearity"] = self.nonlinearity
+        return found
 
     @property
     def n_gates(self) -> int:

@@ -145,12 +145,6 @@ def dense_module(entry: RecurrentEntry, tensors: Mapping[str, Tensor], dtype: to
 
 def _empty(entry: RecurrentEntry, dtype: torch.dtype, device: str, *, batch_first: bool = False) -> nn.Module:
     """The dense layer or cell, its weights not set."""
-    kind, _ = classes_of(entry.type, entry.is_cell)
-    arguments: dict[str, Any] = {"nonlinearity": entry.nonlinearity} if entry.type == "rnn" else {}
-    if not entry.is_cell:
-        arguments |= {"num_layers": entry.num_layers, "batch_first": batch_first, "bidirectional": entry.bidirectional}
-    if entry.proj_size:
-        arguments["proj_size"] = entry.proj_size
-    build: Callable[..., nn.Module] = kind
-    empty = build(entry.input_size, entry.hidden_size, bias=entry.bias, **arguments, device="meta", dtype=dtype)
-    return empty.to_empty(device=device)
+    build: Callable[..., nn.Module] = classes_of(entry.type, entry.is_cell)[0]
+    arguments = entry.arguments | ({} if entry.is_cell else {"batch_first": batch_first})
+    return build(**arguments, device="meta", dtype=dtype).to_empty(device=device)

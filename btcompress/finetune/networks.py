@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,22 +57,10 @@ class Recurrent(Network):
     ) -> None:
         super().__init__()
         self.entry = entry
-        more: dict[str, Any] = {"nonlinearity": entry.nonlinearity} if entry.type == "rnn" else {}
-        if entry.type == "lstm":
-            more["proj_size"] = entry.proj_size
         own = {self._inner(key): shape for key, shape in shapes.items() if key in entry.matrix_keys}
-        if own:
-            more["shapes"] = own
-        self.layer: nn.Module = classes_of(entry.type, is_cell=False)[bool(own)](
-            entry.input_size,
-            entry.hidden_size,
-            num_layers=entry.num_layers,
-            bias=entry.bias,
-            batch_first=True,
-            bidirectional=entry.bidirectional,
-            dtype=dtype,
-            **more,
-        )
+        arguments = replace(entry, kind=entry.type).arguments | ({"shapes": own} if own else {})
+        build: Callable[..., nn.Module] = classes_of(entry.type, is_cell=False)[bool(own)]
+        self.layer = build(**arguments, batch_first=True, dtype=dtype)
         given = {self._inner(key): tensors[key] for key in tensors if key.startswith(entry.prefix)}
         fill(self.layer, given, entry.name)
 
