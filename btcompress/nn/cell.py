@@ -85,11 +85,7 @@ class BTCell(Convertible[Plain]):
         rows = self._cell.n_gates * hidden_size
         sizes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
         factorized = recurrent_shapes(sizes, shapes, shape, matrices, self._cell.n_gates)
-        for name, size in sizes.items():
-            if name in factorized:
-                self.add_module(name, BTWeight(factorized[name], device, dtype))
-            else:
-                self.register_parameter(name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
+        self._hold(sizes, factorized, device, dtype)
         for name in ("bias_ih", "bias_hh"):
             value = nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None
             self.register_parameter(name, value)

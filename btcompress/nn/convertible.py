@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from btcompress.fit import FitOptions
@@ -15,6 +16,8 @@ from btcompress.nn.options import ShapeOptions
 from btcompress.nn.pretrained import Pretrained
 from btcompress.nn.running import Running
 from btcompress.nn.ways import Method
+from btcompress.nn.weight import BTWeight
+from btcompress.shapes import MatrixShape
 
 #: Torch's module whose place is taken.
 Plain = TypeVar("Plain", bound=nn.RNNBase | nn.RNNCellBase)
@@ -36,6 +39,20 @@ class Convertible(Pretrained, Running, Generic[Plain]):
     def _cell(self) -> CellType:
         """What is computed at each step."""
         raise NotImplementedError
+
+    def _hold(
+        self,
+        sizes: Mapping[str, Sequence[int]],
+        factorized: Mapping[str, MatrixShape],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Make parameters of these sizes, in block-term form where they have a shape; none is set yet."""
+        for name, size in sizes.items():
+            if name in factorized:
+                self.add_module(name, BTWeight(factorized[name], device, dtype))
+            else:
+                self.register_parameter(name, nn.Parameter(torch.empty(tuple(size), device=device, dtype=dtype)))
 
     @staticmethod
     def _asking(shape: ShapeOptions) -> dict[str, Any]:

@@ -76,11 +76,7 @@ class BTRecurrent(Convertible[Plain]):
             setattr(self, name, getattr(plain, name))
         sizes = {name: parameter.shape for name, parameter in plain.named_parameters()}
         factorized = recurrent_shapes(sizes, shapes, request, matrices, self._cell.n_gates)
-        for name, size in sizes.items():
-            if name in factorized:
-                self.add_module(name, BTWeight(factorized[name], device, dtype))
-            else:
-                self.register_parameter(name, nn.Parameter(torch.empty(size, device=device, dtype=dtype)))
+        self._hold(sizes, factorized, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
