@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from btcompress.demo import CLASS_NAMES, make_clips
-from btcompress.demo.clips import _poses
+from btcompress.demo.video.clips import _poses
 from btcompress.errors import BTCompressError
 
 HEIGHT, WIDTH, N_FRAMES = 30, 40, 5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from btcompress.checkpoint import replacing
-from btcompress.demo.clips import Clips
+from btcompress.demo.video.clips import Clips
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:

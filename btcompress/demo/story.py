@@ -12,8 +12,8 @@ import torch
 
 from btcompress.checkpoint import check_target, claimed, replacing, write
 from btcompress.compression import factorize
-from btcompress.demo.clips import Clips, make_clips
-from btcompress.demo.dense import SCALE, accuracy, train_dense
+from btcompress.demo.video.clips import Clips, make_clips
+from btcompress.demo.video.dense import SCALE, accuracy, train_dense
 from btcompress.demo.pictures import Curve, save_clips, save_curves
 from btcompress.demo.sizes import SMALL, DemoSize
 from btcompress.finetune import Epoch, FineTuneRequest, finetune

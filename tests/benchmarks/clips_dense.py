@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from btcompress.demo import CLASS_NAMES, FULL, Clips, make_clips
-from btcompress.demo.dense import SCALE, ClipClassifier, accuracy
+from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy
 
 N_TRAIN, N_VALIDATION, N_TEST = 1600, 400, 1000
 #: Fresh clips come from seeds this far from those of the others.

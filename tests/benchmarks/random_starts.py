@@ -6,7 +6,7 @@ import torch
 
 from btcompress import apply
 from btcompress.checkpoint import CompressedCheckpoint
-from btcompress.demo.dense import ClipClassifier
+from btcompress.demo.video.dense import ClipClassifier
 from btcompress.nn import BTWeight
 
 

@@ -32,7 +32,7 @@ from ucf11_videos import CLASSES, N_VIDEOS, Found, find_videos
 from btcompress import FactorizeStep, apply, compress, load, report, save
 from btcompress.checkpoint import CompressedCheckpoint, claimed, replacing
 from btcompress.demo import Clips
-from btcompress.demo.dense import SCALE, ClipClassifier, decisions, train_classifier, training_scale
+from btcompress.demo.video.dense import SCALE, ClipClassifier, decisions, train_classifier, training_scale
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch, FineTuneRequest, TrainConfig, finetune
 from btcompress.finetune.data import open_data

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from btcompress.demo.clips import CLASS_NAMES, Clips
+from btcompress.demo.video.clips import CLASS_NAMES, Clips
 from btcompress.demo.sizes import DemoSize
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.data import Data, open_data, split

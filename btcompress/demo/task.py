@@ -1,0 +1,247 @@
+"""What a demonstration learns: a task draws data, makes its dense model, trains, and scores what models do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from btcompress.demo.noise import Noise
+from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.data import Data, open_data, split
+from btcompress.finetune.epoch import OnEpoch
+from btcompress.finetune.loop import Trainer
+from btcompress.finetune.state import StateFile
+from btcompress.finetune.tasks import OwnLoss
+from btcompress.finetune.tasks import Task as Objective
+from btcompress.finetune.user import UserNetwork
+
+#: What a task is tested on; each task has a kind of its own.
+Test = TypeVar("Test")
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How one model is trained: from the data alone, without a teacher.
+
+    Attributes:
+        epochs: passes over the data to train on; the best of them on the data held back counts.
+        learning_rate: at its peak.
+        weight_decay: of AdamW.
+        batch_size: sequences in one step.
+    """
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    batch_size: int = 32
+
+    def config(self, seed: int) -> TrainConfig:
+        """As the training loop takes it."""
+        return TrainConfig(
+            self.epochs,
+            self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            patience=0,
+            distill=0.0,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is drawn, how large the models are, and how they are trained.
+
+    Attributes:
+        n_train: examples to train on, those included that choose the best epoch.
+        n_test: examples to measure on at the end; they choose nothing.
+        hidden_size: of the LSTM with the large inputs.
+        cp_rank: ``N`` of its input matrix.
+        tucker_rank: ``R`` of it.
+        dense: how the dense model is trained.
+        tuning: how a model with a smaller form of the matrix is trained on from the dense one's.
+        scratch: how such a model is trained from random numbers.
+        held_fraction: share of ``n_train`` that chooses the best epoch, of all models.
+    """
+
+    n_train: int
+    n_test: int
+    hidden_size: int
+    cp_rank: int
+    tucker_rank: int
+    dense: Training
+    tuning: Training
+    scratch: Training
+    held_fraction: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One thing that is measured of a model.
+
+    Attributes:
+        name: such as ``"accuracy"``.
+        higher_is_better: whether more of it is better.
+        is_share: from 0 to 1, and written in percent.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    is_share: bool = False
+
+    def written(self, value: float) -> str:
+        """The value in words."""
+        return f"{value:.1%}".replace("%", " %") if self.is_share else f"{value:.4g}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn(Generic[Test]):
+    """What was drawn for one seed.
+
+    Attributes:
+        x: inputs to train on, shape ``(n_train, ...)``; ``scale`` of the task is still to be applied.
+        y: what is wanted for each, shape ``(n_train, ...)``.
+        test: what models are measured on.
+    """
+
+    x: npt.NDArray[Any]
+    y: npt.NDArray[Any]
+    test: Test
+
+
+class Task(ABC, Generic[Test]):
+    """One of the three tasks at one size; a frozen value, whose methods draw all randomness from the seeds given.
+
+    Attributes:
+        name: by which it is asked for.
+        layer: where in the model the LSTM (``nn.LSTM`` of one layer, or ``nn.LSTMCell``) with the large inputs is.
+        measures: what :meth:`scores` gives, the most telling first.
+        examples: what the examples are called, as in "1,000 test clips".
+        size: how much is drawn, how large the models are, and how they are trained.
+    """
+
+    name: ClassVar[str]
+    layer: ClassVar[str]
+    measures: ClassVar[tuple[Measure, ...]]
+    examples: ClassVar[str]
+    size: Size
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape whose C-order flattening is the large input."""
+
+    @property
+    def scale(self) -> float:
+        """What the stored inputs are multiplied by."""
+        return 1.0
+
+    @property
+    def model_reference(self) -> str | None:
+        """``package.module:factory`` of the dense model, by which ``finetune`` makes it; None where it needs none."""
+        return None
+
+    @property
+    def loss_reference(self) -> str | None:
+        """``package.module:function`` of ``(outputs, y)``; None where labels say what is wanted."""
+        return None
+
+    @abstractmethod
+    def draw(self, seed: int) -> Drawn[Test]:
+        """Draw what to train and to test on.
+
+        Raises:
+            BTCompressError: a package that the pictures come from is missing.
+        """
+
+    @abstractmethod
+    def model(self, hidden_size: int | None = None) -> nn.Module:
+        """A dense model with random weights from torch's generator.
+
+        Args:
+            hidden_size: of the LSTM with the large inputs, where it is not that of the size.
+        """
+
+    @abstractmethod
+    def scores(self, model: nn.Module, test: Test) -> tuple[float, ...]:
+        """What is measured of a model, in the order of ``measures``; the model is in evaluation mode after it."""
+
+    @abstractmethod
+    def noisy(self, test: Test, noise: Noise) -> Test:
+        """The same to test on, with noise over the pictures that inputs are made of."""
+
+    @abstractmethod
+    def draw_examples(self, models: Mapping[str, nn.Module], test: Test, path: Path) -> None:
+        """Draw a picture of some examples and what the models, by their names, make of them.
+
+        Raises:
+            BTCompressError: matplotlib is missing.
+            OutputError: the file cannot be written.
+        """
+
+    @property
+    def loss(self) -> Callable[[Any, Tensor], Tensor] | None:
+        """The mean loss of ``(outputs, y)``: what ``loss_reference`` names."""
+        return None
+
+    def objective(self, config: TrainConfig) -> Objective[Any]:
+        """What models are trained for."""
+        if self.loss is None:
+            raise NotImplementedError
+        return OwnLoss(self.loss, None)
+
+    def train(
+        self,
+        model: nn.Module,
+        data: Path,
+        training: Training,
+        seed: int,
+        *,
+        file: StateFile | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> tuple[float, ...]:
+        """Train a model in its place, and leave it at the epoch that is best on the examples held back.
+
+        Args:
+            model: any that takes what the dense one does; it ends on the CPU.
+            data: file of ``x`` and ``y``.
+            training: how.
+            seed: of the split and the order of training.
+            file: where the state after each epoch is kept, and gone on from where there is one; for the caller to
+                remove. Nothing is kept where left out.
+            on_epoch: called after each epoch.
+
+        Returns:
+            The metric on the examples held back, before training and after each epoch.
+
+        Raises:
+            BTCompressError: the state is damaged or of another training, or training diverged.
+        """
+        parts = split(open_data(str(data), self.scale), self.size.held_fraction, seed)
+        return self.fitted(model, *parts, training.config(seed), file=file, on_epoch=on_epoch)
+
+    def fitted(
+        self,
+        model: nn.Module,
+        train: Data,
+        held: Data,
+        config: TrainConfig,
+        *,
+        file: StateFile | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> tuple[float, ...]:
+        """The same for data that are open."""
+        trainer = Trainer(UserNetwork(model), self.objective(config), train, held, config, loose=True)
+        saved = None
+        if file is not None and file.exists():
+            file, saved = file.load(trainer.outline)
+        before, best = trainer.run(file, on_epoch, saved=saved)
+        trainer.take(best)
+        model.cpu()
+        return before, *(row.metric for row in trainer.rows)
