@@ -11,15 +11,17 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from btcompress.demo.measures import Measure
 from btcompress.demo.noise import Noise
+from btcompress.demo.training import train_network
 from btcompress.finetune.config import TrainConfig
-from btcompress.finetune.data import Data, open_data, split
+from btcompress.finetune.data import open_data, split
 from btcompress.finetune.epoch import OnEpoch
-from btcompress.finetune.loop import Trainer
 from btcompress.finetune.state import StateFile
-from btcompress.finetune.tasks import OwnLoss
+from btcompress.finetune.tasks import Labels, OwnLoss
 from btcompress.finetune.tasks import Task as Objective
-from btcompress.finetune.user import UserNetwork
+
+__all__ = ["Drawn", "Measure", "Size", "Task", "Training"]
 
 #: What a task is tested on; each task has a kind of its own.
 Test = TypeVar("Test")
@@ -81,25 +83,6 @@ class Size:
     held_fraction: float = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One thing that is measured of a model.
-
-    Attributes:
-        name: such as ``"accuracy"``.
-        higher_is_better: whether more of it is better.
-        is_share: from 0 to 1, and written in percent.
-    """
-
-    name: str
-    higher_is_better: bool = True
-    is_share: bool = False
-
-    def written(self, value: float) -> str:
-        """The value in words."""
-        return f"{value:.1%}".replace("%", " %") if self.is_share else f"{value:.4g}"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn(Generic[Test]):
     """What was drawn for one seed.
@@ -122,6 +105,7 @@ class Task(ABC, Generic[Test]):
         name: by which it is asked for.
         layer: where in the model the LSTM (``nn.LSTM`` of one layer, or ``nn.LSTMCell``) with the large inputs is.
         measures: what :meth:`scores` gives, the most telling first.
+        metric: what chooses the best epoch, on the examples held back.
         examples: what the examples are called, as in "1,000 test clips".
         size: how much is drawn, how large the models are, and how they are trained.
     """
@@ -129,6 +113,7 @@ class Task(ABC, Generic[Test]):
     name: ClassVar[str]
     layer: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]]
+    metric: ClassVar[Measure]
     examples: ClassVar[str]
     size: Size
 
@@ -191,10 +176,8 @@ class Task(ABC, Generic[Test]):
         return None
 
     def objective(self, config: TrainConfig) -> Objective[Any]:
-        """What models are trained for."""
-        if self.loss is None:
-            raise NotImplementedError
-        return OwnLoss(self.loss, None)
+        """What models are trained for: the loss, or where there is none the labels."""
+        return Labels("classes", None, config.temperature, 0.0) if self.loss is None else OwnLoss(self.loss, None)
 
     def train(
         self,
@@ -213,8 +196,7 @@ class Task(ABC, Generic[Test]):
             data: file of ``x`` and ``y``.
             training: how.
             seed: of the split and the order of training.
-            file: where the state after each epoch is kept, and gone on from where there is one; for the caller to
-                remove. Nothing is kept where left out.
+            file: where the state is kept; see :func:`btcompress.demo.training.train_network`.
             on_epoch: called after each epoch.
 
         Returns:
@@ -223,25 +205,6 @@ class Task(ABC, Generic[Test]):
         Raises:
             BTCompressError: the state is damaged or of another training, or training diverged.
         """
+        config = training.config(seed)
         parts = split(open_data(str(data), self.scale), self.size.held_fraction, seed)
-        return self.fitted(model, *parts, training.config(seed), file=file, on_epoch=on_epoch)
-
-    def fitted(
-        self,
-        model: nn.Module,
-        train: Data,
-        held: Data,
-        config: TrainConfig,
-        *,
-        file: StateFile | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> tuple[float, ...]:
-        """The same for data that are open."""
-        trainer = Trainer(UserNetwork(model), self.objective(config), train, held, config, loose=True)
-        saved = None
-        if file is not None and file.exists():
-            file, saved = file.load(trainer.outline)
-        before, best = trainer.run(file, on_epoch, saved=saved)
-        trainer.take(best)
-        model.cpu()
-        return before, *(row.metric for row in trainer.rows)
+        return train_network(model, self.objective(config), *parts, config, file=file, on_epoch=on_epoch)
