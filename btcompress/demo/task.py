@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
+from btcompress.calibration import SampleInputs
 from btcompress.demo.measures import Measure
 from btcompress.demo.noise import Noise
 from btcompress.demo.training import train_network
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.data import open_data, split
 from btcompress.finetune.epoch import OnEpoch
+from btcompress.finetune.request import FineTuneRequest
 from btcompress.finetune.state import StateFile
 from btcompress.finetune.tasks import Labels, OwnLoss
 from btcompress.finetune.tasks import Task as Objective
+from btcompress.recorder import recording
 
 __all__ = ["Drawn", "Measure", "Size", "Task", "Training"]
+
+#: Examples on which inputs are recorded to calibrate on, at most.
+_N_SAMPLES = 400
+_BATCH = 50
 
 #: What a task is tested on; each task has a kind of its own.
 Test = TypeVar("Test")
@@ -70,6 +78,7 @@ class Size:
         tuning: how a model with a smaller form of the matrix is trained on from the dense one's.
         scratch: how such a model is trained from random numbers.
         held_fraction: share of ``n_train`` that chooses the best epoch, of all models.
+        calibration: how a factorized model is calibrated.
     """
 
     n_train: int
@@ -81,6 +90,7 @@ class Size:
     tuning: Training
     scratch: Training
     held_fraction: float = 0.2
+    calibration: Training = Training(6, 1e-2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,6 +184,49 @@ class Task(ABC, Generic[Test]):
     def loss(self) -> Callable[[Any, Tensor], Tensor] | None:
         """The mean loss of ``(outputs, y)``: what ``loss_reference`` names."""
         return None
+
+    def finetuning(self, compressed: Path, data: Path, output: Path, dense: Path) -> FineTuneRequest:
+        """What ``btcompress finetune`` is asked for to train a compressed checkpoint for the task.
+
+        Args:
+            compressed: its file.
+            data: file of ``x`` and ``y``.
+            output: the file to write.
+            dense: the dense checkpoint, to be measured beside it.
+        """
+        return FineTuneRequest(
+            compressed,
+            str(data),
+            output,
+            dense,
+            held_fraction=self.size.held_fraction,
+            scale=self.scale,
+            model=self.model_reference,
+            loss=self.loss_reference,
+        )
+
+    def samples(self, model: nn.Module, data: Path, path: Path, seed: int) -> SampleInputs:
+        """Inputs of the layer to calibrate on.
+
+        They are the data where the layer reads these, as it does in models that need no code. Else they are recorded as
+        the dense model runs on some of the examples to train on.
+
+        Args:
+            model: the dense one.
+            data: file of ``x`` and ``y``.
+            path: ``.npz`` where recorded inputs go.
+            seed: of the split.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self.model_reference is None:
+            return SampleInputs(str(data), None, self.scale)
+        examples, _ = split(open_data(str(data), self.scale), self.size.held_fraction, seed)
+        with recording(model.eval(), path, layers=[self.layer], force=True), torch.no_grad():
+            for rows in torch.arange(min(_N_SAMPLES, len(examples))).split(_BATCH):
+                model(examples.batch(rows).x.float())
+        return SampleInputs(str(path), self.layer)
 
     def objective(self, config: TrainConfig) -> Objective[Any]:
         """What models are trained for: the loss, or where there is none the labels."""
