@@ -99,10 +99,24 @@ class Video(Task[Clips]):
         save_clips(some, taken, path)
 
 
-_DENSE_SMALL, _DENSE_FULL, _BLOCK_TERMS = Training(20, 4e-3), Training(14, 1e-3), Training(10, 1e-2)
+_DENSE_SMALL, _DENSE_FULL, _BLOCK_TERMS = Training(14, 4e-3), Training(14, 1e-3), Training(10, 1e-2)
 
 #: A minute or two on two cores.
-SMALL = Video(60, 80, Size(2000, 1000, 128, 2, 4, dense=_DENSE_SMALL, tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS))
+SMALL = Video(
+    60,
+    80,
+    Size(
+        2000,
+        1000,
+        128,
+        2,
+        4,
+        dense=_DENSE_SMALL,
+        tuning=_BLOCK_TERMS,
+        scratch=_BLOCK_TERMS,
+        calibration=Training(2, 1e-2),
+    ),
+)
 
 #: That of Ye et al. (2018): 57,600 inputs, 256 hidden units, 58,982,400 input weights.
 FULL = Video(120, 160, Size(2000, 1000, 256, 2, 4, dense=_DENSE_FULL, tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS))
