@@ -29,6 +29,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 import numpy as np
 import torch
+from btcompress.demo.sizes import DemoSize
 
 import btcompress.calibration
 import btcompress.checkpoint.writer
@@ -39,7 +40,6 @@ import btcompress.finetune
 import btcompress.plan
 import btcompress.reporting
 from btcompress.cli import main
-from btcompress.demo.sizes import DemoSize
 from btcompress.finetune import TrainConfig
 from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe, save_recipe
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 import btcompress
 from btcompress.demo import CLASS_NAMES, FULL, SMALL, DemoSize, make_clips, run_demo
-from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy, train_dense
 from btcompress.demo.story import draw_clips
+from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy, train_dense
 from btcompress.finetune.data import open_data, split
 from btcompress.modes import ShapeRequest, choose_shape
 

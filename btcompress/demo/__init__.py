@@ -1,20 +1,26 @@
-"""The demonstration: clips made from bundled digits, and a model to compress that watches them."""
+"""The demonstration: a dense model is trained on data drawn for one of three tasks, compressed, and measured."""
 
-from btcompress.demo.video.clips import CLASS_NAMES, Clips, make_clips
+from btcompress.demo.files import DemoFiles
+from btcompress.demo.measures import Measure
+from btcompress.demo.noise import Noise
 from btcompress.demo.pictures import Curve
-from btcompress.demo.sizes import FULL, SMALL, DemoSize
-from btcompress.demo.story import DemoFiles, DemoProgress, DemoResult, run_demo
+from btcompress.demo.story import DemoProgress, DemoResult, Outcome, run_demo
+from btcompress.demo.task import Drawn, Size, Task, Training
+from btcompress.demo.tasks import FULL, SMALL
 
 __all__ = [
-    "CLASS_NAMES",
     "FULL",
     "SMALL",
-    "Clips",
     "Curve",
     "DemoFiles",
     "DemoProgress",
     "DemoResult",
-    "DemoSize",
-    "make_clips",
+    "Drawn",
+    "Measure",
+    "Noise",
+    "Outcome",
+    "Size",
+    "Task",
+    "Training",
     "run_demo",
 ]

@@ -1,23 +1,20 @@
-"""Pictures of the demonstration, as PNG files: the clips, and the learning curves."""
+"""Drawing with matplotlib into PNG files, and the learning curves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from btcompress.checkpoint import replacing
-from btcompress.demo.video.clips import Clips
+from btcompress.demo.measures import Measure
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 120
-#: White pixels between frames.
-_GAP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,56 +23,46 @@ class Curve:
 
     Attributes:
         name: of the model.
-        accuracies: on the clips held back, before training and after each epoch.
+        values: of the task's metric on the examples held back, before training and after each epoch.
     """
 
     name: str
-    accuracies: tuple[float, ...]
+    values: tuple[float, ...]
 
 
-def save_clips(clips: Clips, path: Path) -> None:
-    """Draw clips, one in each row and one frame in each column.
+def save_curves(curves: Sequence[Curve], metric: Measure, examples: str, path: Path) -> None:
+    """Draw a metric on the examples held back against epochs.
 
-    Raises:
-        BTCompressError: matplotlib is missing.
-        OutputError: the file cannot be written.
-    """
-    n_clips, n_frames = clips.x.shape[:2]
-    height, width, colours = clips.frame_shape
-    framed = np.full((n_clips, n_frames, height + _GAP, width + _GAP, colours), 255, np.uint8)
-    framed[:, :, :height, :width] = clips.x.reshape(n_clips, n_frames, *clips.frame_shape)
-    sheet = framed.transpose(0, 2, 1, 3, 4).reshape(n_clips * (height + _GAP), n_frames * (width + _GAP), colours)
-    figure = _figure((2.2 + 1.3 * n_frames, 1.3 * n_clips * height / width))
-    axes = figure.subplots()
-    axes.imshow(sheet)
-    middles = (np.arange(n_clips) + 0.5) * (height + _GAP)
-    axes.set_yticks(middles, [clips.class_names[label] for label in clips.y])
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    _save(figure, path)
-
-
-def save_curves(curves: tuple[Curve, ...], path: Path) -> None:
-    """Draw accuracy on the clips held back against epochs.
+    Args:
+        curves: what to draw.
+        metric: of which.
+        examples: what they are called.
+        path: of the picture.
 
     Raises:
         BTCompressError: matplotlib is missing.
         OutputError: the file cannot be written.
     """
-    figure = _figure((6.4, 4.0))
-    axes = figure.subplots()
+    drawing = figure((6.4, 4.0))
+    axes = drawing.subplots()
+    factor = 100 if metric.is_share else 1
     for curve in curves:
-        axes.plot(
-            range(len(curve.accuracies)), [100 * value for value in curve.accuracies], marker=".", label=curve.name
-        )
-    axes.set(xlabel="epochs", ylabel="accuracy on clips held back, %", ylim=(0, 100), xlim=(0, None))
+        axes.plot(range(len(curve.values)), [factor * value for value in curve.values], marker=".", label=curve.name)
+    unit = ", %" if metric.is_share else ""
+    axes.set(xlabel="epochs", ylabel=f"{metric.name} on {examples} held back{unit}", xlim=(0, None))
+    if metric.is_share:
+        axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    _save(figure, path)
+    axes.legend(loc="lower right" if metric.higher_is_better else "upper right")
+    save_figure(drawing, path)
 
 
-def _figure(inches: tuple[float, float]) -> Figure:
+def figure(inches: tuple[float, float]) -> Figure:
+    """An empty drawing of this width and height.
+
+    Raises:
+        BTCompressError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -86,7 +73,12 @@ def _figure(inches: tuple[float, float]) -> Figure:
     return Figure(figsize=inches, layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(drawing: Figure, path: Path) -> None:
+    """Write a drawing as a PNG file; the same drawing is the same bytes.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         # Without the name of the software, the same picture is the same bytes after an update.
-        figure.savefig(file, format="png", dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
+        drawing.savefig(file, format="png", dpi=_DPI, bbox_inches="tight", metadata={"Software": None})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from btcompress.checkpoint import CompressedCheckpoint
 from btcompress.checkpoint.compressed import part_names
 from btcompress.compression import compress
-from btcompress.demo.randomterms import with_random_terms
+from btcompress.demo.randomstart import with_random_terms
 from btcompress.demo.task import Task
 from btcompress.demo.tensortrain import DenseLSTM, TensorTrainLSTM, input_matrix, nearest_ranks
 from btcompress.factorization import factorize_as_planned, open_weights

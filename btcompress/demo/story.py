@@ -1,72 +1,31 @@
-"""The demonstration: train a dense LSTM on clips, factorize its checkpoint, fine-tune the result, measure all three."""
+"""The demonstration: train a dense model, write it in block terms, fine-tune, train from scratch, measure them all."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from btcompress.checkpoint import check_target, claimed, replacing, write
+from btcompress.calibration import CalibrationRequest, calibrate
+from btcompress.checkpoint import CompressedCheckpoint, check_target, claimed, read, replacing, write
 from btcompress.compression import factorize
-from btcompress.demo.video.clips import Clips, make_clips
-from btcompress.demo.video.dense import SCALE, accuracy, train_dense
-from btcompress.demo.pictures import Curve, save_clips, save_curves
-from btcompress.demo.sizes import SMALL, DemoSize
-from btcompress.finetune import Epoch, FineTuneRequest, finetune
+from btcompress.demo.files import DemoFiles
+from btcompress.demo.pictures import Curve, save_curves
+from btcompress.demo.randomstart import random_start
+from btcompress.demo.task import Drawn, Task, Training
+from btcompress.finetune import Epoch, finetune
 from btcompress.finetune.state import StateFile
 from btcompress.models import apply
 from btcompress.reporting import report
 from btcompress.results import CompressionReport
 
-
-@dataclass(frozen=True, slots=True)
-class DemoFiles:
-    """What the demonstration writes, by name in a folder.
-
-    Attributes:
-        folder: that holds the files.
-    """
-
-    folder: Path
-
-    @property
-    def data(self) -> Path:
-        """The clips to train on: bytes ``x`` and labels ``y``."""
-        return self.folder / "train.npz"
-
-    @property
-    def dense(self) -> Path:
-        """The dense checkpoint."""
-        return self.folder / "dense.pt"
-
-    @property
-    def factorized(self) -> Path:
-        """The compressed checkpoint."""
-        return self.folder / "dense.bt.safetensors"
-
-    @property
-    def tuned(self) -> Path:
-        """The compressed checkpoint after fine-tuning."""
-        return self.folder / "tuned.bt.safetensors"
-
-    @property
-    def clips(self) -> Path:
-        """A picture of one clip of each class."""
-        return self.folder / "clips.png"
-
-    @property
-    def curves(self) -> Path:
-        """A picture of the learning curves."""
-        return self.folder / "curves.png"
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every one of them."""
-        return self.data, self.dense, self.factorized, self.tuned, self.clips, self.curves
+DENSE, FACTORIZED, CALIBRATED = "dense", "factorized", "calibrated without labels"
+TUNED, SCRATCH = "factorized, then fine-tuned", "block terms from scratch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +41,39 @@ class DemoProgress:
     epoch: Epoch | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one model.
+
+    Attributes:
+        name: of the model.
+        n_weights: parameters of the matrix of the large inputs.
+        scores: on the test examples, in the order of the task's measures.
+    """
+
+    name: str
+    n_weights: int
+    scores: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DemoResult:
     """What the demonstration made and measured.
 
     Attributes:
+        task: what was learned.
         files: what it wrote.
-        examples: one test clip of each class.
-        curves: of the dense model and of the block-term model, on the clips held back.
-        dense_accuracy: of the dense model on the test clips.
-        factorized_accuracy: of the factorized model, not trained any further.
-        tuned_accuracy: of the fine-tuned model.
-        n_test: test clips.
+        drawn: the data.
+        curves: of the models that were trained, on the examples held back.
+        outcomes: of all models.
         report: what compression and fine-tuning gained and lost.
     """
 
+    task: Task[Any]
     files: DemoFiles
-    examples: Clips
+    drawn: Drawn[Any]
     curves: tuple[Curve, ...]
-    dense_accuracy: float
-    factorized_accuracy: float
-    tuned_accuracy: float
-    n_test: int
+    outcomes: tuple[Outcome, ...]
     report: CompressionReport
 
 
@@ -112,100 +82,137 @@ OnProgress = Callable[[DemoProgress], None]
 
 def run_demo(
     folder: Path,
-    size: DemoSize = SMALL,
+    task: Task[Any],
     *,
     seed: int = 0,
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> DemoResult:
-    """Train, factorize, fine-tune and measure; checkpoints, training clips and pictures stay in ``folder``.
+    """Draw, train, factorize, fine-tune and measure; checkpoints, data and pictures stay in ``folder``.
 
-    Both models learn from the same clips in the same loop and keep the epoch that is best on the same clips held
-    back. The test clips are seen by no training and choose nothing.
+    All models learn from the same examples in the same loop and keep the epoch that is best on the same examples held
+    back. The test examples are seen by no training and choose nothing.
 
     Args:
         folder: where to write :class:`DemoFiles`.
-        size: of the clips and the models, and how they are trained.
-        seed: of the clips, the first weights, and the order of training.
-        force: replace those that exist, and start over a fine-tuning that was interrupted there.
+        task: what to learn, at which size.
+        seed: of the data, the first weights, and the order of training.
+        force: replace those that exist, and start over a training that was interrupted there.
         on_progress: called as each stage begins and after each epoch.
 
     Raises:
-        BTCompressError: scikit-learn, whose digits the clips show, or matplotlib is missing.
+        BTCompressError: a package that draws the data or the pictures is missing.
         OutputError: the folder cannot be written to, holds one of the files, or another process is writing them.
     """
     files = DemoFiles(folder)
     for path in files.all:
         check_target(path, force=force)
-    StateFile(files.tuned).check(force=force, resume=False, inputs=())
-    with claimed(files.data):  # the first that is written stands for all of them
-        return _told(files, size, seed, on_progress)
+    for path in files.trained:
+        StateFile(path).check(force=force, resume=False, inputs=())
+    with claimed(files.data), torch.random.fork_rng(devices=[]):  # the first that is written stands for all of them
+        return _Story(task, files, seed, on_progress or (lambda _: None)).told()
 
 
-def _told(files: DemoFiles, size: DemoSize, seed: int, on_progress: OnProgress | None) -> DemoResult:
-    def tell(what: str, epoch: Epoch | None = None) -> None:
-        if on_progress is not None:
-            on_progress(DemoProgress(what, epoch))
+@dataclass(frozen=True, slots=True)
+class _Story:
+    """One run of the demonstration."""
 
-    tell("drawing clips")
-    test = draw_clips(files.data, size, seed)
-    examples = test.one_of_each()
-    save_clips(examples, files.clips)
+    task: Task[Any]
+    files: DemoFiles
+    seed: int
+    tell: OnProgress
 
-    with torch.random.fork_rng(devices=[]):
-        tell("training the dense model")
-        model, dense_curve = train_dense(files.data, size, seed, lambda epoch: tell("training the dense model", epoch))
+    def told(self) -> DemoResult:
+        """All of it, one stage after another."""
+        task, files = self.task, self.files
+        self.tell(DemoProgress(f"drawing {task.examples}"))
+        drawn = draw_data(task, files.data, self.seed)
+        model, dense_curve = self._dense()
+        compressed = self._factorized()
+        calibrated = self._calibrated(model, compressed)
+        tuned, tuned_curve = self._trained(TUNED, files.factorized, files.tuned, task.size.tuning)
+        write(random_start(task, compressed, self.seed), files.start, force=True)
+        scratch, scratch_curve = self._trained(SCRATCH, files.start, files.scratch, task.size.scratch)
+        curves = (Curve(DENSE, dense_curve), Curve(TUNED, tuned_curve), Curve(SCRATCH, scratch_curve))
+
+        self.tell(DemoProgress("measuring"))
+        models = {DENSE: model}
+        for name, found in ((FACTORIZED, compressed), (CALIBRATED, calibrated), (TUNED, tuned), (SCRATCH, scratch)):
+            models[name] = apply(self._new_model(), found)
+        (before,) = compressed.matrices.values()
+        n_weights = {name: before.shape.dense_params if name == DENSE else before.shape.n_params for name in models}
+        outcomes = [Outcome(name, n_weights[name], task.scores(each, drawn.test)) for name, each in models.items()]
+        shown = {name: models[name] for name in (DENSE, TUNED, SCRATCH)}
+        task.draw_examples(shown, drawn.test, files.examples)
+        save_curves(curves, task.metric, task.examples, files.curves)
+        told = report(tuned, bytes_after=files.tuned.stat().st_size)
+        return DemoResult(task, files, drawn, curves, tuple(outcomes), told)
+
+    def _dense(self) -> tuple[nn.Module, tuple[float, ...]]:
+        what = "training the dense model"
+        self.tell(DemoProgress(what))
+        model = self._new_model()
+        curve = self.task.train(model, self.files.data, self.task.size.dense, self.seed, on_epoch=self._telling(what))
         # By a path, torch.save would write the temporary name into the file.
-        with replacing(files.dense) as temporary, temporary.open("wb") as file:
+        with replacing(self.files.dense) as temporary, temporary.open("wb") as file:
             torch.save(model.state_dict(), file)
-        tell("factorizing")
+        return model, curve
+
+    def _factorized(self) -> CompressedCheckpoint:
+        self.tell(DemoProgress("factorizing"))
+        task = self.task
         compressed = factorize(
-            files.dense, cp_rank=size.cp_rank, tucker_rank=size.tucker_rank, input_shape=test.frame_shape
+            self.files.dense,
+            layers=[f"{task.layer}.*"],
+            cp_rank=task.size.cp_rank,
+            tucker_rank=task.size.tucker_rank,
+            input_shape=task.input_shape,
         )
-        write(compressed, files.factorized, force=True)
-        request = FineTuneRequest(
-            files.factorized, str(files.data), files.tuned, files.dense, held_fraction=size.held_fraction, scale=SCALE
+        write(compressed, self.files.factorized, force=True)
+        return compressed
+
+    def _calibrated(self, model: nn.Module, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
+        self.tell(DemoProgress("calibrating"))
+        inputs = self.task.samples(model, self.files.data, self.files.inputs, self.seed)
+        request = CalibrationRequest((inputs,), self.task.size.held_fraction)
+        calibrated = calibrate(
+            compressed, read(self.files.dense), request, self.task.size.calibration.config(self.seed)
         )
+        write(calibrated, self.files.calibrated, force=True)
+        return calibrated
+
+    def _trained(
+        self, name: str, start: Path, output: Path, training: Training
+    ) -> tuple[CompressedCheckpoint, tuple[float, ...]]:
+        """Train a compressed checkpoint for the task; the result, and the metric before and after each epoch."""
+        what = f"training: {name}"
+        self.tell(DemoProgress(what))
         epochs: list[Epoch] = []
 
         def on_epoch(epoch: Epoch) -> None:
             epochs.append(epoch)
-            tell("fine-tuning the block-term model", epoch)
+            self.tell(DemoProgress(what, epoch))
 
-        tell("fine-tuning the block-term model")
-        tuned = finetune(request, size.tuning_config(seed), force=True, on_epoch=on_epoch).compressed
+        request = self.task.finetuning(start, self.files.data, output, self.files.dense)
+        result = finetune(request, training.config(self.seed), force=True, on_epoch=on_epoch).compressed
+        return result, (report(result).finetuned[-1].before, *(epoch.metric for epoch in epochs))
 
-    tell("measuring")
-    told = report(tuned, bytes_after=files.tuned.stat().st_size)
-    tuned_curve = (told.finetuned[-1].before, *(epoch.metric for epoch in epochs))
-    curves = (Curve("dense", dense_curve), Curve("factorized, then fine-tuned", tuned_curve))
-    save_curves(curves, files.curves)
-    return DemoResult(
-        files,
-        examples,
-        curves,
-        dense_accuracy=accuracy(model, test),
-        factorized_accuracy=accuracy(apply(copy.deepcopy(model), compressed), test),
-        tuned_accuracy=accuracy(apply(copy.deepcopy(model), tuned), test),
-        n_test=size.n_test,
-        report=told,
-    )
+    def _new_model(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return self.task.model()
+
+    def _telling(self, what: str) -> Callable[[Epoch], None]:
+        return lambda epoch: self.tell(DemoProgress(what, epoch))
 
 
-def draw_clips(data: Path, size: DemoSize, seed: int) -> Clips:
-    """Draw clips, write those to train on to a file, and return those to test on.
+def draw_data(task: Task[Any], data: Path, seed: int) -> Drawn[Any]:
+    """Draw data, and write those to train on to a file.
 
     Raises:
-        BTCompressError: scikit-learn is missing.
+        BTCompressError: a package that they are drawn from is missing.
         OutputError: the file cannot be written.
     """
-    clips = make_clips(
-        size.n_train + size.n_test,
-        height=size.height,
-        width=size.width,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    train, test = clips.split(size.n_train, size.n_test)
+    drawn = task.draw(seed)
     with replacing(data) as temporary, temporary.open("wb") as file:
-        np.savez(file, x=train.x, y=train.y)
-    return test
+        np.savez(file, x=drawn.x, y=drawn.y)
+    return drawn

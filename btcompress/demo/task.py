@@ -9,17 +9,27 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
+from btcompress.calibration import SampleInputs
+from btcompress.demo.measures import Measure
 from btcompress.demo.noise import Noise
+from btcompress.demo.training import train_network
 from btcompress.finetune.config import TrainConfig
-from btcompress.finetune.data import Data, open_data, split
+from btcompress.finetune.data import open_data, split
 from btcompress.finetune.epoch import OnEpoch
-from btcompress.finetune.loop import Trainer
+from btcompress.finetune.request import FineTuneRequest
 from btcompress.finetune.state import StateFile
-from btcompress.finetune.tasks import OwnLoss
+from btcompress.finetune.tasks import Labels, OwnLoss
 from btcompress.finetune.tasks import Task as Objective
-from btcompress.finetune.user import UserNetwork
+from btcompress.recorder import recording
+
+__all__ = ["Drawn", "Measure", "Size", "Task", "Training"]
+
+#: Examples on which inputs are recorded to calibrate on, at most.
+_N_SAMPLES = 400
+_BATCH = 50
 
 #: What a task is tested on; each task has a kind of its own.
 Test = TypeVar("Test")
@@ -68,6 +78,7 @@ class Size:
         tuning: how a model with a smaller form of the matrix is trained on from the dense one's.
         scratch: how such a model is trained from random numbers.
         held_fraction: share of ``n_train`` that chooses the best epoch, of all models.
+        calibration: how a factorized model is calibrated.
     """
 
     n_train: int
@@ -79,25 +90,7 @@ class Size:
     tuning: Training
     scratch: Training
     held_fraction: float = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One thing that is measured of a model.
-
-    Attributes:
-        name: such as ``"accuracy"``.
-        higher_is_better: whether more of it is better.
-        is_share: from 0 to 1, and written in percent.
-    """
-
-    name: str
-    higher_is_better: bool = True
-    is_share: bool = False
-
-    def written(self, value: float) -> str:
-        """The value in words."""
-        return f"{value:.1%}".replace("%", " %") if self.is_share else f"{value:.4g}"
+    calibration: Training = Training(6, 1e-2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +115,7 @@ class Task(ABC, Generic[Test]):
         name: by which it is asked for.
         layer: where in the model the LSTM (``nn.LSTM`` of one layer, or ``nn.LSTMCell``) with the large inputs is.
         measures: what :meth:`scores` gives, the most telling first.
+        metric: what chooses the best epoch, on the examples held back.
         examples: what the examples are called, as in "1,000 test clips".
         size: how much is drawn, how large the models are, and how they are trained.
     """
@@ -129,6 +123,7 @@ class Task(ABC, Generic[Test]):
     name: ClassVar[str]
     layer: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]]
+    metric: ClassVar[Measure]
     examples: ClassVar[str]
     size: Size
 
@@ -190,11 +185,52 @@ class Task(ABC, Generic[Test]):
         """The mean loss of ``(outputs, y)``: what ``loss_reference`` names."""
         return None
 
+    def finetuning(self, compressed: Path, data: Path, output: Path, dense: Path | None = None) -> FineTuneRequest:
+        """What ``btcompress finetune`` is asked for to train a compressed checkpoint for the task.
+
+        Args:
+            compressed: its file.
+            data: file of ``x`` and ``y``.
+            output: the file to write.
+            dense: the dense checkpoint, to be measured beside it where given.
+        """
+        return FineTuneRequest(
+            compressed,
+            str(data),
+            output,
+            dense,
+            held_fraction=self.size.held_fraction,
+            scale=self.scale,
+            model=self.model_reference,
+            loss=self.loss_reference,
+        )
+
+    def samples(self, model: nn.Module, data: Path, path: Path, seed: int) -> SampleInputs:
+        """Inputs of the layer to calibrate on.
+
+        They are the data where the layer reads these, as it does in models that need no code. Else they are recorded as
+        the dense model runs on some of the examples to train on.
+
+        Args:
+            model: the dense one.
+            data: file of ``x`` and ``y``.
+            path: ``.npz`` where recorded inputs go.
+            seed: of the split.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self.model_reference is None:
+            return SampleInputs(str(data), None, self.scale)
+        examples, _ = split(open_data(str(data), self.scale), self.size.held_fraction, seed)
+        with recording(model.eval(), path, layers=[self.layer], force=True), torch.no_grad():
+            for rows in torch.arange(min(_N_SAMPLES, len(examples))).split(_BATCH):
+                model(examples.batch(rows).x.float())
+        return SampleInputs(str(path), self.layer)
+
     def objective(self, config: TrainConfig) -> Objective[Any]:
-        """What models are trained for."""
-        if self.loss is None:
-            raise NotImplementedError
-        return OwnLoss(self.loss, None)
+        """What models are trained for: the loss, or where there is none the labels."""
+        return Labels("classes", None, config.temperature, 0.0) if self.loss is None else OwnLoss(self.loss, None)
 
     def train(
         self,
@@ -213,8 +249,7 @@ class Task(ABC, Generic[Test]):
             data: file of ``x`` and ``y``.
             training: how.
             seed: of the split and the order of training.
-            file: where the state after each epoch is kept, and gone on from where there is one; for the caller to
-                remove. Nothing is kept where left out.
+            file: where the state is kept; see :func:`btcompress.demo.training.train_network`.
             on_epoch: called after each epoch.
 
         Returns:
@@ -223,25 +258,6 @@ class Task(ABC, Generic[Test]):
         Raises:
             BTCompressError: the state is damaged or of another training, or training diverged.
         """
+        config = training.config(seed)
         parts = split(open_data(str(data), self.scale), self.size.held_fraction, seed)
-        return self.fitted(model, *parts, training.config(seed), file=file, on_epoch=on_epoch)
-
-    def fitted(
-        self,
-        model: nn.Module,
-        train: Data,
-        held: Data,
-        config: TrainConfig,
-        *,
-        file: StateFile | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> tuple[float, ...]:
-        """The same for data that are open."""
-        trainer = Trainer(UserNetwork(model), self.objective(config), train, held, config, loose=True)
-        saved = None
-        if file is not None and file.exists():
-            file, saved = file.load(trainer.outline)
-        before, best = trainer.run(file, on_epoch, saved=saved)
-        trainer.take(best)
-        model.cpu()
-        return before, *(row.metric for row in trainer.rows)
+        return train_network(model, self.objective(config), *parts, config, file=file, on_epoch=on_epoch)

@@ -1,105 +1,53 @@
-"""Train any form of a task's model, by files or in memory, so that an interrupted training goes on."""
+"""Train a network by the loop that fine-tunes, and leave it at its best epoch."""
 
 from __future__ import annotations
 
-import copy
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from btcompress.checkpoint import CompressedCheckpoint, read_compressed, write
-from btcompress.demo.rivals import Made
-from btcompress.demo.task import Task, Training
-from btcompress.finetune import FineTuneRequest, finetune
+from btcompress.finetune.config import TrainConfig
+from btcompress.finetune.data import Data
 from btcompress.finetune.epoch import OnEpoch
-from btcompress.finetune.request import contents_digest
+from btcompress.finetune.loop import Trainer
 from btcompress.finetune.state import StateFile
-from btcompress.models import apply
+from btcompress.finetune.tasks import Task as Objective
+from btcompress.finetune.user import UserNetwork
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Trained:
-    """A model that was trained.
-
-    Attributes:
-        model: as it was at its best epoch, on the CPU.
-        curve: the metric on the examples held back, before training and after each epoch.
-        compressed: the same as a compressed checkpoint, where it is one.
-    """
-
-    model: nn.Module
-    curve: tuple[float, ...]
-    compressed: CompressedCheckpoint | None = None
-
-
-def train_form(
-    task: Task[Any],
-    made: Made,
-    data: Path,
-    training: Training,
-    seed: int,
-    folder: Path,
+def train_network(
+    model: nn.Module,
+    objective: Objective[Any],
+    train: Data,
+    held: Data,
+    config: TrainConfig,
     *,
+    file: StateFile | None = None,
     on_epoch: OnEpoch | None = None,
-) -> Trained:
-    """Train a model, from the data alone.
+) -> tuple[float, ...]:
+    """Train a network in its place, and leave it at the epoch that is best on the data held back.
 
     Args:
-        task: what it learns.
-        made: the model; not changed.
-        data: file of ``x`` and ``y``.
-        training: how.
-        seed: of the split and the order of training.
-        folder: that exists and is for this training alone. What it leaves there lets the same call go on where it was
-            interrupted, or give the same again once it is done; it is for the caller to remove.
+        model: the network; it ends on the CPU.
+        objective: loss and metric.
+        train: what to train on.
+        held: what chooses the epoch.
+        config: how to train.
+        file: where the state after each epoch is kept, and gone on from where there is one; it is for the caller to
+            remove, once the model is kept. Nothing is kept where left out.
         on_epoch: called after each epoch.
 
+    Returns:
+        The metric on the data held back, before training and after each epoch.
+
     Raises:
-        BTCompressError: what is in the folder is damaged or of another training, or training diverged.
-        OutputError: the folder cannot be written to.
+        BTCompressError: the state is damaged or of another training, or training diverged.
     """
-    if isinstance(made.model, nn.Module):
-        model = copy.deepcopy(made.model)
-        about = {"data": contents_digest(data), "seed": seed, **asdict(training)}
-        file = StateFile(folder / "trained", about)
-        return Trained(model, task.train(model, data, training, seed, file=file, on_epoch=on_epoch))
-    return _trained_by_files(task, made.model, data, training, seed, folder, on_epoch)
-
-
-def applied(task: Task[Any], compressed: CompressedCheckpoint) -> nn.Module:
-    """A task's model with the weights of a compressed checkpoint; torch's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        return apply(task.model(), compressed)
-
-
-def _trained_by_files(
-    task: Task[Any],
-    compressed: CompressedCheckpoint,
-    data: Path,
-    training: Training,
-    seed: int,
-    folder: Path,
-    on_epoch: OnEpoch | None,
-) -> Trained:
-    start, output = folder / "start.safetensors", folder / "trained.safetensors"
-    file = StateFile(output)
-    interrupted = file.exists()
-    if interrupted or not output.exists():
-        write(compressed, start, force=True)
-        request = FineTuneRequest(
-            start,
-            str(data),
-            output,
-            held_fraction=task.size.held_fraction,
-            scale=task.scale,
-            model=task.model_reference,
-            loss=task.loss_reference,
-        )
-        finetune(request, training.config(seed), resume=interrupted, on_epoch=on_epoch)
-    trained = read_compressed(output)
-    rows = [json.loads(line)["metric"] for line in file.metrics.read_text().splitlines()]
-    return Trained(applied(task, trained), (trained.history[-1]["before"], *rows), trained)
+    trainer = Trainer(UserNetwork(model), objective, train, held, config, loose=True)
+    saved = None
+    if file is not None and file.exists():
+        file, saved = file.load(trainer.outline)
+    before, best = trainer.run(file, on_epoch, saved=saved)
+    trainer.take(best)
+    model.cpu()
+    return before, *(row.metric for row in trainer.rows)

@@ -25,8 +25,8 @@ from btcompress import apply, factorize, report, save
 from btcompress.calibration import CalibrationRequest, SampleInputs, calibrate
 from btcompress.checkpoint import CompressedCheckpoint, read
 from btcompress.demo import CLASS_NAMES, FULL, SMALL
-from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy
 from btcompress.demo.story import DemoFiles, draw_clips
+from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy
 from btcompress.factorization import factorize_as_planned
 from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
 from btcompress.modes import ShapeRequest

@@ -29,8 +29,8 @@ from torch import Tensor
 from btcompress import FactorizeStep, SampleInputs, apply, compress, load, save, to_dense
 from btcompress.checkpoint import CompressedCheckpoint
 from btcompress.demo import CLASS_NAMES, FULL, SMALL, Clips, DemoFiles, DemoSize
-from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy, train_dense
 from btcompress.demo.story import draw_clips
+from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy, train_dense
 from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
 from btcompress.fit.rounding import nearest
 from btcompress.packing import Integers, Packed

@@ -1,25 +1,22 @@
-"""The dense model of the demonstration, trained by the loop that fine-tunes."""
+"""The dense model that watches clips, and how it is trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from btcompress.demo.video.clips import CLASS_NAMES, Clips
-from btcompress.demo.sizes import DemoSize
+from btcompress.demo.training import train_network
+from btcompress.demo.video.clips import Clips
 from btcompress.finetune.config import TrainConfig
-from btcompress.finetune.data import Data, open_data, split
+from btcompress.finetune.data import Data
 from btcompress.finetune.epoch import OnEpoch
-from btcompress.finetune.loop import Trainer
 from btcompress.finetune.state import StateFile
 from btcompress.finetune.tasks import Labels
-from btcompress.finetune.user import UserNetwork
 
 #: What inputs are multiplied by, so that bytes become 0 to 1.
 SCALE = 1 / 255
@@ -43,29 +40,6 @@ class ClipClassifier(nn.Module):
         hidden, _ = self.lstm(frames)
         scores: Tensor = self.head(hidden[:, -1])
         return scores
-
-
-def train_dense(
-    data: Path, size: DemoSize, seed: int, on_epoch: OnEpoch | None = None
-) -> tuple[ClipClassifier, tuple[float, ...]]:
-    """Train a dense model on clips and keep the epoch that is best on those held back.
-
-    Args:
-        data: file of the clips, bytes ``x`` and labels ``y``.
-        size: of the model, and how to train it.
-        seed: of the first weights, the split and the order of training.
-        on_epoch: called after each epoch.
-
-    Returns:
-        The model, on the CPU, and the accuracy on the clips held back, before training and after each epoch.
-    """
-    n_inputs = size.height * size.width * 3
-    clips = open_data(str(data), training_scale(n_inputs))
-    torch.manual_seed(seed)
-    model = ClipClassifier(n_inputs, size.hidden_size, len(CLASS_NAMES))
-    return model, train_classifier(
-        model, *split(clips, size.held_fraction, seed), size.dense_config(seed), on_epoch=on_epoch
-    )
 
 
 def training_scale(n_inputs: int) -> float:
@@ -107,17 +81,12 @@ def train_classifier(
     weight = model.lstm.get_parameter("weight_ih_l0")
     with torch.no_grad():
         weight.div_(shrunk)
-    trainer = Trainer(UserNetwork(model), Labels("classes", None, config.temperature, 0.0), train, held, config)
-    saved = None
-    if file is not None and file.exists():
-        file, saved = file.load(trainer.outline)
+    labels = Labels("classes", None, config.temperature, 0.0)
     with _without_onednn():
-        before, best = trainer.run(file, on_epoch, saved=saved)
-    trainer.network.load_state_dict(best.tensors)
+        curve = train_network(model, labels, train, held, config, file=file, on_epoch=on_epoch)
     with torch.no_grad():
         weight.mul_(shrunk)
-    model.cpu()
-    return before, *(row.metric for row in trainer.rows)
+    return curve
 
 
 def _shrunk(n_inputs: int) -> float:

@@ -1,0 +1,24 @@
+"""What is measured of a model, and how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One thing that is measured of a model.
+
+    Attributes:
+        name: such as ``"accuracy"``.
+        higher_is_better: whether more of it is better.
+        is_share: from 0 to 1, and written in percent.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    is_share: bool = False
+
+    def written(self, value: float) -> str:
+        """The value in words."""
+        return f"{value:.1%}".replace("%", " %") if self.is_share else f"{value:.4g}"

@@ -1,0 +1,16 @@
+"""The tasks by name, small and at full size."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from btcompress.demo import video
+from btcompress.demo.task import Task
+
+TaskName = Literal["video"]
+
+#: A minute or two on two cores, each.
+SMALL: dict[TaskName, Task[Any]] = {"video": video.SMALL}
+
+#: At the sizes of Ye et al. (2018).
+FULL: dict[TaskName, Task[Any]] = {"video": video.FULL}
