@@ -74,7 +74,7 @@ class Settings:
     """
 
     small: Search = Search((0.25, 0.5, 1.0, 2.0), (0.0, 1.0), (0.3, 1.0))
-    full: Search = Search((0.5, 1.0), (0.0,), (1.0,))
+    full: Search = Search((0.5, 1.0), (0.0,), (0.3, 1.0))
     rounded_epochs: tuple[tuple[SizeName, int], ...] = (("small", 4), ("full", 0))
     rounded_rates: tuple[float, ...] = (0.03, 0.3)
     gaussian: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
