@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,10 @@ from PIL import Image
 
 from btcompress.checkpoint.atomic import _beside
 from btcompress.demo import Measure, Size, Training
-from btcompress.demo.rivals import target_shape
 from btcompress.demo.video import FULL, Video
 from btcompress.errors import BTCompressError
 from btcompress.finetune.loop import Trainer
-from btcompress.modes import ShapeRequest
+from btcompress.modes import ShapeRequest, choose_shape
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 _ONE = Training(1, 2e-2)
@@ -202,12 +202,11 @@ def test_less_is_better_where_a_measure_says_so():
 
 
 def test_block_terms_of_the_authors_orders_have_the_parameters_that_these_are_known_by():
-    settings, outline = module("paper_settings").Settings(), module("paper_forms").outline(FULL)
+    settings = module("paper_settings").Settings()
+    n, rank = settings.order_ranks
     for each, n_params in zip(settings.orders, (186_912, 13_184, 3_392, 3_936), strict=True):
-        request = ShapeRequest(*settings.order_ranks, each.in_modes, each.out_modes)
-        shape = target_shape(FULL, outline, request)
-        rank, blocks = settings.order_ranks[1], settings.order_ranks[0]
-        by_hand = sum(i * j * rank for i, j in zip(each.in_modes, each.out_modes, strict=True)) + rank ** len(
-            each.in_modes
-        )
-        assert shape.n_params == blocks * by_hand == each.n_params == n_params
+        request = ShapeRequest(n, rank, each.in_modes, each.out_modes)
+        sizes = [i * j for i, j in zip(each.in_modes, each.out_modes, strict=True)]
+        by_hand = n * (rank * sum(sizes) + rank ** len(sizes))
+        assert choose_shape(request, "W", 1024, 57_600).shape.n_params == by_hand == each.n_params == n_params
+        assert math.prod(sizes) == math.prod(FULL.input_shape) * 4 * FULL.size.hidden_size

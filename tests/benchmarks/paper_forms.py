@@ -131,17 +131,16 @@ def _sizes_of(place: Place, made: Made) -> Sizes:
     return Sizes(made.n_params, made.n_bytes, made.n_lstm_params, total, 4 * (total - made.n_params) + made.n_bytes)
 
 
-@cache
 def block_terms(task: Task[Any]) -> Form:
     """The block terms of a task's size, in the modes that are chosen for it."""
-    request = ShapeRequest(task.size.cp_rank, task.size.tucker_rank)
-    return Form.of(rivals.BLOCK_TERMS, target_shape(task, outline(task), request))
+    return of_request(task, rivals.BLOCK_TERMS.name, ShapeRequest(task.size.cp_rank, task.size.tucker_rank))
 
 
-def outline(task: Task[Any]) -> nn.Module:
-    """A dense model without numbers."""
-    with torch.device("meta"):
-        return task.model()
+@cache
+def of_request(task: Task[Any], name: str, request: ShapeRequest) -> Form:
+    """Block terms of the shape that is asked for, by a name of their own."""
+    with torch.random.fork_rng(devices=[]):
+        return Form(name, rivals.BLOCK_TERMS, target_shape(task, task.model(), request))
 
 
 def new_model(place: Place) -> nn.Module:
