@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: From here on, values have no digits behind the point.
+_MANY = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -21,4 +24,6 @@ class Measure:
 
     def written(self, value: float) -> str:
         """The value in words."""
-        return f"{value:.1%}".replace("%", " %") if self.is_share else f"{value:.4g}"
+        if self.is_share:
+            return f"{value:.1%}".replace("%", " %")
+        return f"{value:.4g}" if abs(value) < _MANY else f"{value:,.0f}"

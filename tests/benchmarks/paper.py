@@ -7,9 +7,9 @@ rounded, from it and from scratch, and the dense model with fewer hidden units. 
 terms of several ranks, and of several orders. Learning rates are searched on seed 0, by the examples held back.
 
 One JSON line for each thing measured goes to standard output; ``FOLDER/tables.md`` has the tables of all that is in the
-folder, ``FOLDER/times.md`` the seconds that an epoch takes, and ``FOLDER/paper_*.png`` are the figures. What is in the
-folder is not made again, and a training that was interrupted goes on behind its last epoch: the same command again ends
-in the same tables. A part may be asked for first and the rest later. The command may run several times at once, which
+folder, ``FOLDER/trainings.md`` every training, and ``FOLDER/paper_*.png`` are the figures. What is in the folder is not
+made again, and a training that was interrupted goes on behind its last epoch: the same command again ends in the same
+tables. A part may be asked for first and the rest later. The command may run several times at once, which
 ``--processes`` sees to as well: all share the work. Plan for 8 GB of disk.
 """
 
@@ -29,7 +29,7 @@ from paper_figures import draw_figures
 from paper_records import Measured, Noisy, wait_for
 from paper_settings import TASKS, Settings, Tasks, keep_settings, quick, tiny
 from paper_study import FORMS, STUDIES, Asked, Paper, Study
-from paper_table import tables, times
+from paper_table import tables, trainings
 
 from btcompress.checkpoint import replacing
 from btcompress.errors import BTCompressError
@@ -120,7 +120,7 @@ def _write(folder: Path, settings: Settings, tasks: Tasks) -> None:
     )
     told.do(everything)
     with wait_for(folder / "tables.md"):
-        for name, text in (("tables.md", tables(found, tasks)), ("times.md", times(folder))):
+        for name, text in (("tables.md", tables(found, tasks)), ("trainings.md", trainings(folder, tasks))):
             with replacing(folder / name) as temporary:
                 temporary.write_text(text)
         draw_figures(found, tasks, folder)
