@@ -69,16 +69,41 @@ def test_the_script_trains_every_model_and_writes_tables_and_figures(told):
     # Neither data nor states nor models that were not chosen stay.
     assert not [*told.glob("**/*.npz"), *told.glob("**/*.state"), *told.glob("*/*/")]
     assert len([*told.glob("video-small-0/dense-*.trained.json")]) == 2
-    assert len([*told.glob("video-small-0/dense-*.safetensors")]) == 1
+    (chosen,) = told.glob("video-small-0/dense-*.safetensors")
+    assert [path.name for path in told.glob("video-small-1/dense-*.safetensors")] == [chosen.name]
 
 
-def test_what_is_best_on_the_examples_held_back_for_seed_0_is_used_for_the_others(told):
-    curves = {path.name: one["curve"] for path, one in records(told, "trained").items() if "seed" not in one}
-    searched = {name: curve for name, curve in curves.items() if name.startswith("dense-")}
-    (own,) = told.glob("video-small-1/dense-*.trained.json")
-    found = {name: json.loads((told / "video-small-0" / name).read_text())["curve"] for name in searched}
-    assert len(found) == 2
-    assert own.name == max(found, key=lambda name: max(found[name]))
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_rates_are_searched_on_seed_0_and_decays_at_the_best_of_them(tmp_path, monkeypatch, higher_is_better):
+    class Other(Video):
+        metric = Measure("metric", higher_is_better=higher_is_better)
+
+    study, runs, asked, kept = module("paper_study"), module("paper_runs"), [], set()
+    sign = 1 if higher_is_better else -1
+    known = {
+        (0.005, 0): (0.1, 0.2),
+        (0.01, 0): (0.1, 0.6, 0.3),
+        (0.02, 0): (),
+        (0.04, 0): (0.1, 0.5),
+        (0.01, 1): (0.9,),
+    }
+
+    def trained(run, model):
+        asked.append((run.seed, model.training.learning_rate, model.training.weight_decay))
+        kept.add(asked[-1][1:])
+        return module("paper_records").Trained(tuple(sign * one for one in known[asked[-1][1:]]), ())
+
+    monkeypatch.setattr(runs.Run, "trained", trained)
+    monkeypatch.setattr(
+        runs.Run, "discard", lambda _, model: kept.discard((model.training.learning_rate, model.training.weight_decay))
+    )
+    tasks = {"small": {"video": Other(6, 8, TASKS["small"]["video"].size)}}
+    paper = study.Paper(tmp_path, module("paper_settings").Settings(), tasks, lambda *_: None, lambda *_: None)
+    chosen = paper._chosen(paper.run("video", "small", 2), module("paper_forms").Form(), "")
+    assert (chosen.learning_rate, chosen.weight_decay) == (0.01, 1.0)
+    assert {one[1:] for one in asked} == set(known)
+    assert {seed for seed, *_ in asked} == {0}
+    assert kept == {(0.01, 1.0)}
 
 
 def test_an_interrupted_run_ends_in_the_same_tables_and_a_second_run_trains_nothing(told, tmp_path, monkeypatch):

@@ -78,10 +78,11 @@ class Form:
     def begun(self, place: Place, start: Start) -> Made:
         """A model of this form before training; a checkpoint is in :meth:`start_path` too."""
         path, sizes = self.start_path(place, start), self._sizes_path(place, start)
-        if path.exists() and sizes.exists():
-            known = read(sizes, Sizes)
-            return Made(load(path), known.params, known.n_bytes, known.lstm_params)
-        return self._made(place, start)
+        with wait_for(path):  # two processes that begin at once do not fit the same twice
+            if path.exists() and sizes.exists():
+                known = read(sizes, Sizes)
+                return Made(load(path), known.params, known.n_bytes, known.lstm_params)
+            return self._made(place, start)
 
     def _made(self, place: Place, start: Start) -> Made:
         """A model of this form before training; its sizes are kept, and the checkpoint where it is one."""
