@@ -445,7 +445,7 @@ LONG_WORK = {
     "plan": (compression, "read"),
     "factorize": (compression, "read"),
     "report": (models, "load"),
-    "demo": (story, "draw_clips"),
+    "demo": (story, "draw_data"),
 }
 
 

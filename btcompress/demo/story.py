@@ -22,7 +22,7 @@ from btcompress.finetune import Epoch, finetune
 from btcompress.finetune.state import StateFile
 from btcompress.models import apply
 from btcompress.reporting import report
-from btcompress.results import CompressionReport
+from btcompress.results import CalibrationProgress, CompressionReport
 
 DENSE, FACTORIZED, CALIBRATED = "dense", "factorized", "calibrated without labels"
 TUNED, SCRATCH = "factorized, then fine-tuned", "block terms from scratch"
@@ -35,10 +35,12 @@ class DemoProgress:
     Attributes:
         what: it does.
         epoch: the last one done, where it trains.
+        part: where a calibration stands.
     """
 
     what: str
     epoch: Epoch | None = None
+    part: CalibrationProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,14 @@ class Outcome:
 
     Attributes:
         name: of the model.
-        n_weights: parameters of the matrix of the large inputs.
+        n_weights: parameters of ``W``, the matrix of the large inputs.
+        n_bytes: that these take.
         scores: on the test examples, in the order of the task's measures.
     """
 
     name: str
     n_weights: int
+    n_bytes: int
     scores: tuple[float, ...]
 
 
@@ -75,6 +79,19 @@ class DemoResult:
     curves: tuple[Curve, ...]
     outcomes: tuple[Outcome, ...]
     report: CompressionReport
+
+    @property
+    def dense(self) -> Outcome:
+        """What came of the dense model."""
+        return self._outcome(DENSE)
+
+    @property
+    def tuned(self) -> Outcome:
+        """What came of block terms that were fine-tuned."""
+        return self._outcome(TUNED)
+
+    def _outcome(self, name: str) -> Outcome:
+        return next(outcome for outcome in self.outcomes if outcome.name == name)
 
 
 OnProgress = Callable[[DemoProgress], None]
@@ -131,7 +148,7 @@ class _Story:
         compressed = self._factorized()
         calibrated = self._calibrated(model, compressed)
         tuned, tuned_curve = self._trained(TUNED, files.factorized, files.tuned, task.size.tuning)
-        write(random_start(task, compressed, self.seed), files.start, force=True)
+        write(random_start(task.model, compressed, self.seed), files.start, force=True)
         scratch, scratch_curve = self._trained(SCRATCH, files.start, files.scratch, task.size.scratch)
         curves = (Curve(DENSE, dense_curve), Curve(TUNED, tuned_curve), Curve(SCRATCH, scratch_curve))
 
@@ -139,9 +156,12 @@ class _Story:
         models = {DENSE: model}
         for name, found in ((FACTORIZED, compressed), (CALIBRATED, calibrated), (TUNED, tuned), (SCRATCH, scratch)):
             models[name] = apply(self._new_model(), found)
-        (before,) = compressed.matrices.values()
-        n_weights = {name: before.shape.dense_params if name == DENSE else before.shape.n_params for name in models}
-        outcomes = [Outcome(name, n_weights[name], task.scores(each, drawn.test)) for name, each in models.items()]
+        ((key, before),) = compressed.matrices.items()
+        itemsize = model.state_dict()[key].itemsize
+        outcomes = []
+        for name, each in models.items():
+            n_weights = before.shape.dense_params if name == DENSE else before.shape.n_params
+            outcomes.append(Outcome(name, n_weights, n_weights * itemsize, task.scores(each, drawn.test)))
         shown = {name: models[name] for name in (DENSE, TUNED, SCRATCH)}
         task.draw_examples(shown, drawn.test, files.examples)
         save_curves(curves, task.metric, task.examples, files.curves)
@@ -172,11 +192,16 @@ class _Story:
         return compressed
 
     def _calibrated(self, model: nn.Module, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
-        self.tell(DemoProgress("calibrating"))
+        what = "calibrating"
+        self.tell(DemoProgress(what))
         inputs = self.task.samples(model, self.files.data, self.files.inputs, self.seed)
         request = CalibrationRequest((inputs,), self.task.size.held_fraction)
         calibrated = calibrate(
-            compressed, read(self.files.dense), request, self.task.size.calibration.config(self.seed)
+            compressed,
+            read(self.files.dense),
+            request,
+            self.task.size.calibration.config(self.seed),
+            lambda part: self.tell(DemoProgress(what, part=part)),
         )
         write(calibrated, self.files.calibrated, force=True)
         return calibrated

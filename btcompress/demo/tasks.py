@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from btcompress.demo import video
+from btcompress.demo.names import TaskName
 from btcompress.demo.task import Task
-
-TaskName = Literal["video"]
 
 #: A minute or two on two cores, each.
 SMALL: dict[TaskName, Task[Any]] = {"video": video.SMALL}

@@ -1,83 +1,72 @@
-"""The demonstration: clips, learning curves, and what was measured."""
+"""The demonstration: examples, learning curves, what was measured, and what held."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from btcompress.display.console import make_console, show_line
+from btcompress.display.curves import show_curves
+from btcompress.display.pixels import show_clips, show_picture
 from btcompress.display.report import show_report
 from btcompress.display.tables import NumberTable, show_table
+from btcompress.wording import ratio_text
 
 if TYPE_CHECKING:
-    from btcompress.demo import Clips, Curve, DemoResult
+    from btcompress.demo import DemoResult
 
-#: Columns that a frame of a clip takes in a terminal.
-_FRAME_COLUMNS = 12
+#: Columns beyond which the name of a measure goes on on another line of its header.
+_HEADER_WIDTH = 12
 
 
 def show_demo(result: DemoResult) -> None:
     """Print what the demonstration did and measured."""
-    console = make_console()
-    drawn_with_blocks = not console.options.ascii_only
-    if console.is_terminal and drawn_with_blocks:
-        _show_clips(console, result.examples)
+    from btcompress.demo.video import Clips
+
+    console, task, files = make_console(), result.task, result.files
+    if isinstance(result.drawn.test, Clips):
+        show_clips(console, result.drawn.test.one_of_each())
+    else:
+        show_picture(console, files.examples)
     for what, path in (
-        ("clips, drawn", result.files.clips),
-        ("dense LSTM, trained on such clips", result.files.dense),
-        ("factorized", result.files.factorized),
-        ("fine-tuned", result.files.tuned),
-        ("learning curves, drawn", result.files.curves),
+        (f"{task.examples} to train on", files.data),
+        ("dense model", files.dense),
+        ("factorized", files.factorized),
+        ("calibrated", files.calibrated),
+        ("fine-tuned", files.tuned),
+        ("from scratch", files.scratch),
+        (f"{task.examples}, and what models make of them", files.examples),
+        ("learning curves", files.curves),
     ):
         show_line(f"{what}: {path}")
     console.print()
     show_report(result.report)
     console.print()
-    _show_curves(console, result.curves)
+    show_curves(console, result.curves, task.metric, task.examples)
     console.print()
-    table = NumberTable([f"accuracy on {result.n_test:,} test clips", ""])
-    table.add_row("dense", f"{result.dense_accuracy:.1%}")
-    table.add_row("factorized, not trained any further", f"{result.factorized_accuracy:.1%}")
-    table.add_row("factorized, then fine-tuned", f"{result.tuned_accuracy:.1%}")
-    show_table(console, table)
+    show_table(console, _outcomes_table(result))
+    console.print(Text(_held_text(result)), soft_wrap=True)
 
 
-def _show_curves(console: Console, curves: Sequence[Curve]) -> None:
-    """Accuracy on the clips held back against epochs, drawn in characters."""
-    import plotext
-
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot_size(min(console.width, 80), 18)
-    for curve, marker in zip(curves, "ox+*", strict=False):
-        plotext.plot(range(len(curve.accuracies)), [100 * value for value in curve.accuracies], marker=marker)
-    plotext.ylim(0, 100)
-    plotext.yticks(range(0, 101, 20))
-    plotext.xticks(range(max(len(curve.accuracies) for curve in curves)))
-    plotext.xlabel("epochs")
-    console.print(Text("accuracy on clips held back, %"), style="bold")
-    console.print(Text(plotext.uncolorize(plotext.build())))
-    for curve, marker in zip(curves, "ox+*", strict=False):
-        console.print(Text(f"  {marker} {curve.name}"))
+def _outcomes_table(result: DemoResult) -> NumberTable:
+    measures = ["\n".join(textwrap.wrap(each.name, _HEADER_WIDTH)) for each in result.task.measures]
+    tested = f"on {result.task.size.n_test:,} test {result.task.examples}"
+    table = NumberTable([tested, "weights\nof W", "times\nsmaller", *measures])
+    for outcome in result.outcomes:
+        scores = (each.written(score) for each, score in zip(result.task.measures, outcome.scores, strict=True))
+        smaller = ratio_text(result.dense.n_bytes / outcome.n_bytes)
+        table.add_row(outcome.name, f"{outcome.n_weights:,}", smaller, *scores)
+    return table
 
 
-def _show_clips(console: Console, clips: Clips) -> None:
-    """Frames side by side, two pixels to a character; nothing where what draws them is missing, as there is a file."""
-    try:
-        from PIL import Image
-        from rich_pixels import Pixels
-    except ImportError:
-        return
-
-    height, width, _ = clips.frame_shape
-    rows = 2 * max(1, round(_FRAME_COLUMNS * height / width / 2))
-    for frames, label in zip(clips.x, clips.y, strict=True):
-        console.print(Text(clips.class_names[label]))
-        small = [Image.fromarray(frame.reshape(clips.frame_shape)).resize((_FRAME_COLUMNS, rows)) for frame in frames]
-        strip = Image.new("RGB", ((_FRAME_COLUMNS + 1) * len(small), rows))
-        for place, frame in enumerate(small):
-            strip.paste(frame, (place * (_FRAME_COLUMNS + 1), 0))
-        console.print(Pixels.from_image(strip))
+def _held_text(result: DemoResult) -> str:
+    """In a sentence, whether block terms are as good as the dense model."""
+    measure, dense, tuned = result.task.measures[0], result.dense, result.tuned
+    lost = (dense.scores[0] - tuned.scores[0]) * (1 if measure.higher_is_better else -1)
+    smaller = ratio_text(dense.n_bytes / tuned.n_bytes).removesuffix("x")
+    return (
+        f"With W {smaller} times smaller and fine-tuned, {measure.name} is {measure.written(tuned.scores[0])}, and of "
+        f"the dense model {measure.written(dense.scores[0])}: {'something' if lost > 0 else 'nothing'} was lost."
+    )
