@@ -22,3 +22,7 @@ class OutputError(BTCompressError):
 
 class MemoryLimitError(BTCompressError):
     """Something that would take more memory than there is, or than was allowed."""
+
+
+class DivergedError(BTCompressError):
+    """A training whose loss or tensors are no longer numbers."""

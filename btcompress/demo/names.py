@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Literal
 
-TaskName = Literal["video"]
+TaskName = Literal["video", "captions"]

@@ -185,14 +185,14 @@ class Task(ABC, Generic[Test]):
         """The mean loss of ``(outputs, y)``: what ``loss_reference`` names."""
         return None
 
-    def finetuning(self, compressed: Path, data: Path, output: Path, dense: Path) -> FineTuneRequest:
+    def finetuning(self, compressed: Path, data: Path, output: Path, dense: Path | None = None) -> FineTuneRequest:
         """What ``btcompress finetune`` is asked for to train a compressed checkpoint for the task.
 
         Args:
             compressed: its file.
             data: file of ``x`` and ``y``.
             output: the file to write.
-            dense: the dense checkpoint, to be measured beside it.
+            dense: the dense checkpoint, to be measured beside it where given.
         """
         return FineTuneRequest(
             compressed,

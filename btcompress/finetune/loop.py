@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from btcompress.checkpoint.precisions import Stored
-from btcompress.errors import BTCompressError
+from btcompress.errors import BTCompressError, DivergedError
 from btcompress.finetune.blocks import worst_cancellation
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.data import Batch, Data
@@ -124,7 +124,7 @@ class Trainer:
             The metric before training, and the best state.
 
         Raises:
-            BTCompressError: the loss is no longer finite.
+            DivergedError: the loss is no longer finite.
         """
         if saved is None:
             before = self.measure(self.network)
@@ -348,8 +348,8 @@ class Trainer:
         return Best(*self._best_of(self.rows, saved.before), dict(saved.best), dict(saved.best_moved))
 
 
-def _diverged(number: int, what: str) -> BTCompressError:
-    return BTCompressError(
+def _diverged(number: int, what: str) -> DivergedError:
+    return DivergedError(
         f"training diverged in epoch {number}: {what} is no longer a number. Lower --lr or --clip, and look at the "
         "scale of the inputs (--scale)."
     )

@@ -1,0 +1,212 @@
+"""Sentences about scenes: several right wordings of each, and back from a sentence to the objects that it names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from btcompress.demo.captions.scenes import COLOURS, MOST_OBJECTS, NOTHING, PLACES, SHAPES, SIZES
+
+# The first wording is the most common: the k-th is taken 1 / k times as often.
+_NOUNS = {
+    "disc": ("disc", "circle", "dot"),
+    "ring": ("ring", "hoop", "loop"),
+    "square": ("square", "box", "block"),
+    "triangle": ("triangle", "wedge", "pyramid"),
+    "cross": ("cross", "plus"),
+    "star": ("star", "asterisk", "spark"),
+    "diamond": ("diamond", "rhombus", "lozenge"),
+    "digit": ("digit", "number", "numeral", "figure"),
+}
+_COLOUR_WORDS = {
+    "red": ("red", "crimson", "scarlet"),
+    "green": ("green", "emerald"),
+    "blue": ("blue", "azure", "sapphire"),
+    "yellow": ("yellow", "golden", "lemon"),
+    "purple": ("purple", "violet"),
+    "orange": ("orange", "amber"),
+    "white": ("white", "pale", "ivory"),
+    "cyan": ("cyan", "turquoise", "teal"),
+}
+_SIZE_WORDS = {"large": ("large", "big", "huge"), "small": ("small", "little", "tiny")}
+_PLACE_PHRASES = {
+    "top left": ("at top left", "in upper left"),
+    "top right": ("at top right", "in upper right"),
+    "middle": ("in the middle", "at the centre", "amid everything"),
+    "bottom left": ("at bottom left", "in lower left"),
+    "bottom right": ("at bottom right", "in lower right"),
+}
+# Sentences that say what is there before where it is, and those that say where before what.
+_FRAMES = (
+    "{}",
+    "there is {}",
+    "the picture shows {}",
+    "this image contains {}",
+    "we see {}",
+    "here is {}",
+    "a scene with {}",
+    "you can find {}",
+    "an illustration of {}",
+    "it depicts {}",
+    "somebody drew {}",
+)
+_PLACES_FIRST = ("{}", "in this picture {}", "look : {}", "as you notice {}")
+_VERBS = ("is", "lies", "sits", "appears")
+_BETWEEN_LAST = ("and", "together with", "and also")
+_BETWEEN = (",", "then", "next")
+#: How often a sentence says where before what, and how often it goes by places from the last to the first.
+_PLACE_FIRST_SHARE, _BACKWARDS_SHARE = 0.5, 0.3
+
+#: What fills up, begins and ends a sentence, as words of the vocabulary.
+PAD, BEGIN, END = 0, 1, 2
+_SPECIAL = ("<pad>", "<begin>", "<end>")
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """An object as it is named: one each of ``SHAPES``, ``COLOURS``, ``SIZES`` and ``PLACES``."""
+
+    shape: str
+    colour: str
+    size: str
+    place: str
+
+
+def things(objects: npt.NDArray[np.int8]) -> tuple[Thing, ...]:
+    """The objects of one scene, from a row of ``Scenes.objects``."""
+    kinds = (SHAPES, COLOURS, SIZES, PLACES)
+    return tuple(
+        Thing(*(of[int(number)] for of, number in zip(kinds, each, strict=True)))
+        for each in objects
+        if each[0] != NOTHING
+    )
+
+
+def wordings(shown: Sequence[Thing], count: int, generator: np.random.Generator) -> tuple[str, ...]:
+    """So many sentences about a scene, no two alike."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[_wording(shown, generator)] = None
+    return tuple(found)
+
+
+def _wording(shown: Sequence[Thing], generator: np.random.Generator) -> str:
+    ordered = shown[::-1] if generator.random() < _BACKWARDS_SHARE else shown
+    place_first = generator.random() < _PLACE_FIRST_SHARE
+    phrases = [_phrase(thing, place_first, generator) for thing in ordered]
+    text = phrases[0]
+    for position, phrase in enumerate(phrases[1:], 2):
+        last = position == len(phrases)
+        text = f"{text} {_one_of(_BETWEEN_LAST if last else _BETWEEN, generator)} {phrase}"
+    return _one_of(_PLACES_FIRST if place_first else _FRAMES, generator).format(text)
+
+
+def _phrase(thing: Thing, place_first: bool, generator: np.random.Generator) -> str:
+    size, colour = _one_of(_SIZE_WORDS[thing.size], generator), _one_of(_COLOUR_WORDS[thing.colour], generator)
+    noun, place = _one_of(_NOUNS[thing.shape], generator), _one_of(_PLACE_PHRASES[thing.place], generator)
+    what = f"a {size} {colour} {noun}"
+    return f"{place} {_one_of(_VERBS, generator)} {what}" if place_first else f"{what} {place}"
+
+
+def _one_of(choices: Sequence[str], generator: np.random.Generator) -> str:
+    shares = np.cumsum(1 / np.arange(1, len(choices) + 1))
+    return choices[int(np.searchsorted(shares, generator.random() * shares[-1], side="right"))]
+
+
+def _words(texts: Iterable[str]) -> list[str]:
+    """The words of these texts, each once, in the order in which they come first."""
+    return list(dict.fromkeys(word for text in texts for word in text.replace("{}", "").split()))
+
+
+def _all(*tables: Mapping[str, Sequence[str]]) -> list[str]:
+    return [phrase for table in tables for phrases in table.values() for phrase in phrases]
+
+
+#: Every word that a sentence may have, after those that fill up, begin and end it; the comma and the colon are words.
+VOCABULARY = (
+    *_SPECIAL,
+    *_words(
+        (
+            "a",
+            *_all(_SIZE_WORDS, _COLOUR_WORDS, _NOUNS, _PLACE_PHRASES),
+            *_FRAMES,
+            *_PLACES_FIRST,
+            *_VERBS,
+            *_BETWEEN,
+            *_BETWEEN_LAST,
+        )
+    ),
+)
+_NUMBERS = {word: number for number, word in enumerate(VOCABULARY)}
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max(len(text.replace("{}", "").split()) for text in texts)
+
+
+def _longest_sentence() -> int:
+    place = _longest(_all(_PLACE_PHRASES))
+    what = 4 + place
+    joined = MOST_OBJECTS * what + (MOST_OBJECTS - 2) * _longest(_BETWEEN) + _longest(_BETWEEN_LAST)
+    return joined + max(_longest(_FRAMES), _longest(_PLACES_FIRST) + MOST_OBJECTS)
+
+
+#: Steps of a sentence: its words at most, and its end.
+STEPS = _longest_sentence() + 1
+
+
+def encode(sentences: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """The positions of their words in :data:`VOCABULARY`, then :data:`END`, then :data:`PAD`: ``(n, STEPS)``."""
+    tokens = np.full((len(sentences), STEPS), PAD, np.uint8)
+    for row, sentence in zip(tokens, sentences, strict=True):
+        numbers = [*(_NUMBERS[word] for word in sentence.split()), END]
+        row[: len(numbers)] = numbers
+    return tokens
+
+
+def decode(tokens: npt.NDArray[np.integer]) -> str:
+    """The sentence of a row of tokens: its words up to the first :data:`END`."""
+    numbers = tokens.tolist()
+    stop = numbers.index(END) if END in numbers else len(numbers)
+    return " ".join(VOCABULARY[number] for number in numbers[:stop])
+
+
+def _meanings(table: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {phrase: meaning for meaning, phrases in table.items() for phrase in phrases}
+
+
+def _either(phrases: Iterable[str]) -> str:
+    # The longest first: "at the top" begins "at the top left".
+    return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase)))
+
+
+_SIZE_OF, _COLOUR_OF, _SHAPE_OF, _PLACE_OF = map(_meanings, (_SIZE_WORDS, _COLOUR_WORDS, _NOUNS, _PLACE_PHRASES))
+_WHAT = rf"a ({_either(_SIZE_OF)}) ({_either(_COLOUR_OF)}) ({_either(_SHAPE_OF)})"
+_WHERE = rf"({_either(_PLACE_OF)})"
+_NAMED = re.compile(rf"(?<!\S)(?:{_WHAT} {_WHERE}|{_WHERE} (?:{_either(_VERBS)}) {_WHAT})(?!\S)")
+
+
+def parse(sentence: str) -> tuple[Thing, ...]:
+    """The objects that a sentence names, in its order; what names no object is passed over.
+
+    An object is named by its size, colour, shape and place, by any words for these: "a large red square at the top",
+    or "at the top is a large red square".
+    """
+    found = []
+    for match in _NAMED.finditer(sentence):
+        size, colour, noun, place = match.group(1, 2, 3, 4)
+        if size is None:
+            place, size, colour, noun = match.group(5, 6, 7, 8)
+        found.append(Thing(_SHAPE_OF[noun], _COLOUR_OF[colour], _SIZE_OF[size], _PLACE_OF[place]))
+    return tuple(found)
+
+
+def share_right(named: Sequence[Thing], shown: Sequence[Thing]) -> float:
+    """Objects named right in every respect, over those named or those shown, whichever are more; 1 where all is right."""
+    right = sum((Counter(named) & Counter(shown)).values())
+    return right / max(len(named), len(shown), 1)

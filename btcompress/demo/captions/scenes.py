@@ -1,0 +1,189 @@
+"""Pictures with two or three objects of known shape, colour, size and place, over textured backgrounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, interpolate
+
+from btcompress.errors import BTCompressError
+
+SHAPES = ("disc", "ring", "square", "triangle", "cross", "star", "diamond", "digit")
+_COLOURS = {
+    "red": (0.9, 0.1, 0.1),
+    "green": (0.1, 0.75, 0.15),
+    "blue": (0.15, 0.25, 0.95),
+    "yellow": (0.95, 0.9, 0.1),
+    "purple": (0.6, 0.15, 0.85),
+    "orange": (1.0, 0.5, 0.05),
+    "white": (0.95, 0.95, 0.95),
+    "cyan": (0.1, 0.85, 0.9),
+}
+COLOURS = tuple(_COLOURS)
+SIZES = ("large", "small")
+_PLACES = {
+    "top left": (0.25, 0.25),
+    "top right": (0.75, 0.25),
+    "middle": (0.5, 0.5),
+    "bottom left": (0.25, 0.75),
+    "bottom right": (0.75, 0.75),
+}
+#: From the top, and from the left in each row.
+PLACES = tuple(_PLACES)
+#: Objects in a picture at most, and at least.
+MOST_OBJECTS, _FEWEST = 3, 2
+#: In the place of an object where there is none.
+NOTHING = -1
+
+# Ranges of what is drawn at random for each picture. Lengths are in sides of the picture.
+_SIDE = {"large": (0.3, 0.34), "small": (0.17, 0.2)}  # of an object
+_JITTER = 0.03  # of an object's centre from that of its place
+_TILT = (-0.15, 0.15)  # angle of an object, radians
+_SHADE = 0.08  # of each colour of an object from that of its name
+_BACKGROUND = (0.0, 0.3)  # each colour of the background
+_BACKGROUND_CELLS = 4  # points each way between which the background's colours are interpolated
+_WAVE = (0.0, 0.08)  # height of the waves over it
+_WAVES = (3.0, 12.0)  # of them across the picture
+_NOISE = 0.03  # standard deviation of each pixel and colour
+_WINDOW = 0.45  # side of what is drawn anew for an object, which is never longer, even tilted and off its place
+_GLYPH = 32  # pixels of the bitmap of an object, each way
+_CHUNK = 64  # pictures drawn at once, which bounds memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scenes:
+    """Pictures and what they show.
+
+    Attributes:
+        images: ``uint8``, shape ``(n, side, side, 3)``.
+        objects: ``int8``, shape ``(n, MOST_OBJECTS, 4)``: positions in :data:`SHAPES`, :data:`COLOURS`, :data:`SIZES`
+            and :data:`PLACES` of each object, in the order of their places; :data:`NOTHING` where there is none.
+    """
+
+    images: npt.NDArray[np.uint8]
+    objects: npt.NDArray[np.int8]
+
+
+def make_scenes(n_scenes: int, *, side: int, generator: torch.Generator) -> Scenes:
+    """Draw pictures; shapes, colours and sizes are independent, and no two objects are at one place.
+
+    Args:
+        n_scenes: pictures to draw.
+        side: of a picture, in pixels.
+        generator: source of all randomness, on the CPU.
+
+    Raises:
+        BTCompressError: a size below 1, or scikit-learn is missing.
+    """
+    if min(n_scenes, side) < 1:
+        raise BTCompressError(f"n_scenes={n_scenes}, side={side} was asked for. Both are at least 1.")
+    glyphs = _glyphs()
+    images = torch.empty(n_scenes, side, side, 3, dtype=torch.uint8)
+    objects = _objects(n_scenes, generator)
+    for image, shown in zip(images.split(_CHUNK), objects.split(_CHUNK), strict=True):
+        pixels = _background(len(image), side, generator)  # (n, side, side, 3)
+        for each in shown.unbind(1):
+            _draw(pixels, each, glyphs, generator)
+        pixels.add_(torch.randn(pixels.shape, generator=generator), alpha=_NOISE)
+        image.copy_(pixels.mul_(255).round_().clamp_(0, 255))
+    return Scenes(images.numpy(), objects.to(torch.int8).numpy())
+
+
+def _objects(n: int, generator: torch.Generator) -> Tensor:
+    """What is where, shape ``(n, MOST_OBJECTS, 4)``."""
+    kinds = [torch.randint(len(of), (n, MOST_OBJECTS), generator=generator) for of in (SHAPES, COLOURS, SIZES)]
+    places = torch.rand(n, len(PLACES), generator=generator).argsort(1)[:, :MOST_OBJECTS]
+    counts = torch.randint(_FEWEST, MOST_OBJECTS + 1, (n, 1), generator=generator)
+    absent = torch.arange(MOST_OBJECTS) >= counts  # (n, MOST_OBJECTS)
+    order = places.masked_fill(absent, len(PLACES)).argsort(1)[..., None].expand(-1, -1, 4)
+    drawn = torch.stack([*kinds, places], dim=-1).masked_fill(absent[..., None], NOTHING)
+    return drawn.gather(1, order)
+
+
+def _background(n: int, side: int, generator: torch.Generator) -> Tensor:
+    """Smooth colours with waves over them, shape ``(n, side, side, 3)``."""
+    cells = _uniform(_BACKGROUND, (n, 3, _BACKGROUND_CELLS, _BACKGROUND_CELLS), generator)
+    smooth = interpolate(cells, (side, side), mode="bilinear", align_corners=True)
+    angle, waves = _uniform((0, math.pi), (n, 1, 1), generator), _uniform(_WAVES, (n, 1, 1), generator)
+    phase, height = _uniform((0, 2 * math.pi), (n, 1, 1), generator), _uniform(_WAVE, (n, 1, 1), generator)
+    steps = torch.linspace(0, 2 * math.pi, side)
+    along = torch.cos(angle) * steps + torch.sin(angle) * steps[:, None]  # (n, side, side)
+    return (smooth + (height * torch.sin(waves * along + phase))[:, None]).permute(0, 2, 3, 1).contiguous()
+
+
+def _draw(pixels: Tensor, objects: Tensor, glyphs: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
+    """Draw one object into each picture, in place, but for those where there is none."""
+    n, side = pixels.shape[:2]
+    shape, colour, size, place = objects.clamp(min=0).T
+    named, digits = glyphs
+    which = torch.randint(len(digits), (n,), generator=generator)
+    is_digit = shape == SHAPES.index("digit")
+    bitmaps = torch.where(is_digit[:, None, None], digits[which], named[shape.clamp(max=len(named) - 1)])
+    low, high = torch.tensor([_SIDE[name] for name in SIZES])[size].T
+    length = low + (high - low) * torch.rand(n, generator=generator)
+    middle = torch.tensor([_PLACES[name] for name in PLACES])[place]  # column, row
+    middle += _uniform((-_JITTER, _JITTER), (n, 2), generator)
+    angle = _uniform(_TILT, (n,), generator)
+
+    # Only a window is drawn, which holds the object wherever it is in its place.
+    window = math.ceil(_WINDOW * side)
+    corner = ((middle - _WINDOW / 2) * side).round().long().clamp(0, side - window)
+    centre = 2 * (middle * side - corner) / window - 1
+    # Window and bitmap coordinates run from -1 to 1, rows downwards: bitmap = rotation^-1 (window - centre) / length.
+    length = length * side / window
+    cos, sin = torch.cos(angle) / length, torch.sin(angle) / length
+    linear = torch.stack([cos, sin, -sin, cos], dim=-1).view(n, 2, 2)
+    poses = torch.cat([linear, -linear @ centre[..., None]], dim=-1)
+    grid = affine_grid(poses, [n, 1, window, window], align_corners=False)
+    coverage = grid_sample(bitmaps[:, None], grid, align_corners=False)[:, 0, ..., None]  # (n, window, window, 1)
+    ink = torch.tensor([_COLOURS[name] for name in COLOURS])[colour]
+    ink = (ink + _uniform((-_SHADE, _SHADE), (n, 3), generator)).clamp_(0, 1)[:, None, None]
+    there = (objects[:, 0] != NOTHING).to(pixels.dtype)[:, None, None, None]
+    columns, rows = (corner[..., None] + torch.arange(window)).unbind(1)  # (n, window) each
+    index = torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]
+    pixels[index] = torch.lerp(pixels[index], ink, coverage * there)
+
+
+def _glyphs() -> tuple[Tensor, Tensor]:
+    """Ink from 0 to 1: of each shape but digits, shape ``(7, 32, 32)``, and of all digits of scikit-learn's set."""
+    fine = 4  # points each way in a pixel, over which ink is averaged
+    across = ((torch.arange(_GLYPH * fine) + 0.5) / (_GLYPH * fine) * 2 - 1)[None, :]
+    down = across.T
+    far = torch.hypot(across, down)
+    arms = torch.cos(5 * torch.atan2(across, -down))
+    inside = {
+        "disc": far < 0.95,
+        "ring": (far < 0.97) & (far > 0.6),
+        "square": torch.maximum(across.abs(), down.abs()) < 0.82,
+        "triangle": (down < 0.8) & (across.abs() < (down + 0.95) * 0.55),
+        "cross": torch.minimum(across.abs(), down.abs()).lt(0.27) & torch.maximum(across.abs(), down.abs()).lt(0.95),
+        "star": far < 0.42 + 0.55 * ((arms + 1) / 2) ** 2,
+        "diamond": (across.abs() * 1.35 + down.abs()) < 0.98,
+    }
+    named = torch.stack([inside[name].float() for name in SHAPES if name != "digit"])
+    named = interpolate(named[:, None], (_GLYPH, _GLYPH), mode="area")[:, 0]
+    return named, interpolate(_digits(), (_GLYPH, _GLYPH), mode="bilinear", align_corners=False)[:, 0]
+
+
+def _digits() -> Tensor:
+    """All digits of scikit-learn's set, shape ``(1797, 1, 8, 8)``, ink from 0 to 1."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise BTCompressError(
+            "the demonstration draws its pictures from scikit-learn's digits among others, and scikit-learn is not "
+            "installed. Run: pip install 'btcompress[demo]'"
+        ) from error
+    ink = torch.from_numpy(load_digits().images).to(torch.float32)
+    return ink[:, None] / ink.max()
+
+
+def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Independent draws between the bounds."""
+    low, high = bounds
+    return low + (high - low) * torch.rand(shape, generator=generator)

@@ -1,0 +1,202 @@
+"""The models that are compared: how each is begun, trained, kept and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from paper_records import Sizes, kept, read, wait_for
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from btcompress import apply, load, report, save
+from btcompress.checkpoint import CompressedCheckpoint, replacing
+from btcompress.demo import Task, Training, rivals
+from btcompress.demo.rivals import Made, large_lstm, matrix_key, target_shape
+from btcompress.finetune import Epoch, finetune
+from btcompress.finetune.state import StateFile
+from btcompress.modes import ShapeRequest
+from btcompress.shapes import BlockTermShape
+
+#: What a training begins with; nothing that tells models apart for the dense one.
+Start = Literal["", "dense model", "from scratch"]
+OnEpoch = Callable[[Epoch], None]
+
+DENSE = "dense"
+
+
+class Place(Protocol):  # what a run is to its models
+    """Where models of one task and seed are made."""
+
+    task: Task[Any]
+    seed: int
+    folder: Path
+
+    def data(self) -> Path:
+        """File of the examples to train on."""
+
+    def dense_path(self) -> Path:
+        """The dense checkpoint that others start from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of ``W`` at a number of parameters.
+
+    Attributes:
+        name: in tables.
+        form: one that is compared with the dense one; None for that.
+        target: shape of the block terms that say how many parameters it has.
+    """
+
+    name: str = DENSE
+    form: rivals.Form | None = None
+    target: BlockTermShape | None = None
+
+    @classmethod
+    def of(cls, form: rivals.Form, target: BlockTermShape) -> Form:
+        """A form by its own name."""
+        return cls(form.name, form, target)
+
+    @property
+    def file_name(self) -> str:
+        """In the names of files, with all that tells it from others."""
+        if self.form is None or self.target is None:
+            return self.name
+        modes = (".".join(map(str, sizes)) for sizes in (self.target.in_modes, self.target.out_modes))
+        rank = "-".join(dict.fromkeys(map(str, self.target.ranks)))
+        return f"{self.form.name.replace(' ', '-')}-n{self.target.n_blocks}-r{rank}-{'-'.join(modes)}"
+
+    @property
+    def starts(self) -> tuple[Start, ...]:
+        """What a training of it can begin with."""
+        return ("",) if self.form is None else self.form.starts
+
+    @property
+    def is_dense_lstm(self) -> bool:
+        """Whether it is a dense LSTM, of as many hidden units or fewer."""
+        return self.form in (None, rivals.FEWER_UNITS)
+
+    def training(self, task: Task[Any], start: Start) -> Training:
+        """How it is trained, but for learning rate and weight decay."""
+        if self.is_dense_lstm:
+            return task.size.dense
+        return task.size.scratch if start == "from scratch" else task.size.tuning
+
+    def begun(self, place: Place, start: Start) -> nn.Module | CompressedCheckpoint:
+        """What a training begins with; a checkpoint is in :meth:`start_path` too."""
+        path = self.start_path(place, start)
+        return load(path) if path.exists() else self._made(place, start).model
+
+    def _made(self, place: Place, start: Start) -> Made:
+        """A model of this form before training; its sizes are kept, and the checkpoint where it is one."""
+        if self.form is None or self.target is None:
+            model = new_model(place)
+            matrix = model.get_parameter(matrix_key(place.task, model))
+            lstm = sum(parameter.numel() for parameter in large_lstm(place.task, model).parameters())
+            made = Made(model, matrix.numel(), matrix.nbytes, lstm)
+        else:
+            dense = dense_model(place) if start == "dense model" else nn.Module()
+            made = self.form.build(place.task, dense, self.target, start or "from scratch", place.seed)
+        path, sizes = self.start_path(place, start), self._sizes_path(place, start)
+        with wait_for(path):
+            if isinstance(made.model, CompressedCheckpoint) and not path.exists():
+                save(made.model, path)
+        with wait_for(sizes):
+            kept(sizes, Sizes, lambda: _sizes_of(place, made))
+        return made
+
+    def sizes(self, place: Place, start: Start) -> Sizes:
+        """How large it is."""
+        path = self._sizes_path(place, start)
+        if not path.exists():
+            self._made(place, start)
+        return read(path, Sizes)
+
+    def _sizes_path(self, place: Place, start: Start) -> Path:
+        return place.folder / f"{self.file_name}-{start.replace(' ', '-')}.sizes.json"
+
+    def start_path(self, place: Place, start: Start) -> Path:
+        """The checkpoint that a training begins with, where it begins with one."""
+        return place.folder / f"{self.file_name}-{start.replace(' ', '-')}-start.safetensors"
+
+    def train(self, place: Place, start: Start, training: Training, path: Path, on_epoch: OnEpoch) -> tuple[float, ...]:
+        """Train a model, going on where that was interrupted, and keep it in a file.
+
+        Returns:
+            The metric on the examples held back, before training and after each epoch.
+
+        Raises:
+            DivergedError: its loss or tensors are no longer numbers.
+        """
+        begun = self.begun(place, start)
+        if isinstance(begun, nn.Module):
+            identity = {"task": repr(place.task), "seed": place.seed, "training": repr(training)}
+            curve = place.task.train(
+                begun, place.data(), training, place.seed, file=StateFile(path, identity), on_epoch=on_epoch
+            )
+            tensors = {name: tensor.contiguous().clone() for name, tensor in begun.state_dict().items()}
+            with replacing(path) as temporary:
+                save_file(tensors, temporary)
+            return curve
+        interrupted = StateFile(path).exists()
+        if interrupted or not path.exists():
+            request = place.task.finetuning(self.start_path(place, start), place.data(), path, place.dense_path())
+            finetune(replace(request, teacher=None), training.config(place.seed), resume=interrupted, on_epoch=on_epoch)
+        return report(load(path)).finetuned[-1].before, *(epoch["metric"] for epoch in epochs_of(path))
+
+    def trained(self, place: Place, path: Path) -> nn.Module:
+        """The model in a file."""
+        if self.form in (None, rivals.TENSOR_TRAIN, rivals.FEWER_UNITS):
+            model = self._made(place, "from scratch").model
+            if isinstance(model, nn.Module):
+                model.load_state_dict(load_file(path))
+                return model
+        return apply(new_model(place), path)
+
+
+def _sizes_of(place: Place, made: Made) -> Sizes:
+    module = as_module(place, made.model)
+    total = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return Sizes(made.n_params, made.n_bytes, total, 4 * (total - made.n_params) + made.n_bytes)
+
+
+@cache
+def block_terms(task: Task[Any]) -> Form:
+    """The block terms of a task's size, in the modes that are chosen for it."""
+    request = ShapeRequest(task.size.cp_rank, task.size.tucker_rank)
+    return Form.of(rivals.BLOCK_TERMS, target_shape(task, outline(task), request))
+
+
+def outline(task: Task[Any]) -> nn.Module:
+    """A dense model without numbers."""
+    with torch.device("meta"):
+        return task.model()
+
+
+def new_model(place: Place) -> nn.Module:
+    """A dense model with the random weights of a seed."""
+    torch.manual_seed(place.seed)
+    return place.task.model()
+
+
+def dense_model(place: Place) -> nn.Module:
+    """The dense model that others start from."""
+    model = new_model(place)
+    model.load_state_dict(load_file(place.dense_path()))
+    return model
+
+
+def as_module(place: Place, model: nn.Module | CompressedCheckpoint) -> nn.Module:
+    """A model, or the dense one with a checkpoint applied to it."""
+    return model if isinstance(model, nn.Module) else apply(new_model(place), model)
+
+
+def epochs_of(path: Path) -> list[dict[str, Any]]:
+    """What was kept of each epoch of the training whose result is in a file."""
+    return [json.loads(line) for line in StateFile(path).metrics.read_text().splitlines()]
