@@ -24,6 +24,14 @@ def demo(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the data and of the trainings.")] = 0,
+    rivals: Annotated[
+        bool,
+        typer.Option(
+            "--rivals",
+            help="Train what there is beside block terms too, at as many weights: tensor train, low rank, fewer hidden "
+            "units, rounded; takes about three times as long.",
+        ),
+    ] = False,
     full: Annotated[
         bool,
         typer.Option("--full", help="At the sizes of Ye et al. (2018); takes gigabytes of disk and far longer."),
@@ -42,6 +50,13 @@ def demo(
     except OSError as error:
         raise OutputError(f"{folder} cannot be made ({error.strerror}). Choose another folder.") from error
     with display.demo_progress() as on_progress:
-        result = run_demo(folder, (FULL if full else SMALL)[task], seed=seed, force=force, on_progress=on_progress)
+        result = run_demo(
+            folder,
+            (FULL if full else SMALL)[task],
+            seed=seed,
+            force=force,
+            with_rivals=rivals,
+            on_progress=on_progress,
+        )
     with display.having_written(folder):
         display.show_demo(result)

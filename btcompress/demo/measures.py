@@ -22,3 +22,7 @@ class Measure:
     def written(self, value: float) -> str:
         """The value in words."""
         return f"{value:.1%}".replace("%", " %") if self.is_share else f"{value:.4g}"
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether one value is better than another."""
+        return value > than if self.higher_is_better else value < than

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,16 @@ from btcompress.display.curves import show_curves
 from btcompress.display.pixels import show_clips, show_picture
 from btcompress.display.report import show_report
 from btcompress.display.tables import NumberTable, show_table
+from btcompress.text import listed
 from btcompress.wording import ratio_text
 
 if TYPE_CHECKING:
-    from btcompress.demo import DemoResult
+    from btcompress.demo import DemoResult, Outcome
 
+#: Curves that can be told apart in characters; the picture that was written has all.
+_MOST_CURVES = 3
+#: Times the bytes of block terms up to which others count as as small.
+_AS_SMALL = 1.5
 #: Columns beyond which the name of a measure goes on on another line of its header.
 _HEADER_WIDTH = 12
 
@@ -44,29 +50,41 @@ def show_demo(result: DemoResult) -> None:
     console.print()
     show_report(result.report)
     console.print()
-    show_curves(console, result.curves, task.metric, task.examples)
+    show_curves(console, result.curves[:_MOST_CURVES], task.metric, task.examples)
     console.print()
     show_table(console, _outcomes_table(result))
     console.print(Text(_held_text(result)), soft_wrap=True)
 
 
 def _outcomes_table(result: DemoResult) -> NumberTable:
-    measures = ["\n".join(textwrap.wrap(each.name, _HEADER_WIDTH)) for each in result.task.measures]
+    measures = result.task.measures
+    headers = ["\n".join(textwrap.wrap(each.name, _HEADER_WIDTH)) for each in measures]
     tested = f"on {result.task.size.n_test:,} test {result.task.examples}"
-    table = NumberTable([tested, "weights\nof W", "times\nsmaller", *measures])
+    table = NumberTable([tested, "weights\nof W", "times\nsmaller", *headers])
     for outcome in result.outcomes:
-        scores = (each.written(score) for each, score in zip(result.task.measures, outcome.scores, strict=True))
+        if outcome.scores is None:
+            scores = ["diverged"] * len(measures)
+        else:
+            scores = [each.written(score) for each, score in zip(measures, outcome.scores, strict=True)]
         smaller = ratio_text(result.dense.n_bytes / outcome.n_bytes)
         table.add_row(outcome.name, f"{outcome.n_weights:,}", smaller, *scores)
     return table
 
 
 def _held_text(result: DemoResult) -> str:
-    """In a sentence, whether block terms are as good as the dense model."""
-    measure, dense, tuned = result.task.measures[0], result.dense, result.tuned
-    lost = (dense.scores[0] - tuned.scores[0]) * (1 if measure.higher_is_better else -1)
-    smaller = ratio_text(dense.n_bytes / tuned.n_bytes).removesuffix("x")
-    return (
-        f"With W {smaller} times smaller and fine-tuned, {measure.name} is {measure.written(tuned.scores[0])}, and of "
-        f"the dense model {measure.written(dense.scores[0])}: {'something' if lost > 0 else 'nothing'} was lost."
+    """In a sentence, whether block terms are as good as the dense model; in another, as what there is beside them."""
+    measure, dense, tuned = result.task.measures[0], _first_score(result.dense), _first_score(result.tuned)
+    smaller = ratio_text(result.dense.n_bytes / result.tuned.n_bytes).removesuffix("x")
+    text = (
+        f"With W {smaller} times smaller and fine-tuned, {measure.name} is {measure.written(tuned)}, and of the dense "
+        f"model {measure.written(dense)}: {'something' if measure.is_better(dense, tuned) else 'nothing'} was lost."
     )
+    as_small = [rival for rival in result.rivals if rival.n_bytes <= _AS_SMALL * result.tuned.n_bytes]
+    if not as_small:
+        return text
+    better = [rival.name for rival in as_small if rival.scores and measure.is_better(rival.scores[0], tuned)]
+    return f"{text} Of {len(as_small)} others as small, {listed(better)} did better."
+
+
+def _first_score(outcome: Outcome) -> float:
+    return outcome.scores[0] if outcome.scores else math.nan
