@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from btcompress.checkpoint import CompressedCheckpoint, write
 from btcompress.demo.rivals import FEWER_UNITS, RIVALS, Form, Start
 from btcompress.demo.task import Task, Training
 from btcompress.demo.tensortrain import tensorly_torch
+from btcompress.demo.trainforms import train_form
 from btcompress.errors import DivergedError
-from btcompress.finetune import Epoch, finetune
-from btcompress.models import apply
-from btcompress.reporting import report
+from btcompress.finetune import Epoch
 from btcompress.shapes import BlockTermShape
 
 
@@ -86,41 +83,20 @@ class Comparison:
         name = f"{form.name} from scratch" if start == "from scratch" else f"{form.name}, then fine-tuned"
         self.on_epoch(name, None)
         made = form.build(self.task, self.dense, self.target, start, self.seed)
-        model, training = made.model, self._training(form, start)
 
         def on_epoch(epoch: Epoch) -> None:
             self.on_epoch(name, epoch)
 
-        try:
-            if isinstance(model, CompressedCheckpoint):
-                model, curve = self._checkpoint_trained(model, training, on_epoch)
-            else:
-                curve = self.task.train(model, self.data, training, self.seed, on_epoch=on_epoch)
-        except DivergedError:
-            return Rival(name, made.n_params, made.n_bytes, None, ())
-        return Rival(name, made.n_params, made.n_bytes, model, curve)
+        with tempfile.TemporaryDirectory(dir=self.data.parent, prefix=".btcompress-") as folder:
+            training = self._training(form, start)
+            try:
+                trained = train_form(self.task, made, self.data, training, self.seed, Path(folder), on_epoch=on_epoch)
+            except DivergedError:
+                return Rival(name, made.n_params, made.n_bytes, None, ())
+        return Rival(name, made.n_params, made.n_bytes, trained.model, trained.curve)
 
     def _training(self, form: Form, start: Start) -> Training:
         size = self.task.size
         if form is FEWER_UNITS:  # a dense LSTM, trained as the larger one
             return size.dense
         return size.scratch if start == "from scratch" else size.tuning
-
-    def _checkpoint_trained(
-        self, compressed: CompressedCheckpoint, training: Training, on_epoch: Callable[[Epoch], None]
-    ) -> tuple[nn.Module, tuple[float, ...]]:
-        """Trained as block terms are: where numbers have few bits, through their rounding."""
-        metrics: list[float] = []
-
-        def noting(epoch: Epoch) -> None:
-            metrics.append(epoch.metric)
-            on_epoch(epoch)
-
-        with tempfile.TemporaryDirectory(dir=self.data.parent, prefix=".btcompress-") as folder:
-            start, output = Path(folder) / "start.safetensors", Path(folder) / "trained.safetensors"
-            write(compressed, start, force=True)
-            request = self.task.finetuning(start, self.data, output)
-            found = finetune(request, training.config(self.seed), on_epoch=noting).compressed
-            torch.manual_seed(self.seed)
-            model = apply(self.task.model(), found)
-        return model, (report(found).finetuned[-1].before, *metrics)
