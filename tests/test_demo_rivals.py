@@ -16,12 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from btcompress import BTCompressError, load, save, to_dense
 from btcompress.demo.measures import Measure
-from btcompress.demo.randomstart import with_random_terms
+from btcompress.demo.randomstart import random_start, with_random_terms
 from btcompress.demo.rivals import (
+    BLOCK_TERMS,
     FEWER_UNITS,
     FORMS,
     LOW_RANK,
     ROUNDED,
+    STARTS,
     TENSOR_TRAIN,
     large_lstm,
     matrix_key,
@@ -366,9 +368,12 @@ def test_forms_are_as_near_to_the_target_as_they_can_be(task):
         key=lambda n: abs(n - target.n_params),
     )
     assert made["low rank"].n_params == round(target.n_params / (16 + 24)) * (16 + 24)
-    wanted = made["block terms"].n_lstm_params
     sizes = {h: sum(each.numel() for each in large_lstm(task, task.model(h)).parameters()) for h in range(1, 20)}
-    assert made["fewer hidden units"].n_lstm_params == min(sizes.values(), key=lambda n: abs(n - wanted))
+    for cp_rank in range(1, 20):
+        target = target_shape(task, dense, ShapeRequest(cp_rank, 2, (2, 3, 4), (4, 2, 2)))
+        wanted = BLOCK_TERMS.build(task, dense, target, "from scratch", 0).n_lstm_params
+        found = FEWER_UNITS.build(task, dense, target, "from scratch", 0).n_lstm_params
+        assert abs(found - wanted) == min(abs(n - wanted) for n in sizes.values())
     smallest = target_shape(task, dense, ShapeRequest(1, 1, (2, 3, 4), (4, 2, 2)))
     assert LOW_RANK.build(task, dense, smallest, "from scratch", 0).n_params == 16 + 24
 
@@ -383,8 +388,24 @@ def test_random_block_terms_have_the_spread_of_the_matrix_and_all_else_is_the_mo
     assert float(torch.stack(spreads).mean()) == pytest.approx(0.25**2, rel=0.15)
     given = found[0]
     assert torch.equal(given.tensors["0.weight_hh_l0"], model[0].weight_hh_l0)
+    assert not torch.equal(found[0].tensors["0.weight_ih_l0.cores"], found[1].tensors["0.weight_ih_l0.cores"])
     assert given.matrices["0.weight_ih_l0"].weight_error > 1
     assert given.history == ({"step": "random start"},)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_random_start_of_a_factorized_model_is_that_of_its_forms(task):
+    dense = dense_of(task)
+    target = target_shape(task, dense, ShapeRequest(2, 2))
+    factorized, scratch = (BLOCK_TERMS.build(task, dense, target, start, 4).model for start in STARTS)
+    torch.manual_seed(5)
+    started, drawn = random_start(task, factorized, 4), torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+    assert started.tensors.keys() == scratch.tensors.keys() == factorized.tensors.keys()
+    assert all(torch.equal(started.tensors[name], scratch.tensors[name]) for name in scratch.tensors)
+    assert [step["step"] for step in started.history] == ["factorize", "random start"]
+    assert started.matrices == factorized.matrices
 
 
 class StoppedError(Exception):

@@ -67,6 +67,7 @@ def _paper(args: argparse.Namespace, tasks: Tasks) -> list[str]:
     settings = quick() if args.quick else Settings()
     if args.quick:
         tasks = {size: {name: tiny(task) for name, task in own.items()} for size, own in tasks.items()}
+    args.folder = args.folder.resolve()  # states of trainings know their files by name
     args.folder.mkdir(parents=True, exist_ok=True)
     named = {f"{name}-{size}": tasks[size][name] for size in args.sizes for name in args.tasks if name in tasks[size]}
     keep_settings(args.folder, settings, named)

@@ -1,31 +1,27 @@
-"""The models that are compared: how each is begun, trained, kept and counted."""
+"""The models that are compared: how each is begun, read again and counted."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from paper_records import Sizes, kept, read, wait_for
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from btcompress import apply, load, report, save
-from btcompress.checkpoint import CompressedCheckpoint, replacing
-from btcompress.demo import Task, Training, rivals
+from btcompress import load, save
+from btcompress.checkpoint import CompressedCheckpoint
+from btcompress.demo import Task, rivals
 from btcompress.demo.rivals import Made, large_lstm, matrix_key, target_shape
-from btcompress.finetune import Epoch, finetune
-from btcompress.finetune.state import StateFile
+from btcompress.demo.trainforms import applied
 from btcompress.modes import ShapeRequest
 from btcompress.shapes import BlockTermShape
 
 #: What a training begins with; nothing that tells models apart for the dense one.
 Start = Literal["", "dense model", "from scratch"]
-OnEpoch = Callable[[Epoch], None]
 
 DENSE = "dense"
 
@@ -36,9 +32,6 @@ class Place(Protocol):  # what a run is to its models
     task: Task[Any]
     seed: int
     folder: Path
-
-    def data(self) -> Path:
-        """File of the examples to train on."""
 
     def dense_path(self) -> Path:
         """The dense checkpoint that others start from."""
@@ -82,16 +75,13 @@ class Form:
         """Whether it is a dense LSTM, of as many hidden units or fewer."""
         return self.form in (None, rivals.FEWER_UNITS)
 
-    def training(self, task: Task[Any], start: Start) -> Training:
-        """How it is trained, but for learning rate and weight decay."""
-        if self.is_dense_lstm:
-            return task.size.dense
-        return task.size.scratch if start == "from scratch" else task.size.tuning
-
-    def begun(self, place: Place, start: Start) -> nn.Module | CompressedCheckpoint:
-        """What a training begins with; a checkpoint is in :meth:`start_path` too."""
-        path = self.start_path(place, start)
-        return load(path) if path.exists() else self._made(place, start).model
+    def begun(self, place: Place, start: Start) -> Made:
+        """A model of this form before training; a checkpoint is in :meth:`start_path` too."""
+        path, sizes = self.start_path(place, start), self._sizes_path(place, start)
+        if path.exists() and sizes.exists():
+            known = read(sizes, Sizes)
+            return Made(load(path), known.params, known.n_bytes, known.lstm_params)
+        return self._made(place, start)
 
     def _made(self, place: Place, start: Start) -> Made:
         """A model of this form before training; its sizes are kept, and the checkpoint where it is one."""
@@ -125,31 +115,6 @@ class Form:
         """The checkpoint that a training begins with, where it begins with one."""
         return place.folder / f"{self.file_name}-{start.replace(' ', '-')}-start.safetensors"
 
-    def train(self, place: Place, start: Start, training: Training, path: Path, on_epoch: OnEpoch) -> tuple[float, ...]:
-        """Train a model, going on where that was interrupted, and keep it in a file.
-
-        Returns:
-            The metric on the examples held back, before training and after each epoch.
-
-        Raises:
-            DivergedError: its loss or tensors are no longer numbers.
-        """
-        begun = self.begun(place, start)
-        if isinstance(begun, nn.Module):
-            identity = {"task": repr(place.task), "seed": place.seed, "training": repr(training)}
-            curve = place.task.train(
-                begun, place.data(), training, place.seed, file=StateFile(path, identity), on_epoch=on_epoch
-            )
-            tensors = {name: tensor.contiguous().clone() for name, tensor in begun.state_dict().items()}
-            with replacing(path) as temporary:
-                save_file(tensors, temporary)
-            return curve
-        interrupted = StateFile(path).exists()
-        if interrupted or not path.exists():
-            request = place.task.finetuning(self.start_path(place, start), place.data(), path, place.dense_path())
-            finetune(replace(request, teacher=None), training.config(place.seed), resume=interrupted, on_epoch=on_epoch)
-        return report(load(path)).finetuned[-1].before, *(epoch["metric"] for epoch in epochs_of(path))
-
     def trained(self, place: Place, path: Path) -> nn.Module:
         """The model in a file."""
         if self.form in (None, rivals.TENSOR_TRAIN, rivals.FEWER_UNITS):
@@ -157,13 +122,13 @@ class Form:
             if isinstance(model, nn.Module):
                 model.load_state_dict(load_file(path))
                 return model
-        return apply(new_model(place), path)
+        return applied(place.task, load(path))
 
 
 def _sizes_of(place: Place, made: Made) -> Sizes:
-    module = as_module(place, made.model)
+    module = as_module(place.task, made.model)
     total = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return Sizes(made.n_params, made.n_bytes, total, 4 * (total - made.n_params) + made.n_bytes)
+    return Sizes(made.n_params, made.n_bytes, made.n_lstm_params, total, 4 * (total - made.n_params) + made.n_bytes)
 
 
 @cache
@@ -192,11 +157,6 @@ def dense_model(place: Place) -> nn.Module:
     return model
 
 
-def as_module(place: Place, model: nn.Module | CompressedCheckpoint) -> nn.Module:
+def as_module(task: Task[Any], model: nn.Module | CompressedCheckpoint) -> nn.Module:
     """A model, or the dense one with a checkpoint applied to it."""
-    return model if isinstance(model, nn.Module) else apply(new_model(place), model)
-
-
-def epochs_of(path: Path) -> list[dict[str, Any]]:
-    """What was kept of each epoch of the training whose result is in a file."""
-    return [json.loads(line) for line in StateFile(path).metrics.read_text().splitlines()]
+    return model if isinstance(model, nn.Module) else applied(task, model)

@@ -47,12 +47,14 @@ class Sizes:
     Attributes:
         params: of ``W``.
         n_bytes: of ``W``.
-        model_params: of the model, ``W`` included.
+        lstm_params: of the LSTM with ``W``, ``U`` and biases.
+        model_params: of the model, all of that included.
         model_bytes: likewise.
     """
 
     params: int
     n_bytes: int
+    lstm_params: int
     model_params: int
     model_bytes: int
 

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from paper_forms import Form, Start, as_module, dense_model, epochs_of
+from paper_forms import Form, Start, as_module, dense_model
 from paper_records import BusyError, Measured, Noisy, Record, Trained, claim, kept
+from safetensors.torch import save_file
 from torch import nn
 
 from btcompress import apply, load, save
 from btcompress.calibration import CalibrationRequest, calibrate
-from btcompress.checkpoint import read
-from btcompress.demo import Drawn, Noise, Task
+from btcompress.checkpoint import read, replacing
+from btcompress.demo import Drawn, Noise, Task, Training
 from btcompress.demo.story import draw_data
+from btcompress.demo.trainforms import train_form
 from btcompress.errors import DivergedError
 from btcompress.finetune import Epoch
-from btcompress.finetune.state import StateFile
 
 #: What is done to a model, as records and tables have it.
 TRAINED, BEGUN, CALIBRATED = "trained", "before training", "calibrated without labels"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What one training is done with.
-
-    Attributes:
-        learning_rate: at its peak.
-        weight_decay: of AdamW.
-    """
-
-    learning_rate: float
-    weight_decay: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.learning_rate:g}-{self.weight_decay:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +38,18 @@ class Model:
     Attributes:
         form: of ``W``.
         start: what its training begins with.
-        choice: what it is trained with.
+        training: how it is trained.
     """
 
     form: Form
     start: Start
-    choice: Choice
+    training: Training
 
     @property
     def file_name(self) -> str:
         """Without ending."""
         start = f"-{self.start.replace(' ', '-')}" if self.start else ""
-        return f"{self.form.file_name}{start}-{self.choice}"
+        return f"{self.form.file_name}{start}-{self.training.learning_rate:g}-{self.training.weight_decay:g}"
 
 
 @dataclass(eq=False)
@@ -84,7 +71,7 @@ class Run:
     seed: int
     folder: Path
     on_epoch: Callable[[str, Epoch], None] = field(repr=False)
-    dense: Choice | None = None
+    dense: Training | None = None
     making: bool = True
 
     def __post_init__(self) -> None:
@@ -148,29 +135,49 @@ class Run:
         Raises:
             BusyError: another process is at it, or at the dense model that it starts from.
         """
-        path = self.path(model)
-        record = self._kept(f"{model.file_name}.trained", Trained, lambda: self._trained(model, path))
+        record = self._kept(f"{model.file_name}.trained", Trained, lambda: self._trained(model))
         if self.making:
-            # The state of a training goes once all that came of it is kept.
-            StateFile(path).remove()
+            # What lets a training go on goes once all that came of it is kept.
+            shutil.rmtree(self._place(model), ignore_errors=True)
         return record
+
+    def _place(self, model: Model) -> Path:
+        """The folder of a training while it lasts."""
+        return self.folder / model.file_name
 
     def _kept(self, name: str, kind: type[Record], make: Callable[[], Record]) -> Record:
         return kept(self.folder / f"{name}.json", kind, make if self.making else None)
 
-    def _trained(self, model: Model, path: Path) -> Trained:
-        training = replace(
-            model.form.training(self.task, model.start),
-            learning_rate=model.choice.learning_rate,
-            weight_decay=model.choice.weight_decay,
-        )
-        name = f"{self.folder.name}/{model.file_name}"
+    def _trained(self, model: Model) -> Trained:
+        name, place = f"{self.folder.name}/{model.file_name}", self._place(model)
+        place.mkdir(exist_ok=True)
+        # A training that goes on finds its data under the name that they had, whichever process drew them.
+        data = place / "data.npz"
+        data.unlink(missing_ok=True)
+        data.hardlink_to(self.data())
+        made = model.form.begun(self, model.start)
         try:
-            curve = model.form.train(self, model.start, training, path, lambda epoch: self.on_epoch(name, epoch))
+            trained = train_form(
+                self.task,
+                made,
+                data,
+                model.training,
+                self.seed,
+                place,
+                on_epoch=lambda epoch: self.on_epoch(name, epoch),
+            )
         except DivergedError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return Trained((), ())
-        return Trained(tuple(curve), tuple(epoch["seconds"] for epoch in epochs_of(path)))
+        if trained.compressed is not None:
+            save(trained.compressed, self.path(model), force=True)
+        else:
+            tensors = {key: tensor.contiguous().clone() for key, tensor in trained.model.state_dict().items()}
+            with replacing(self.path(model)) as temporary:
+                save_file(tensors, temporary)
+        (metrics,) = place.glob("*.metrics.jsonl")
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        return Trained(trained.curve, tuple(row["seconds"] for row in rows))
 
     def measured(self, model: Model) -> Measured:
         """What a trained model scores on the test set."""
@@ -184,7 +191,7 @@ class Run:
         """What a model scores as it is before training."""
 
         def make() -> Measured:
-            return self._record(model, BEGUN, as_module(self, model.form.begun(self, model.start)), ())
+            return self._record(model, BEGUN, as_module(self.task, model.form.begun(self, model.start).model), ())
 
         return self._kept(self._begun_name(model), Measured, make)
 
@@ -221,7 +228,7 @@ class Run:
 
     def _record(self, model: Model, stage: str, module: nn.Module, curve: tuple[float, ...]) -> Measured:
         sizes = model.form.sizes(self, model.start)
-        choice = model.choice if stage == TRAINED else None
+        training = model.training if stage == TRAINED else None
         return Measured(
             self.task.name,
             self.size,
@@ -233,8 +240,8 @@ class Run:
             sizes.n_bytes,
             sizes.model_params,
             sizes.model_bytes,
-            None if choice is None else choice.learning_rate,
-            None if choice is None else choice.weight_decay,
+            None if training is None else training.learning_rate,
+            None if training is None else training.weight_decay,
             curve,
             self._scores(module, self.test()),
         )

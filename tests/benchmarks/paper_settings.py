@@ -28,7 +28,7 @@ class Search:
 
     Attributes:
         dense: learning rates of the dense model and of the one with fewer hidden units, as multiples of the task's.
-        decays: weight decays, tried with each of these.
+        decays: weight decays: rates are tried with the first, and the best of them with the others.
         others: learning rates of all other models, as multiples of the task's.
     """
 
@@ -39,12 +39,14 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class OrderForm:
-    """Block terms of one order, of the matrix with 57,600 inputs and 1,024 rows.
+    """Block terms of one order, of the matrix with 57,600 inputs and 1,024 rows, in the modes of the authors' code.
+
+    https://github.com/chendi1995/Block-term-Tensor-Neural-Networks
 
     Attributes:
         in_modes: ``(I_1..I_d)``.
         out_modes: ``(J_1..J_d)``.
-        n_params: what they come to with the ranks of :attr:`Settings.order_ranks`, as published.
+        n_params: what they come to with the ranks of :attr:`Settings.order_ranks`.
     """
 
     in_modes: tuple[int, ...]
@@ -59,7 +61,8 @@ class Settings:
     Attributes:
         small: learning rates and weight decays of the small tasks.
         full: of those at full size.
-        rounded_trained: sizes at which the rounded model is trained on.
+        rounded_epochs: for which a rounded model is trained on, by size; 0 for not at all.
+        rounded_rates: learning rates of that to choose from, as multiples of the dense model's.
         gaussian: strengths of noise, as :class:`btcompress.demo.Noise` has them.
         occlusion: shares covered.
         ranks: pairs of ``N`` and ``R``.
@@ -70,18 +73,19 @@ class Settings:
         quick: everything is tiny: models come out untrained, and figures mean nothing.
     """
 
-    small: Search = Search((0.25, 0.5, 1.0, 2.0), (0.0, 0.3), (0.3, 1.0))
-    full: Search = Search((0.5, 1.0), (0.0,), (1.0,))
-    rounded_trained: tuple[SizeName, ...] = ("small",)
+    small: Search = Search((0.25, 0.5, 1.0, 2.0), (0.0, 1.0), (0.3, 1.0))
+    full: Search = Search((0.5, 1.0), (0.0,), (0.3, 1.0))
+    rounded_epochs: tuple[tuple[SizeName, int], ...] = (("small", 4), ("full", 0))
+    rounded_rates: tuple[float, ...] = (0.03, 0.3)
     gaussian: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     occlusion: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
     ranks: tuple[tuple[int, int], ...] = tuple((n, r) for n in (1, 2, 4) for r in (1, 2, 4))
     ranks_of: tuple[str, ...] = ("video-small",)
     orders: tuple[OrderForm, ...] = (
-        OrderForm((160, 360), (128, 8), 186_912),
-        OrderForm((36, 40, 40), (32, 8, 4), 13_184),
+        OrderForm((320, 180), (64, 16), 186_912),
+        OrderForm((36, 40, 40), (32, 4, 8), 13_184),
         OrderForm((8, 20, 20, 18), (16, 4, 4, 4), 3_392),
-        OrderForm((6, 10, 10, 12, 8), (4, 2, 8, 8, 2), 3_936),
+        OrderForm((8, 10, 10, 9, 8), (16, 2, 2, 4, 4), 3_936),
     )
     order_ranks: tuple[int, int] = (2, 4)
     orders_of: str = "video-full"
@@ -102,7 +106,14 @@ def quick() -> Settings:
     """Settings that try one of each thing."""
     one = Search((1.0,), (0.0,), (1.0,))
     return Settings(
-        replace(one, dense=(0.5, 1.0)), one, gaussian=(0.1,), occlusion=(0.2,), ranks=((1, 1), (2, 4)), quick=True
+        replace(one, dense=(0.5, 1.0)),
+        one,
+        rounded_epochs=(("small", 1), ("full", 0)),
+        rounded_rates=(0.3,),
+        gaussian=(0.1,),
+        occlusion=(0.2,),
+        ranks=((1, 1), (2, 4)),
+        quick=True,
     )
 
 

@@ -13,10 +13,10 @@ from typing import Literal
 
 from paper_forms import Form, Start, block_terms, outline
 from paper_records import WAIT, BusyError, Measured, MissingError, Noisy
-from paper_runs import Choice, Model, Run
+from paper_runs import Model, Run
 from paper_settings import Settings, SizeName, Tasks
 
-from btcompress.demo import Noise, rivals
+from btcompress.demo import Noise, Training, rivals
 from btcompress.demo.rivals import target_shape
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch
@@ -141,22 +141,30 @@ class Paper:
         ]
         first = [run for run in runs if run.size == "small" or run.seed == asked.seeds[0]]
         for some in (first, [run for run in runs if run not in first]):
+            early = {run: [Form(), *self._forms(run, asked.forms)] for run in some}
+            late = {run: [form for form in forms if form.form is rivals.ROUNDED] for run, forms in early.items()}
+            for run in some if "main" in asked.studies else ():
+                yield from self._each(run, "main", [form for form in early[run] if form not in late[run]])
             for run in some:
-                yield from self._main_and_noise(run, asked)
-            for run in some:
-                name = f"{run.task.name}-{run.size}"
-                if "ranks" in asked.studies and name in asked.ranks_of:
-                    yield from self._each(run, "ranks", self._ranks(run))
-                if "orders" in asked.studies and name == self.settings.orders_of:
-                    yield from self._each(run, "orders", self._orders(run))
+                yield from self._others(run, asked, early[run])
+            for run in some if "main" in asked.studies else ():
+                yield from self._each(run, "main", late[run])
+            for run in some if "noise" in asked.studies else ():
+                yield from self._noises(run, late[run])
 
-    def _main_and_noise(self, run: Run, asked: Asked) -> Iterator[Item]:
-        forms: list[Form] = [Form(), *self._forms(run, asked.forms)]
-        if "main" in asked.studies:
-            yield from self._each(run, "main", forms)
+    def _others(self, run: Run, asked: Asked, forms: Sequence[Form]) -> Iterator[Item]:
+        """What is done once all tasks have their models."""
+        name = f"{run.task.name}-{run.size}"
         if "noise" in asked.studies:
-            for noise in self.settings.noises:
-                yield Item(run, lambda noise=noise: self._noise(run, forms, noise))
+            yield from self._noises(run, [form for form in forms if form.form is not rivals.ROUNDED])
+        if "ranks" in asked.studies and name in asked.ranks_of:
+            yield from self._each(run, "ranks", self._ranks(run))
+        if "orders" in asked.studies and name == self.settings.orders_of:
+            yield from self._each(run, "orders", self._orders(run))
+
+    def _noises(self, run: Run, forms: Sequence[Form]) -> Iterator[Item]:
+        for noise in self.settings.noises if forms else ():
+            yield Item(run, lambda noise=noise: self._noise(run, forms, noise))
 
     def _each(self, run: Run, study: Study, forms: Sequence[Form]) -> Iterator[Item]:
         for form in forms:
@@ -185,79 +193,83 @@ class Paper:
         return forms
 
     def _measure(self, run: Run, study: Study, form: Form, start: Start) -> None:
-        run.dense = self.dense_choice(run)
-        is_trained = self._is_trained(run, form)
-        choice = self._choice(run, study, form, start) if is_trained else run.dense
-        model = Model(form, start, choice)
+        run.dense = self._dense(run)
+        model = self._model(run, study, form, start)
         if start == "dense model":
             self._tell(study, form, lambda: run.begun(model))
         if start == "dense model" and study == "main" and form.form is rivals.BLOCK_TERMS:
             self._tell(study, form, lambda: run.calibrated(model))
-        if is_trained:
+        if model.training.epochs:
             self._tell(study, form, lambda: run.measured(model))
 
-    def _is_trained(self, run: Run, form: Form) -> bool:
-        return form.form is not rivals.ROUNDED or run.size in self.settings.rounded_trained
-
     def _noise(self, run: Run, forms: Sequence[Form], noise: Noise) -> None:
-        run.dense = self.dense_choice(run)
+        run.dense = self._dense(run)
         for form in forms:
-            for start in form.starts if self._is_trained(run, form) else ():
-                model = Model(form, start, self._choice(run, "noise", form, start))
-                self._tell("noise", form, lambda model=model: run.noisy(model, noise))
+            for start in form.starts:
+                model = self._model(run, "noise", form, start)
+                if model.training.epochs:
+                    self._tell("noise", form, lambda model=model: run.noisy(model, noise))
 
     def _tell(self, study: Study, form: Form, known: Callable[[], Measured | Noisy]) -> None:
         """Tell what is known, or nothing where that is not made."""
         with suppress(MissingError):
             self.tell(study, replace(known(), form=form.name))
 
-    def _choice(self, run: Run, study: Study, form: Form, start: Start) -> Choice:
-        """What a model is trained with; ranks and orders as the block terms that the task is about."""
-        return self._chosen(run, block_terms(run.task) if study in ("ranks", "orders") else form, start)
+    def _model(self, run: Run, study: Study, form: Form, start: Start) -> Model:
+        """A model, trained as was chosen; those of ranks and orders as the block terms that the task is about."""
+        searched = block_terms(run.task) if study in ("ranks", "orders") else form
+        return Model(form, start, self._chosen(run, searched, start))
 
-    def dense_choice(self, run: Run) -> Choice:
-        """What the dense model is trained with."""
+    def _dense(self, run: Run) -> Training:
+        """How the dense model is trained."""
         return self._chosen(run, Form(), "")
 
-    def _chosen(self, run: Run, form: Form, start: Start) -> Choice:
-        """What is best on the examples held back, for the seed that is searched on."""
+    def _chosen(self, run: Run, form: Form, start: Start) -> Training:
+        """How a form is trained: as is best on the examples held back, for the seed that is searched on."""
+        search, size = self.settings.search(run.size), run.task.size
+        training, rates, decays = size.tuning, search.others, search.decays[:1]
+        if form.is_dense_lstm:
+            training, rates = size.dense, search.dense
+            decays = search.decays if form.form is None else decays
+        elif form.form is rivals.ROUNDED:
+            epochs = dict(self.settings.rounded_epochs)[run.size]
+            training, rates = replace(size.dense, epochs=epochs), self.settings.rounded_rates
+        elif start == "from scratch":
+            training = size.scratch
+        candidates = [
+            replace(training, learning_rate=training.learning_rate * rate, weight_decay=decays[0]) for rate in rates
+        ]
+        best = self._best_of(run, form, start, candidates)
+        if len(decays) > 1:
+            best = self._best_of(run, form, start, [replace(best, weight_decay=decay) for decay in decays])
+        return best
+
+    def _best_of(self, run: Run, form: Form, start: Start, candidates: Sequence[Training]) -> Training:
+        """The candidate whose model has the best metric; files of the others are not kept."""
+        if len(candidates) == 1 or not candidates[0].epochs:
+            return candidates[0]
         searched = self.run(run.task.name, run.size, SEARCH_SEED)
         if form.form is not None:
-            searched.dense = self.dense_choice(searched)
-        candidates = self._candidates(run, form, start)
-        if len(candidates) == 1:
-            return candidates[0]
-        metrics: dict[Choice, float] = {}
+            searched.dense = self._dense(searched)
+        metrics: dict[Training, float] = {}
         busy: BusyError | None = None
-        for choice in candidates:
+        for training in candidates:
             try:
-                curve = searched.trained(Model(form, start, choice)).curve
+                curve = searched.trained(Model(form, start, training)).curve
             except BusyError as error:
                 busy = error
                 continue
             if curve:
-                metrics[choice] = self._best(run, curve)
+                metrics[training] = max(curve) if run.task.metric.higher_is_better else -min(curve)
         if busy is not None:
             raise busy
         if not metrics:
             raise BTCompressError(f"{form.name}: training diverged at every learning rate. Give smaller ones.")
-        higher = run.task.metric.higher_is_better
-        best = max(metrics, key=lambda choice: metrics[choice] if higher else -metrics[choice])
-        for choice in candidates:
-            if choice != best:
-                searched.discard(Model(form, start, choice))
+        best = max(metrics, key=lambda training: metrics[training])
+        for training in candidates:
+            if training != best:
+                searched.discard(Model(form, start, training))
         return best
-
-    def _best(self, run: Run, curve: Sequence[float]) -> float:
-        return max(curve) if run.task.metric.higher_is_better else min(curve)
-
-    def _candidates(self, run: Run, form: Form, start: Start) -> list[Choice]:
-        search = self.settings.search(run.size)
-        rate = form.training(run.task, start).learning_rate
-        if form.form is None:
-            return [Choice(rate * factor, decay) for factor in search.dense for decay in search.decays]
-        factors = search.dense if form.is_dense_lstm else search.others
-        return [Choice(rate * factor) for factor in factors]
 
 
 def _of_ranks(run: Run, name: str, request: ShapeRequest) -> Form:
