@@ -436,11 +436,14 @@ def tiny_video():
     return Video(12, 16, Size(60, 40, 8, 1, 2, dense=once, tuning=once, scratch=once, calibration=once))
 
 
-@pytest.mark.parametrize(("size", "options"), [("SMALL", []), ("FULL", ["--full", "--task", "video"])])
+RIVALS = ("tensor train", "low rank", "fewer hidden units", "rounded")
+
+
+@pytest.mark.parametrize(("size", "options"), [("SMALL", []), ("FULL", ["--full", "--task", "video", "--rivals"])])
 def test_demo_tells_its_story(size, options, tiny_video, tmp_path, run, monkeypatch):
     monkeypatch.setattr(f"btcompress.demo.{size}", {"video": tiny_video})
-    out, _ = run("demo", *options, cwd=tmp_path)
-    folder = tmp_path / "btcompress-demo-video"
+    out, _ = run("demo", *options, "--output", "new/folder", cwd=tmp_path)
+    folder = tmp_path / "new" / "folder"
     for words in ("on 40 test clips", "lstm.weight_ih_l0", "accuracy on clips held back, %", "times smaller"):
         assert words in out
     loaded = btcompress.load(folder / "dense.bt.safetensors")
@@ -448,23 +451,28 @@ def test_demo_tells_its_story(size, options, tiny_video, tmp_path, run, monkeypa
     tuned = btcompress.load(folder / "tuned.bt.safetensors")
     assert [step["step"] for step in tuned.history] == ["factorize", "finetune"]
     for name in ("dense", "factorized", "calibrated without labels", "factorized, then fine-tuned", "from scratch"):
-        assert name in out
-    assert {path.name for path in folder.iterdir()} >= set(re.findall(r": btcompress-demo-video/(\S+)\n", out)) != set()
+        assert re.search(rf"{name} +[\d,]+ +[\d.]+x +[\d.]+ %", out)
+    found = {name for name in RIVALS if re.search(rf"{name}.* +[\d,]+ +[\d.]+x +[\d.]+ %", out)}
+    assert found == (set(RIVALS) if "--rivals" in options else set())
+    named = set(re.findall(r": new/folder/(\S+)\n", out))
+    left = {path.name for path in folder.iterdir()}
+    assert left - named == {"random.bt.safetensors", "tuned.bt.metrics.jsonl", "scratch.bt.metrics.jsonl"}
+    assert named <= left
 
 
 def test_demo_replaces_no_file_that_is_there_unless_forced(tiny_video, tmp_path, run, monkeypatch):
     monkeypatch.setattr("btcompress.demo.SMALL", {"video": tiny_video})
+    folder = tmp_path / "btcompress-demo-video"
+    folder.mkdir()
     for name in ("dense.pt", "train.npz", "curves.png", "tuned.bt.metrics.jsonl", "scratch.bt.metrics.jsonl"):
-        folder = tmp_path / f"with {name}"
-        folder.mkdir()
         (folder / name).write_text("precious")
-        assert "--force" in run("demo", "--output", folder, code=2)[1]
+        assert "--force" in run("demo", cwd=tmp_path, code=2)[1]
         assert [path.name for path in folder.iterdir()] == [name]
         assert (folder / name).read_text() == "precious"
-    run("demo", "--output", folder / "new" / "folder")
-    out, _ = run("demo", "--output", folder, "--force")
-    again, _ = run("demo", "--output", folder, "--force")
-    assert again == out
+        (folder / name).unlink()
+    (folder / name).write_text("precious")
+    out, _ = run("demo", "--force", cwd=tmp_path)
+    assert run("demo", "--force", cwd=tmp_path)[0] == out
     assert btcompress.load(folder / "tuned.bt.safetensors").matrices
 
 

@@ -83,7 +83,7 @@ def _held_text(result: DemoResult) -> str:
     if not as_small:
         return text
     better = [rival.name for rival in as_small if rival.scores and measure.is_better(rival.scores[0], tuned)]
-    return f"{text} Of {len(as_small)} others as small, {listed(better)} did better."
+    return f"{text} Of all others as small did better: {listed(better)}."
 
 
 def _first_score(outcome: Outcome) -> float:
