@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
+from btcompress.demo.digits import handwritten_digits, uniform
 from btcompress.errors import BTCompressError
 
 # Columns: moves right, moves down, grows, turns clockwise; each -1, 0 or 1.
@@ -111,7 +112,7 @@ def make_clips(
             f"n_clips={n_clips}, height={height}, width={width}, n_frames={n_frames}, noise={noise} was asked for. "
             "Sizes are at least 1 and noise at least 0."
         )
-    digits = _digits()
+    digits = handwritten_digits()
     x = torch.empty(n_clips, n_frames, height * width * 3, dtype=torch.uint8)
     y = torch.randint(len(CLASS_NAMES), (n_clips,), generator=generator)
     for rows, classes in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
@@ -122,25 +123,6 @@ def make_clips(
         frames.add_(torch.randn(frames.shape, generator=generator), alpha=noise)
         rows.copy_(frames.mul_(255).round_().clamp_(0, 255).reshape(rows.shape))
     return Clips(x.numpy(), y.numpy(), CLASS_NAMES, (height, width, 3))
-
-
-def _digits() -> Tensor:
-    """All digits of scikit-learn's set, shape ``(1797, 1, 8, 8)``, ink from 0 to 1."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise BTCompressError(
-            "the demonstration draws its clips from scikit-learn's digits, and scikit-learn is not installed. "
-            "Run: pip install 'btcompress[demo]'"
-        ) from error
-    ink = torch.from_numpy(load_digits().images).to(torch.float32)
-    return ink[:, None] / ink.max()
-
-
-def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Independent draws between the bounds."""
-    low, high = bounds
-    return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 def _poses(classes: Tensor, n_frames: int, aspect: float, generator: torch.Generator) -> Tensor:
@@ -158,11 +140,11 @@ def _poses(classes: Tensor, n_frames: int, aspect: float, generator: torch.Gener
     n = len(classes)
     across, down, grows, turns = torch.tensor(list(_MOTIONS.values()), dtype=torch.float32)[classes].T[..., None]
     time = torch.linspace(-0.5, 0.5, n_frames) if n_frames > 1 else torch.zeros(1)
-    path = _uniform(_PATH, (n, 1), generator) / torch.hypot(across, down).clamp(min=1) * time  # (n, T)
-    row = _uniform((_MARGIN, 1 - _MARGIN), (n, 1), generator) + down * path
-    column = _uniform((_MARGIN, aspect - _MARGIN), (n, 1), generator) + across * path
-    size = _uniform(_SIZE, (n, 1), generator) * torch.exp(grows * _uniform(_GROWTH, (n, 1), generator) * time)
-    angle = _uniform(_TILT, (n, 1), generator) + turns * _uniform(_TURN, (n, 1), generator) * time
+    path = uniform(_PATH, (n, 1), generator) / torch.hypot(across, down).clamp(min=1) * time  # (n, T)
+    row = uniform((_MARGIN, 1 - _MARGIN), (n, 1), generator) + down * path
+    column = uniform((_MARGIN, aspect - _MARGIN), (n, 1), generator) + across * path
+    size = uniform(_SIZE, (n, 1), generator) * torch.exp(grows * uniform(_GROWTH, (n, 1), generator) * time)
+    angle = uniform(_TILT, (n, 1), generator) + turns * uniform(_TURN, (n, 1), generator) * time
 
     # Frame and digit coordinates run from -1 to 1, rows downwards: digit = rotation^-1 (frame - centre) / size.
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
@@ -182,8 +164,8 @@ def _coverage(glyphs: Tensor, poses: Tensor, height: int, width: int) -> Tensor:
 def _coloured(coverage: Tensor, generator: torch.Generator) -> Tensor:
     """The digit in a random colour over a random smooth background, shape ``(n, T, H, W, 3)``."""
     n, _, height, width = coverage.shape
-    cells = _uniform(_BACKGROUND, (n, 3, *_BACKGROUND_CELLS), generator)
+    cells = uniform(_BACKGROUND, (n, 3, *_BACKGROUND_CELLS), generator)
     background = interpolate(cells, (height, width), mode="bilinear", align_corners=True)
     background = background.permute(0, 2, 3, 1)[:, None]  # (n, 1, H, W, 3)
-    ink = _uniform(_INK, (n, 1, 1, 1, 3), generator)
+    ink = uniform(_INK, (n, 1, 1, 1, 3), generator)
     return torch.lerp(background, ink, coverage[..., None])
