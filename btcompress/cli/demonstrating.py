@@ -13,7 +13,12 @@ from btcompress.seeds import MAX_SEED
 
 
 def demo(
-    task: Annotated[TaskName, typer.Option(help="What is learned: which motion a clip of video shows.")] = "video",
+    task: Annotated[
+        TaskName,
+        typer.Option(
+            help="What is learned: which motion a clip of video shows; to describe pictures; to draw images in steps."
+        ),
+    ] = "video",
     output: Annotated[
         Path | None,
         typer.Option(

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Literal
 
-TaskName = Literal["video", "captions"]
+TaskName = Literal["video", "captions", "images"]
