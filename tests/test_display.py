@@ -457,9 +457,10 @@ def test_demonstrations_show_all_numbers_on_any_terminal(columns, terminal, caps
     result = replace(result, outcomes=(*result.outcomes, story.Outcome("x" * 50, 5, 5, None)))
     tables.show_table(console.make_console(), demo._outcomes_table(result))
     shown = capsys.readouterr().out
-    for number in ("1,000,000,000", "1.00x", "100,000x", "1234", "12.25", "12.5 %", "100.0 %", "0.0 %"):
+    for number in ("1,000,000,000", "1.00x", "100,000x", "1,234", "12.25", "12.5 %", "100.0 %", "0.0 %"):
         assert number in shown
     assert shown.count("diverged") == 4
+    assert "log-likelihood" in shown
 
 
 @pytest.mark.parametrize(

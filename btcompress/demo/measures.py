@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: From here on digits behind the point tell nothing.
+_LONG = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -21,7 +24,9 @@ class Measure:
 
     def written(self, value: float) -> str:
         """The value in words."""
-        return f"{value:.1%}".replace("%", " %") if self.is_share else f"{value:.4g}"
+        if self.is_share:
+            return f"{value:.1%}".replace("%", " %")
+        return f"{value:,.0f}" if abs(value) >= _LONG else f"{value:.4g}"
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether one value is better than another."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _MOST_CURVES = 3
 #: Times the bytes of block terms up to which others count as as small.
 _AS_SMALL = 1.5
-#: Columns beyond which the name of a measure goes on on another line of its header.
-_HEADER_WIDTH = 12
+#: Lines of a header, as long as the name of a measure may be before it goes on on another.
+_HEADER = textwrap.TextWrapper(width=12, break_long_words=False, break_on_hyphens=False)
 
 
 def show_demo(result: DemoResult) -> None:
@@ -58,7 +58,7 @@ def show_demo(result: DemoResult) -> None:
 
 def _outcomes_table(result: DemoResult) -> NumberTable:
     measures = result.task.measures
-    headers = ["\n".join(textwrap.wrap(each.name, _HEADER_WIDTH)) for each in measures]
+    headers = ["\n".join(_HEADER.wrap(each.name)) for each in measures]
     tested = f"on {result.task.size.n_test:,} test {result.task.examples}"
     table = NumberTable([tested, "weights\nof W", "times\nsmaller", *headers])
     for outcome in result.outcomes:
