@@ -98,7 +98,7 @@ class Form:
 
         Args:
             task: that the model is for.
-            dense: the dense model, trained; never changed.
+            dense: the dense model, trained; never changed, and not looked at from scratch.
             target: shape of the block terms of ``W``, whose parameters all forms come as near to as they can, and whose
                 mode sizes a tensor train has.
             start: one of :attr:`starts`; from scratch, all that is not of this form begins as the dense model of the
