@@ -1,4 +1,5 @@
-# Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
+# Two commands do everything on a machine with Python 3.11 or later: `make demo`, with TASK of another task than video,
+# and `make test`.
 # `make fuzz` reads a million damaged files of every kind, guided by coverage where atheris can be installed.
 # `make bench` times BTLSTM against both of torch's kernels in two minutes, on a machine that does nothing else,
 # and a linear layer against another library's where that is installed in PEERS.
@@ -11,11 +12,12 @@ CASES ?= 1000000
 SEED ?= 0
 PEERS ?= .peers
 PAPER ?= paper
+TASK ?= video
 
 .PHONY: demo test bench paper fuzz kills lint
 
 demo: $(READY)
-	$(BIN)/btcompress demo --output demo --force
+	$(BIN)/btcompress demo --task $(TASK) --output demo --force
 
 # One process for each core, with one thread each.
 test: $(READY)

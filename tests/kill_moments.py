@@ -29,7 +29,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 import numpy as np
 import torch
-from btcompress.demo.sizes import DemoSize
 
 import btcompress.calibration
 import btcompress.checkpoint.writer
@@ -40,6 +39,8 @@ import btcompress.finetune
 import btcompress.plan
 import btcompress.reporting
 from btcompress.cli import main
+from btcompress.demo import DemoFiles, Size, Training
+from btcompress.demo.video import Video
 from btcompress.finetune import TrainConfig
 from btcompress.recipe import DenseStep, FactorizeStep, FineTuneStep, Recipe, save_recipe
 
@@ -56,7 +57,8 @@ _LONG_TO_IMPORT = (
     "sklearn.datasets",
     "matplotlib.backends.backend_agg",
 )
-TINY_DEMO = DemoSize(60, 80, 20, 10, 0.2, 4, 1, 1, 1, 1e-2, 1, 1e-2)
+_ONCE = Training(1, 1e-2)
+TINY_DEMO = Video(60, 80, Size(20, 10, 4, 1, 1, dense=_ONCE, tuning=_ONCE, scratch=_ONCE, calibration=_ONCE))
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ PLAN = ("plan", "model.pt", "--target-ratio", "4", "--save-plan", "plan.yaml", "
 FINETUNE = ("finetune", "model.bt.safetensors", "--data", "data.npz", "--teacher", "model.pt", "-o", "out.safetensors")
 FINETUNE += ("--epochs", "3", "--batch-size", "8", "--cpu", "--json")
 EXPORT = ("export", "model.bt.safetensors", "--json", "--to")
-DEMO_TARGETS = ("train.npz", "dense.pt", "dense.bt.safetensors", "tuned.bt.safetensors", "clips.png", "curves.png")
+#: What the demonstration writes; inputs of this task are its data, and not recorded.
+DEMO_TARGETS = tuple(str(path) for path in DemoFiles(Path("demo")).all if path.name != "inputs.npz")
 RUN_TARGETS = (
     "out.1-factorize.safetensors",
     "out.2-finetune.safetensors",
@@ -119,9 +122,9 @@ COMMANDS = {
     ),
     "demo": Command(
         _demo,
-        tuple(f"demo/{name}" for name in DEMO_TARGETS),
-        ("demo", "demo/tuned.bt.metrics.jsonl"),
-        ("demo/tuned.bt.safetensors.state",),
+        DEMO_TARGETS,
+        ("demo", "demo/tuned.bt.metrics.jsonl", "demo/scratch.bt.metrics.jsonl"),
+        ("demo/tuned.bt.safetensors.state", "demo/scratch.bt.safetensors.state"),
     ),
 }
 

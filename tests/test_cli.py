@@ -13,7 +13,8 @@ from torch import nn
 
 import btcompress
 from btcompress import compression
-from btcompress.demo import DemoSize
+from btcompress.demo import Size, Training
+from btcompress.demo.video import Video
 from btcompress.shapes import BlockTermShape
 from forms import in_blocks
 
@@ -429,35 +430,49 @@ def test_bad_finetunings_are_one_clear_error_and_write_nothing(model, sequences,
     assert sorted(path.name for path in model.parent.iterdir()) == before
 
 
-@pytest.mark.parametrize(("size", "options"), [("SMALL", []), ("FULL", ["--full"])])
-def test_demo_tells_its_story(size, options, tmp_path, run, monkeypatch):
-    tiny = DemoSize(12, 16, 60, 40, 0.2, 8, 2, 2, 2, 3e-3, 2, 1e-2)
-    monkeypatch.setattr(f"btcompress.demo.{size}", tiny)
-    out, _ = run("demo", *options, "--output", tmp_path / "new" / "folder")
-    assert "accuracy on 40 test clips" in out
-    assert "lstm.weight_ih_l0" in out
-    loaded = btcompress.load(tmp_path / "new" / "folder" / "dense.bt.safetensors")
+@pytest.fixture
+def tiny_video():
+    once = Training(1, 1e-2)
+    return Video(12, 16, Size(60, 40, 8, 1, 2, dense=once, tuning=once, scratch=once, calibration=once))
+
+
+RIVALS = ("tensor train", "low rank", "fewer hidden units", "rounded")
+
+
+@pytest.mark.parametrize(("size", "options"), [("SMALL", []), ("FULL", ["--full", "--task", "video", "--rivals"])])
+def test_demo_tells_its_story(size, options, tiny_video, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(f"btcompress.demo.{size}", {"video": tiny_video})
+    out, _ = run("demo", *options, "--output", "new/folder", cwd=tmp_path)
+    folder = tmp_path / "new" / "folder"
+    for words in ("on 40 test clips", "lstm.weight_ih_l0", "accuracy on clips held back, %", "times smaller"):
+        assert words in out
+    loaded = btcompress.load(folder / "dense.bt.safetensors")
     assert list(loaded.matrices) == ["lstm.weight_ih_l0"]
-    tuned = btcompress.load(tmp_path / "new" / "folder" / "tuned.bt.safetensors")
+    tuned = btcompress.load(folder / "tuned.bt.safetensors")
     assert [step["step"] for step in tuned.history] == ["factorize", "finetune"]
-    assert "factorized, then fine-tuned" in out
-    assert "accuracy on clips held back, %" in out
-    again, _ = run("demo", *options, "--output", tmp_path / "again")
-    assert again.splitlines()[-4:] == out.splitlines()[-4:]
+    for name in ("dense", "factorized", "calibrated without labels", "factorized, then fine-tuned", "from scratch"):
+        assert re.search(rf"{name} +[\d,]+ +[\d.]+x +[\d.]+ %", out)
+    found = {name for name in RIVALS if re.search(rf"{name}.* +[\d,]+ +[\d.]+x +[\d.]+ %", out)}
+    assert found == (set(RIVALS) if "--rivals" in options else set())
+    named = set(re.findall(r": new/folder/(\S+)\n", out))
+    left = {path.name for path in folder.iterdir()}
+    assert left - named == {"random.bt.safetensors", "tuned.bt.metrics.jsonl", "scratch.bt.metrics.jsonl"}
+    assert named <= left
 
 
-def test_demo_replaces_no_file_that_is_there_unless_forced(tmp_path, run, monkeypatch):
-    tiny = DemoSize(12, 16, 60, 40, 0.2, 8, 2, 2, 1, 3e-3, 1, 1e-2)
-    monkeypatch.setattr("btcompress.demo.SMALL", tiny)
-    for name in ("dense.pt", "train.npz", "curves.png", "tuned.bt.metrics.jsonl"):
-        folder = tmp_path / f"with {name}"
-        folder.mkdir()
+def test_demo_replaces_no_file_that_is_there_unless_forced(tiny_video, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("btcompress.demo.SMALL", {"video": tiny_video})
+    folder = tmp_path / "btcompress-demo-video"
+    folder.mkdir()
+    for name in ("dense.pt", "train.npz", "curves.png", "tuned.bt.metrics.jsonl", "scratch.bt.metrics.jsonl"):
         (folder / name).write_text("precious")
-        assert "--force" in run("demo", "--output", folder, code=2)[1]
+        assert "--force" in run("demo", cwd=tmp_path, code=2)[1]
         assert [path.name for path in folder.iterdir()] == [name]
         assert (folder / name).read_text() == "precious"
-    run("demo", "--output", folder, "--force")
-    run("demo", "--output", folder, "--force")
+        (folder / name).unlink()
+    (folder / name).write_text("precious")
+    out, _ = run("demo", "--force", cwd=tmp_path)
+    assert run("demo", "--force", cwd=tmp_path)[0] == out
     assert btcompress.load(folder / "tuned.bt.safetensors").matrices
 
 

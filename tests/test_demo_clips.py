@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from btcompress.demo import CLASS_NAMES, make_clips
+from btcompress.demo.video import CLASS_NAMES, make_clips
 from btcompress.demo.video.clips import _poses
 from btcompress.errors import BTCompressError
 

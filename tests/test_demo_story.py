@@ -1,18 +1,24 @@
+"""Laws of the demonstration: what it measures is what its files do, whatever the task."""
+
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 import btcompress
-from btcompress.demo import CLASS_NAMES, FULL, SMALL, DemoSize, make_clips, run_demo
-from btcompress.demo.story import draw_clips
-from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy, train_dense
+from btcompress.demo import FULL, SMALL, Size, Training, run_demo
+from btcompress.demo.video import Video, make_clips
+from btcompress.demo.video.dense import SCALE, accuracy
 from btcompress.finetune.data import open_data, split
 from btcompress.modes import ShapeRequest, choose_shape
 
-TINY = DemoSize(12, 16, 300, 200, 0.2, 16, 2, 2, 6, 2e-2, 3, 1e-2)
+_ONCE = Training(1, 1e-2)
+TINY = Video(
+    12,
+    16,
+    Size(400, 200, 16, 2, 2, dense=Training(8, 2e-2), tuning=Training(3, 1e-2), scratch=_ONCE, calibration=_ONCE),
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,76 +29,91 @@ def told(tmp_path_factory):
 
 
 def dense_model(path):
-    model = ClipClassifier(12 * 16 * 3, 16, len(CLASS_NAMES))
+    model = TINY.model()
     model.load_state_dict(torch.load(path, weights_only=True))
     return model
 
 
-def test_accuracies_are_those_of_the_files_on_clips_that_no_training_saw(told):
+def test_scores_are_those_of_the_files_on_clips_that_no_training_saw(told):
     result, _ = told
-    clips = make_clips(500, height=12, width=16, generator=torch.Generator().manual_seed(3))
-    test = clips.split(300, 200)[1]
-    assert result.dense_accuracy == accuracy(dense_model(result.files.dense), test)
-    for path, measured in (
-        (result.files.factorized, result.factorized_accuracy),
-        (result.files.tuned, result.tuned_accuracy),
-    ):
-        assert measured == accuracy(btcompress.apply(dense_model(result.files.dense), path), test)
-    assert len({result.dense_accuracy, result.factorized_accuracy, result.tuned_accuracy}) == 3
-    assert result.n_test == 200
+    clips = make_clips(600, height=12, width=16, generator=torch.Generator().manual_seed(3))
+    test = clips.split(400, 200)[1]
+    assert (result.drawn.test.x == test.x).all()
+    files = result.files
+    measured = [outcome.scores for outcome in result.outcomes]
+    results = (files.factorized, files.calibrated, files.tuned, files.scratch)
+    models = [dense_model(files.dense), *(btcompress.apply(dense_model(files.dense), path) for path in results)]
+    assert measured == [(accuracy(model, test),) for model in models]
+    assert len(set(measured)) == 5
+
+
+def test_weights_and_bytes_are_counted_on_the_tensors(told):
+    result, _ = told
+    (name,) = btcompress.load(result.files.tuned).matrices
+    dense = dense_model(result.files.dense).state_dict()[name]
+    parts = [
+        tensor for key, tensor in btcompress.load(result.files.tuned).tensors.items() if key.startswith(f"{name}.")
+    ]
+    assert (result.dense.n_weights, result.dense.n_bytes) == (dense.numel(), dense.nbytes)
+    for outcome in result.outcomes[1:]:
+        assert outcome.n_weights == sum(part.numel() for part in parts)
+        assert outcome.n_bytes == sum(part.nbytes for part in parts)
 
 
 def test_curves_start_before_training_and_end_where_the_metrics_do(told):
     result, stages = told
-    dense, tuned = result.curves
-    assert len(dense.accuracies) == 1 + TINY.dense_epochs
-    rows = [json.loads(line) for line in (result.files.folder / "tuned.bt.metrics.jsonl").read_text().splitlines()]
-    assert list(tuned.accuracies[1:]) == [row["metric"] for row in rows]
+    dense, tuned, scratch = result.curves
+    epochs = [TINY.size.dense.epochs, TINY.size.tuning.epochs, TINY.size.scratch.epochs]
+    assert [len(curve.values) for curve in result.curves] == [1 + count for count in epochs]
+    for curve, path in ((tuned, "tuned.bt.metrics.jsonl"), (scratch, "scratch.bt.metrics.jsonl")):
+        rows = [json.loads(line) for line in (result.files.folder / path).read_text().splitlines()]
+        assert list(curve.values[1:]) == [row["metric"] for row in rows]
     last = result.report.finetuned[-1]
-    assert tuned.accuracies[0] == last.before
-    assert last.after == max(tuned.accuracies)
-    assert last.dense == max(dense.accuracies)
-    epochs = [stage.epoch.epoch for stage in stages if stage.epoch is not None]
-    assert epochs == [*range(1, TINY.dense_epochs + 1), *range(1, TINY.tuning_epochs + 1)]
+    assert tuned.values[0] == last.before
+    assert last.after == max(tuned.values)
+    assert last.dense == max(dense.values)
+    seen = [stage.epoch.epoch for stage in stages if stage.epoch is not None]
+    assert seen == [epoch for count in epochs for epoch in range(1, count + 1)]
 
 
-def test_examples_show_each_class_once_and_pictures_are_drawn(told):
+def test_pictures_are_drawn(told):
     result, _ = told
-    assert result.examples.y.tolist() == list(range(len(CLASS_NAMES)))
-    for path in (result.files.clips, result.files.curves):
+    for path in (result.files.examples, result.files.curves):
         with Image.open(path) as picture:
             assert picture.width > 400
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
 
 
-def test_same_seed_writes_the_same_files(tmp_path):
-    small = DemoSize(8, 8, 60, 40, 0.2, 4, 1, 2, 1, 3e-3, 1, 1e-2)
-    results = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        results.append(run_demo(tmp_path / name, small, seed=1))
-    for first, second in zip(results[0].files.all, results[1].files.all, strict=True):
-        assert first.read_bytes() == second.read_bytes(), first.name
-
-
-def test_dense_model_learns_and_is_given_back_at_its_best_epoch(tmp_path):
-    size = replace(TINY, height=24, width=32, n_train=600, dense_epochs=8, dense_learning_rate=1e-2)
-    data = tmp_path / "train.npz"
-    draw_clips(data, size, seed=0)
+def test_same_seed_writes_the_same_files(told, tmp_path):
     enabled = torch.backends.mkldnn.enabled
-    model, curve = train_dense(data, size, seed=0)
+    again = run_demo(tmp_path, TINY, seed=3)
     assert torch.backends.mkldnn.enabled == enabled
-    held = split(open_data(str(data), SCALE), size.held_fraction, seed=0)[1]
+    for first, second in zip(told[0].files.all, again.files.all, strict=True):
+        assert first.exists() == second.exists() == (first.name != "inputs.npz")
+        assert not first.exists() or first.read_bytes() == second.read_bytes(), first.name
+
+
+def test_dense_model_learns_and_is_left_at_its_best_epoch(told):
+    result, _ = told
+    model, curve = dense_model(result.files.dense), result.curves[0].values
+    held = split(open_data(str(result.files.data), SCALE), TINY.size.held_fraction, seed=3)[1]
     batch = held.batch(torch.arange(len(held)))
     assert float((model(batch.x).argmax(1) == batch.y).double().mean()) == pytest.approx(max(curve))
     assert max(curve) > curve[0] + 0.1
 
 
-def test_full_size_is_that_of_the_paper():
-    n_inputs = FULL.height * FULL.width * 3
+def test_full_size_of_video_is_that_of_the_paper():
+    full = FULL["video"]
+    n_inputs = full.height * full.width * 3
     assert n_inputs == 57_600
-    request = ShapeRequest(FULL.cp_rank, FULL.tucker_rank, input_shape=(FULL.height, FULL.width, 3))
-    shape = choose_shape(request, "weight_ih_l0", 4 * FULL.hidden_size, n_inputs).shape
+    request = ShapeRequest(full.size.cp_rank, full.size.tucker_rank, input_shape=full.input_shape)
+    shape = choose_shape(request, "weight_ih_l0", 4 * full.size.hidden_size, n_inputs).shape
     assert shape.dense_params == 58_982_400
     assert shape.ratio >= 17_388
-    assert SMALL.dense_config(4).seed == SMALL.tuning_config(4).seed == 4
+
+
+def test_trainings_have_the_seed_that_is_given():
+    for task in (*SMALL.values(), *FULL.values()):
+        size = task.size
+        for training in (size.dense, size.tuning, size.scratch, size.calibration):
+            assert training.config(4).seed == 4

@@ -1,16 +1,19 @@
 import json
+import math
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import btcompress
 from btcompress import compression, display, models
-from btcompress.demo import story
-from btcompress.display import progress
+from btcompress.demo import Curve, Measure, story
+from btcompress.display import console, curves, demo, pixels, progress, tables
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch
 from btcompress.results import (
@@ -434,6 +437,79 @@ def test_progress_shows_any_name_on_any_terminal(columns, terminal, monkeypatch,
     assert len(drawn) < 4000
 
 
+BOUND, SHARE = Measure("bound on the log-likelihood", higher_is_better=False), Measure("accuracy", is_share=True)
+
+
+def demonstrated(measures, scores, rivals=()):
+    """What a demonstration made, as far as it is shown below the report; scores are of dense and tuned models."""
+    task = SimpleNamespace(measures=measures, examples="drawings", size=SimpleNamespace(n_test=1000))
+    names = (story.DENSE, story.TUNED, *(name for name, _, _ in rivals))
+    n_bytes = (4_000_000_000, 40_000, *(each for _, each, _ in rivals))
+    found = (*scores, *(each for _, _, each in rivals))
+    outcomes = tuple(map(story.Outcome, names, [each // 4 for each in n_bytes], n_bytes, found))
+    return story.DemoResult(task, None, None, (), outcomes, None)
+
+
+@pytest.mark.parametrize("columns", [1, 60, 80, 200])
+def test_demonstrations_show_all_numbers_on_any_terminal(columns, terminal, capsys):
+    terminal(columns)
+    result = demonstrated([BOUND, SHARE, SHARE, SHARE], [(1234.5, 0.125, 0.25, 0.5), (12.25, 1.0, 0.75, 0.0)])
+    result = replace(result, outcomes=(*result.outcomes, story.Outcome("x" * 50, 5, 5, None)))
+    tables.show_table(console.make_console(), demo._outcomes_table(result))
+    shown = capsys.readouterr().out
+    for number in ("1,000,000,000", "1.00x", "100,000x", "1,234", "12.25", "12.5 %", "100.0 %", "0.0 %"):
+        assert number in shown
+    assert shown.count("diverged") == 4
+    assert "log-likelihood" in shown
+
+
+@pytest.mark.parametrize(
+    ("measure", "dense", "tuned", "lost"),
+    [(SHARE, 0.5, 0.5, False), (SHARE, 0.5, 0.499, True), (BOUND, 10.0, 9.5, False), (BOUND, 10.0, 10.5, True)],
+)
+def test_demonstrations_say_whether_anything_was_lost(measure, dense, tuned, lost):
+    text = demo._held_text(demonstrated([measure], [(dense,), (tuned,)]))
+    assert text.startswith(f"With W 100,000 times smaller and fine-tuned, {measure.name} is {measure.written(tuned)}, ")
+    assert text.endswith(f"model {measure.written(dense)}: {'something' if lost else 'nothing'} was lost.")
+
+
+def test_demonstrations_say_what_as_small_did_better():
+    rivals = [("a", 40_000, (0.6,)), ("b", 60_000, (0.4,)), ("c", 80_000, (0.9,)), ("d", 40_000, None)]
+    text = demo._held_text(demonstrated([SHARE], [(0.5,), (0.5,)], rivals))
+    assert text.endswith(" Of all others as small did better: a.")
+    text = demo._held_text(demonstrated([BOUND], [(0.5,), (0.5,)], rivals[2:]))
+    assert text.endswith(" Of all others as small did better: none.")
+
+
+def test_curves_of_any_metric_have_room_for_what_comes_after_the_first_epoch(terminal, capsys):
+    terminal(80)
+    drawn = [
+        Curve("one", (1e6, 105.5, 99.5)),
+        Curve("two", (math.inf, 140.0, 119.5)),
+        Curve("three", (math.nan, 120.0)),
+    ]
+    curves.show_curves(console.make_console(), drawn, BOUND, "drawings")
+    shown = capsys.readouterr().out
+    assert "bound on the log-likelihood on drawings held back; lower is better" in shown
+    ticks = [float(number) for number in re.findall(r"([\d.]+)┤", shown)]
+    assert 95 < min(ticks) < 100
+    assert 140 < max(ticks) < 145
+    for line in ("o one", "x two", "+ three"):
+        assert line in shown
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(60, 60), (200, 120)])
+def test_pictures_are_as_wide_as_a_terminal_that_takes_them(columns, shown, terminal, tmp_path, capsys):
+    Image.new("RGB", (400, 200), (200, 10, 10)).save(tmp_path / "picture.png")
+    pixels.show_picture(console.make_console(), tmp_path / "picture.png")
+    assert capsys.readouterr().out == ""
+    terminal(columns)
+    pixels.show_picture(console.make_console(), tmp_path / "picture.png")
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert {len(line) for line in lines} == {shown}
+    assert len(lines) == shown // 4
+
+
 def test_json_has_no_text_that_is_not_unicode(capsys):
     display.show_json({"name\udcff": ["a\ud800b", ("\udcc3\udca9",), 1.5, None]})
     assert json.loads(capsys.readouterr().out) == {r"name\xff": [r"a\ud800b", ["é"], 1.5, None]}
@@ -445,7 +521,7 @@ LONG_WORK = {
     "plan": (compression, "read"),
     "factorize": (compression, "read"),
     "report": (models, "load"),
-    "demo": (story, "draw_clips"),
+    "demo": (story, "draw_data"),
 }
 
 

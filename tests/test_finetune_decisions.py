@@ -164,14 +164,15 @@ class Given:
 
     name = "given"
 
-    def __init__(self, lengths=True):
+    def __init__(self, lengths=True, y=None):
         self.lengths = torch.tensor([3, 1]) if lengths else None
+        self.y = y
 
     def __len__(self):
         return 2
 
     def batch(self, rows):
-        return Batch(torch.zeros(2, 3, 5), lengths=self.lengths)
+        return Batch(torch.zeros(2, 3, 5), self.y, self.lengths)
 
 
 def one_hot(*classes):
@@ -206,3 +207,17 @@ def test_outputs_of_a_network_decide_by_their_shape(ours, theirs, expected):
 
 def test_without_lengths_all_steps_are_compared():
     assert agreement_of(Giving(STEPS), Giving(OTHERS), Given(lengths=False), *CPU) == Agreement(0.5, None, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        (torch.tensor([1, 3]), Agreement(None, 1 / 2, 0, 2)),
+        (torch.tensor([[1], [3]]), Agreement(None, 1 / 2, 0, 2)),
+        (torch.tensor([0.5, 1.5]), None),
+        (torch.ones(2, 4, dtype=torch.uint8), None),
+    ],
+    ids=["classes", "classes in rows", "values", "as many values as outputs"],
+)
+def test_outputs_of_which_values_are_wanted_decide_nothing(y, expected):
+    assert agreement_of(Giving(one_hot(1, 2)), Giving(one_hot(1, 3)), Given(y=y), *CPU) == expected

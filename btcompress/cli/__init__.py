@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from btcompress.cli.benching import bench
+from btcompress.cli.demonstrating import demo
 from btcompress.cli.expanding import with_fields_as_options
 from btcompress.cli.exporting import export
 from btcompress.cli.factorizing import factorize
@@ -17,7 +18,7 @@ from btcompress.cli.loading import with_torch_loaded
 from btcompress.cli.planning import inspect, plan_command
 from btcompress.cli.reports import report
 from btcompress.cli.running import run
-from btcompress.cli.training import demo, finetune
+from btcompress.cli.training import finetune
 from btcompress.errors import INTERRUPTED, BTCompressError
 
 __all__ = ["app", "main"]

@@ -1,4 +1,4 @@
-"""The commands that train: finetune, and the demonstration."""
+"""The command that trains a result on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from btcompress.cli.options import (
     scale_of,
 )
 from btcompress.cli.reports import show_result
-from btcompress.errors import INTERRUPTED, OutputError
-from btcompress.seeds import MAX_SEED
+from btcompress.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from btcompress.finetune import FineTuneRequest, TrainConfig
@@ -215,32 +214,3 @@ def _save_recipe(target: Path, request: FineTuneRequest, config: TrainConfig, *,
 
     check_target(target, force=force, inputs=[*request.inputs, request.output])
     save_recipe(Recipe(request.compressed, request.output, (FineTuneStep.of(request, config),)), target)
-
-
-def demo(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the checkpoints; made if it is not there.")
-    ] = Path("btcompress-demo"),
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the clips and of the training.")] = 0,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full", help="At full size: 57,600 inputs and 256 hidden units; takes 1 GB of disk and far longer."
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Replace files of these names, as an earlier demonstration left them.")
-    ] = False,
-) -> None:
-    """Train an LSTM on made-up video clips, factorize it, fine-tune it, and show what came of it (a minute or two)."""
-    from btcompress import display
-    from btcompress.demo import FULL, SMALL, run_demo
-
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be made ({error.strerror}). Choose another folder.") from error
-    with display.demo_progress() as on_progress:
-        result = run_demo(output, FULL if full else SMALL, seed=seed, force=force, on_progress=on_progress)
-    with display.having_written(output):
-        display.show_demo(result)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: From here on, values have no digits behind the point.
-_MANY = 1000
+#: From here on digits behind the point tell nothing.
+_LONG = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,4 +26,8 @@ class Measure:
         """The value in words."""
         if self.is_share:
             return f"{value:.1%}".replace("%", " %")
-        return f"{value:.4g}" if abs(value) < _MANY else f"{value:,.0f}"
+        return f"{value:,.0f}" if abs(value) >= _LONG else f"{value:.4g}"
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether one value is better than another."""
+        return value > than if self.higher_is_better else value < than

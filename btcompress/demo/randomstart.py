@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from btcompress.blockterm import BlockTerm
 from btcompress.checkpoint import CompressedCheckpoint, CompressedMatrix
-from btcompress.demo.task import Task
 from btcompress.factorization import open_weights
 from btcompress.fit.measures import weight_error
 from btcompress.nn import BTWeight
@@ -19,18 +17,18 @@ from btcompress.shapes import MatrixShape
 _STEP = {"step": "random start"}
 
 
-def random_start(task: Task[Any], compressed: CompressedCheckpoint, seed: int) -> CompressedCheckpoint:
+def random_start(make: Callable[[], nn.Module], compressed: CompressedCheckpoint, seed: int) -> CompressedCheckpoint:
     """A checkpoint of the same forms with every tensor random; see :func:`with_random_terms`.
 
     Args:
-        task: whose model it is of.
+        make: makes the dense model with random weights from torch's generator.
         compressed: tells the forms.
         seed: of the draws; torch's generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shapes = {key: matrix.shape for key, matrix in compressed.matrices.items()}
-        return compressed.with_step(_STEP, with_random_terms(task.model(), shapes).tensors)
+        return compressed.with_step(_STEP, with_random_terms(make(), shapes).tensors)
 
 
 def with_random_terms(model: nn.Module, shapes: Mapping[str, MatrixShape]) -> CompressedCheckpoint:

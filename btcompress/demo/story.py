@@ -14,6 +14,7 @@ from torch import nn
 from btcompress.calibration import CalibrationRequest, calibrate
 from btcompress.checkpoint import CompressedCheckpoint, check_target, claimed, read, replacing, write
 from btcompress.compression import factorize
+from btcompress.demo.comparison import Comparison, check_rivals
 from btcompress.demo.files import DemoFiles
 from btcompress.demo.pictures import Curve, save_curves
 from btcompress.demo.randomstart import random_start
@@ -22,7 +23,8 @@ from btcompress.finetune import Epoch, finetune
 from btcompress.finetune.state import StateFile
 from btcompress.models import apply
 from btcompress.reporting import report
-from btcompress.results import CompressionReport
+from btcompress.results import CalibrationProgress, CompressionReport
+from btcompress.shapes import BlockTermShape
 
 DENSE, FACTORIZED, CALIBRATED = "dense", "factorized", "calibrated without labels"
 TUNED, SCRATCH = "factorized, then fine-tuned", "block terms from scratch"
@@ -35,10 +37,12 @@ class DemoProgress:
     Attributes:
         what: it does.
         epoch: the last one done, where it trains.
+        part: where a calibration stands.
     """
 
     what: str
     epoch: Epoch | None = None
+    part: CalibrationProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,15 @@ class Outcome:
 
     Attributes:
         name: of the model.
-        n_weights: parameters of the matrix of the large inputs.
-        scores: on the test examples, in the order of the task's measures.
+        n_weights: parameters of ``W``, the matrix of the large inputs.
+        n_bytes: that these take.
+        scores: on the test examples, in the order of the task's measures; None where training diverged.
     """
 
     name: str
     n_weights: int
-    scores: tuple[float, ...]
+    n_bytes: int
+    scores: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +82,25 @@ class DemoResult:
     outcomes: tuple[Outcome, ...]
     report: CompressionReport
 
+    @property
+    def dense(self) -> Outcome:
+        """What came of the dense model."""
+        return self._outcome(DENSE)
+
+    @property
+    def tuned(self) -> Outcome:
+        """What came of block terms that were fine-tuned."""
+        return self._outcome(TUNED)
+
+    @property
+    def rivals(self) -> tuple[Outcome, ...]:
+        """What came of what there is beside block terms."""
+        own = (DENSE, FACTORIZED, CALIBRATED, TUNED, SCRATCH)
+        return tuple(outcome for outcome in self.outcomes if outcome.name not in own)
+
+    def _outcome(self, name: str) -> Outcome:
+        return next(outcome for outcome in self.outcomes if outcome.name == name)
+
 
 OnProgress = Callable[[DemoProgress], None]
 
@@ -86,6 +111,7 @@ def run_demo(
     *,
     seed: int = 0,
     force: bool = False,
+    with_rivals: bool = False,
     on_progress: OnProgress | None = None,
 ) -> DemoResult:
     """Draw, train, factorize, fine-tune and measure; checkpoints, data and pictures stay in ``folder``.
@@ -98,19 +124,22 @@ def run_demo(
         task: what to learn, at which size.
         seed: of the data, the first weights, and the order of training.
         force: replace those that exist, and start over a training that was interrupted there.
+        with_rivals: train what there is beside block terms too, at as many parameters; see :class:`Comparison`.
         on_progress: called as each stage begins and after each epoch.
 
     Raises:
-        BTCompressError: a package that draws the data or the pictures is missing.
+        BTCompressError: a package that draws the data or the pictures, or that rivals need, is missing.
         OutputError: the folder cannot be written to, holds one of the files, or another process is writing them.
     """
     files = DemoFiles(folder)
+    if with_rivals:
+        check_rivals()
     for path in files.all:
         check_target(path, force=force)
     for path in files.trained:
         StateFile(path).check(force=force, resume=False, inputs=())
     with claimed(files.data), torch.random.fork_rng(devices=[]):  # the first that is written stands for all of them
-        return _Story(task, files, seed, on_progress or (lambda _: None)).told()
+        return _Story(task, files, seed, with_rivals, on_progress or (lambda _: None)).told()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +149,7 @@ class _Story:
     task: Task[Any]
     files: DemoFiles
     seed: int
+    with_rivals: bool
     tell: OnProgress
 
     def told(self) -> DemoResult:
@@ -131,22 +161,36 @@ class _Story:
         compressed = self._factorized()
         calibrated = self._calibrated(model, compressed)
         tuned, tuned_curve = self._trained(TUNED, files.factorized, files.tuned, task.size.tuning)
-        write(random_start(task, compressed, self.seed), files.start, force=True)
+        write(random_start(task.model, compressed, self.seed), files.start, force=True)
         scratch, scratch_curve = self._trained(SCRATCH, files.start, files.scratch, task.size.scratch)
-        curves = (Curve(DENSE, dense_curve), Curve(TUNED, tuned_curve), Curve(SCRATCH, scratch_curve))
+        curves = [Curve(DENSE, dense_curve), Curve(TUNED, tuned_curve), Curve(SCRATCH, scratch_curve)]
+        ((key, matrix),) = compressed.matrices.items()
+        rivals = list(self._comparison(model, matrix.shape.part).rivals()) if self.with_rivals else []
+        curves += [Curve(rival.name, rival.curve) for rival in rivals if rival.curve]
 
         self.tell(DemoProgress("measuring"))
         models = {DENSE: model}
         for name, found in ((FACTORIZED, compressed), (CALIBRATED, calibrated), (TUNED, tuned), (SCRATCH, scratch)):
             models[name] = apply(self._new_model(), found)
-        (before,) = compressed.matrices.values()
-        n_weights = {name: before.shape.dense_params if name == DENSE else before.shape.n_params for name in models}
-        outcomes = [Outcome(name, n_weights[name], task.scores(each, drawn.test)) for name, each in models.items()]
+        itemsize = model.state_dict()[key].itemsize
+        outcomes = []
+        for name, each in models.items():
+            n_weights = matrix.shape.dense_params if name == DENSE else matrix.shape.n_params
+            outcomes.append(Outcome(name, n_weights, n_weights * itemsize, task.scores(each, drawn.test)))
+        for rival in rivals:
+            scores = None if rival.model is None else task.scores(rival.model, drawn.test)
+            outcomes.append(Outcome(rival.name, rival.n_weights, rival.n_bytes, scores))
         shown = {name: models[name] for name in (DENSE, TUNED, SCRATCH)}
         task.draw_examples(shown, drawn.test, files.examples)
         save_curves(curves, task.metric, task.examples, files.curves)
         told = report(tuned, bytes_after=files.tuned.stat().st_size)
-        return DemoResult(task, files, drawn, curves, tuple(outcomes), told)
+        return DemoResult(task, files, drawn, tuple(curves), tuple(outcomes), told)
+
+    def _comparison(self, dense: nn.Module, target: BlockTermShape) -> Comparison:
+        def on_epoch(name: str, epoch: Epoch | None) -> None:
+            self.tell(DemoProgress(f"training: {name}", epoch))
+
+        return Comparison(self.task, dense, target, self.files.data, self.seed, on_epoch)
 
     def _dense(self) -> tuple[nn.Module, tuple[float, ...]]:
         what = "training the dense model"
@@ -172,11 +216,16 @@ class _Story:
         return compressed
 
     def _calibrated(self, model: nn.Module, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
-        self.tell(DemoProgress("calibrating"))
+        what = "calibrating"
+        self.tell(DemoProgress(what))
         inputs = self.task.samples(model, self.files.data, self.files.inputs, self.seed)
         request = CalibrationRequest((inputs,), self.task.size.held_fraction)
         calibrated = calibrate(
-            compressed, read(self.files.dense), request, self.task.size.calibration.config(self.seed)
+            compressed,
+            read(self.files.dense),
+            request,
+            self.task.size.calibration.config(self.seed),
+            lambda part: self.tell(DemoProgress(what, part=part)),
         )
         write(calibrated, self.files.calibrated, force=True)
         return calibrated

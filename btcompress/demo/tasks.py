@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from btcompress.demo import video
+from btcompress.demo import images, video
+from btcompress.demo.captions import task as captions
+from btcompress.demo.names import TaskName
 from btcompress.demo.task import Task
 
-TaskName = Literal["video"]
-
 #: A minute or two on two cores, each.
-SMALL: dict[TaskName, Task[Any]] = {"video": video.SMALL}
+SMALL: dict[TaskName, Task[Any]] = {"video": video.SMALL, "captions": captions.SMALL, "images": images.SMALL}
 
 #: At the sizes of Ye et al. (2018).
-FULL: dict[TaskName, Task[Any]] = {"video": video.FULL}
+FULL: dict[TaskName, Task[Any]] = {"video": video.FULL, "captions": captions.FULL, "images": images.FULL}

@@ -43,7 +43,7 @@ class TensorTrainLSTM(nn.Module):
         self.shape = shape
         self.ranks = (1, *ranks, 1)
         matrix = input_matrix(layer)
-        with _tensorly_torch() as library:
+        with tensorly_torch() as library:
             self.weight = library.FactorizedLinear(
                 shape.in_modes,
                 shape.out_modes,
@@ -65,7 +65,7 @@ class TensorTrainLSTM(nn.Module):
         """
         train = cls(layer, shape, ranks)
         matrix = pad_matrix(input_matrix(layer).detach(), shape)
-        with _tensorly_torch() as library:
+        with tensorly_torch() as library:
             fitted = library.TensorizedTensor.from_matrix(
                 matrix, shape.out_modes, shape.in_modes, list(train.ranks), factorization="blocktt"
             )
@@ -95,7 +95,7 @@ class TensorTrainLSTM(nn.Module):
 
     def to_dense(self) -> Tensor:
         """``W``, shape ``(out_size, in_size)``; differentiable."""
-        with _tensorly_torch():
+        with tensorly_torch():
             whole: Tensor = self.weight.weight.to_matrix()
         return self._unpadded(whole[:, : self.shape.in_size].T).T
 
@@ -106,7 +106,7 @@ class TensorTrainLSTM(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """``W x`` for each row; ``(..., in_size)`` to ``(..., out_size)``."""
         missing = self.shape.padded_in - self.shape.in_size
-        with _tensorly_torch():
+        with tensorly_torch():
             whole: Tensor = self.weight(pad(x, (0, missing)) if missing else x)
         return self._unpadded(whole)
 
@@ -169,7 +169,7 @@ def _with_identity(layer: DenseLSTM) -> DenseLSTM:
 
 
 @contextmanager
-def _tensorly_torch() -> Iterator[Any]:
+def tensorly_torch() -> Iterator[Any]:
     """TensorLy-Torch, while TensorLy computes with torch; importing it alone would let TensorLy do so for good."""
     import tensorly
 

@@ -1,83 +1,90 @@
-"""The demonstration: clips, learning curves, and what was measured."""
+"""The demonstration: examples, learning curves, what was measured, and what held."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import textwrap
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from btcompress.display.console import make_console, show_line
+from btcompress.display.curves import show_curves
+from btcompress.display.pixels import show_clips, show_picture
 from btcompress.display.report import show_report
 from btcompress.display.tables import NumberTable, show_table
+from btcompress.text import listed
+from btcompress.wording import ratio_text
 
 if TYPE_CHECKING:
-    from btcompress.demo import Clips, Curve, DemoResult
+    from btcompress.demo import DemoResult, Outcome
 
-#: Columns that a frame of a clip takes in a terminal.
-_FRAME_COLUMNS = 12
+#: Curves that can be told apart in characters; the picture that was written has all.
+_MOST_CURVES = 3
+#: Times the bytes of block terms up to which others count as as small.
+_AS_SMALL = 1.5
+#: Lines of a header, as long as the name of a measure may be before it goes on on another.
+_HEADER = textwrap.TextWrapper(width=12, break_long_words=False, break_on_hyphens=False)
 
 
 def show_demo(result: DemoResult) -> None:
     """Print what the demonstration did and measured."""
-    console = make_console()
-    drawn_with_blocks = not console.options.ascii_only
-    if console.is_terminal and drawn_with_blocks:
-        _show_clips(console, result.examples)
+    from btcompress.demo.video import Clips
+
+    console, task, files = make_console(), result.task, result.files
+    if isinstance(result.drawn.test, Clips):
+        show_clips(console, result.drawn.test.one_of_each())
+    else:
+        show_picture(console, files.examples)
     for what, path in (
-        ("clips, drawn", result.files.clips),
-        ("dense LSTM, trained on such clips", result.files.dense),
-        ("factorized", result.files.factorized),
-        ("fine-tuned", result.files.tuned),
-        ("learning curves, drawn", result.files.curves),
+        (f"{task.examples} to train on", files.data),
+        ("dense model", files.dense),
+        ("factorized", files.factorized),
+        ("calibrated", files.calibrated),
+        ("fine-tuned", files.tuned),
+        ("from scratch", files.scratch),
+        (f"{task.examples}, and what models make of them", files.examples),
+        ("learning curves", files.curves),
     ):
         show_line(f"{what}: {path}")
     console.print()
     show_report(result.report)
     console.print()
-    _show_curves(console, result.curves)
+    show_curves(console, result.curves[:_MOST_CURVES], task.metric, task.examples)
     console.print()
-    table = NumberTable([f"accuracy on {result.n_test:,} test clips", ""])
-    table.add_row("dense", f"{result.dense_accuracy:.1%}")
-    table.add_row("factorized, not trained any further", f"{result.factorized_accuracy:.1%}")
-    table.add_row("factorized, then fine-tuned", f"{result.tuned_accuracy:.1%}")
-    show_table(console, table)
+    show_table(console, _outcomes_table(result))
+    console.print(Text(_held_text(result)), soft_wrap=True)
 
 
-def _show_curves(console: Console, curves: Sequence[Curve]) -> None:
-    """Accuracy on the clips held back against epochs, drawn in characters."""
-    import plotext
-
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot_size(min(console.width, 80), 18)
-    for curve, marker in zip(curves, "ox+*", strict=False):
-        plotext.plot(range(len(curve.accuracies)), [100 * value for value in curve.accuracies], marker=marker)
-    plotext.ylim(0, 100)
-    plotext.yticks(range(0, 101, 20))
-    plotext.xticks(range(max(len(curve.accuracies) for curve in curves)))
-    plotext.xlabel("epochs")
-    console.print(Text("accuracy on clips held back, %"), style="bold")
-    console.print(Text(plotext.uncolorize(plotext.build())))
-    for curve, marker in zip(curves, "ox+*", strict=False):
-        console.print(Text(f"  {marker} {curve.name}"))
+def _outcomes_table(result: DemoResult) -> NumberTable:
+    measures = result.task.measures
+    headers = ["\n".join(_HEADER.wrap(each.name)) for each in measures]
+    tested = f"on {result.task.size.n_test:,} test {result.task.examples}"
+    table = NumberTable([tested, "weights\nof W", "times\nsmaller", *headers])
+    for outcome in result.outcomes:
+        if outcome.scores is None:
+            scores = ["diverged"] * len(measures)
+        else:
+            scores = [each.written(score) for each, score in zip(measures, outcome.scores, strict=True)]
+        smaller = ratio_text(result.dense.n_bytes / outcome.n_bytes)
+        table.add_row(outcome.name, f"{outcome.n_weights:,}", smaller, *scores)
+    return table
 
 
-def _show_clips(console: Console, clips: Clips) -> None:
-    """Frames side by side, two pixels to a character; nothing where what draws them is missing, as there is a file."""
-    try:
-        from PIL import Image
-        from rich_pixels import Pixels
-    except ImportError:
-        return
+def _held_text(result: DemoResult) -> str:
+    """In a sentence, whether block terms are as good as the dense model; in another, as what there is beside them."""
+    measure, dense, tuned = result.task.measures[0], _first_score(result.dense), _first_score(result.tuned)
+    smaller = ratio_text(result.dense.n_bytes / result.tuned.n_bytes).removesuffix("x")
+    text = (
+        f"With W {smaller} times smaller and fine-tuned, {measure.name} is {measure.written(tuned)}, and of the dense "
+        f"model {measure.written(dense)}: {'something' if measure.is_better(dense, tuned) else 'nothing'} was lost."
+    )
+    as_small = [rival for rival in result.rivals if rival.n_bytes <= _AS_SMALL * result.tuned.n_bytes]
+    if not as_small:
+        return text
+    better = [rival.name for rival in as_small if rival.scores and measure.is_better(rival.scores[0], tuned)]
+    return f"{text} Of all others as small did better: {listed(better)}."
 
-    height, width, _ = clips.frame_shape
-    rows = 2 * max(1, round(_FRAME_COLUMNS * height / width / 2))
-    for frames, label in zip(clips.x, clips.y, strict=True):
-        console.print(Text(clips.class_names[label]))
-        small = [Image.fromarray(frame.reshape(clips.frame_shape)).resize((_FRAME_COLUMNS, rows)) for frame in frames]
-        strip = Image.new("RGB", ((_FRAME_COLUMNS + 1) * len(small), rows))
-        for place, frame in enumerate(small):
-            strip.paste(frame, (place * (_FRAME_COLUMNS + 1), 0))
-        console.print(Pixels.from_image(strip))
+
+def _first_score(outcome: Outcome) -> float:
+    return outcome.scores[0] if outcome.scores else math.nan

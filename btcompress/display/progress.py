@@ -133,10 +133,12 @@ def demo_progress() -> Iterator[Callable[[DemoProgress], None]]:
     with _shown(patience=0.0) as update:
 
         def on_progress(state: DemoProgress) -> None:
-            if state.epoch is None:
-                update(state.what, 0.0, "")
-            else:
+            if state.epoch is not None:
                 _update_training(update, state.what, state.epoch)
+            elif state.part is not None:
+                _update_calibration(update, state.part)
+            else:
+                update(state.what, 0.0, "")
 
         yield on_progress
 
@@ -152,12 +154,7 @@ def finetune_progress() -> Iterator[Callable[[Epoch], None]]:
 def calibration_progress() -> Iterator[Callable[[CalibrationProgress], None]]:
     """Progress over the stages of a calibration, and of the sampling before it."""
     with _shown() as update:
-
-        def on_progress(state: CalibrationProgress) -> None:
-            stage = f"{state.what} ({state.index + 1} of {state.count})"
-            update(stage, (state.index + state.share) / state.count, state.state, state.seconds_left)
-
-        yield on_progress
+        yield lambda state: _update_calibration(update, state)
 
 
 class _Update(Protocol):
@@ -170,6 +167,11 @@ class _Update(Protocol):
             state: more to show.
             seconds_left: until all is done; estimated from the share where left out.
         """
+
+
+def _update_calibration(update: _Update, state: CalibrationProgress) -> None:
+    stage = f"{state.what} ({state.index + 1} of {state.count})"
+    update(stage, (state.index + state.share) / state.count, state.state, state.seconds_left)
 
 
 def _update_training(update: _Update, what: str, epoch: Epoch) -> None:

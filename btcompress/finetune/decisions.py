@@ -93,7 +93,8 @@ def agreement_of(
         dtype: that they compute in.
 
     Returns:
-        The agreement; None where no output holds scores, or the labels of the sequences are values, not classes.
+        The agreement; None where no output holds scores, or what is wanted are values, not classes: floats, or many
+        numbers where a sequence has one decision.
 
     Raises:
         BTCompressError: an input is not finite.
@@ -107,6 +108,8 @@ def agreement_of(
             return None
         ours, theirs = (_scores(module(batch.x, batch.lengths, batch.state), batch) for module in (network, teacher))
         if ours is None or theirs is None or ours.shape != theirs.shape:
+            return None
+        if ours.dim() == 2 and batch.y is not None and batch.y.numel() > len(batch.y):
             return None
         if ours.dim() == 2:
             ends.add(ours, theirs)

@@ -19,16 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from random_starts import randomised
 
 from btcompress import apply, factorize, report, save
 from btcompress.calibration import CalibrationRequest, SampleInputs, calibrate
 from btcompress.checkpoint import CompressedCheckpoint, read
-from btcompress.demo import CLASS_NAMES, FULL, SMALL
-from btcompress.demo.story import DemoFiles, draw_clips
-from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy
+from btcompress.checkpoint.compressed import part_names
+from btcompress.demo import FULL, SMALL, DemoFiles
+from btcompress.demo.randomstart import random_start
+from btcompress.demo.video.dense import ClipClassifier, accuracy
 from btcompress.factorization import factorize_as_planned
-from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
+from btcompress.finetune import TrainConfig, finetune
 from btcompress.modes import ShapeRequest
 from btcompress.plan import make_plan, read_plan
 
@@ -55,6 +55,13 @@ def factorized(
         yield {"cp_rank": n, "tucker_rank": r}, factorize(dense, cp_rank=n, tucker_rank=r, **sizes)
 
 
+def with_terms_of(drawn: CompressedCheckpoint, compressed: CompressedCheckpoint) -> CompressedCheckpoint:
+    """The compressed checkpoint with the block terms of another."""
+    parts = (part for key, matrix in compressed.matrices.items() for part in part_names(key, matrix.shape))
+    tensors = {name: drawn.tensors[name] for part in parts for name in part}
+    return compressed.with_step({"step": "random block terms"}, tensors)
+
+
 def main() -> None:
     """Read the arguments, train, and print a line for each training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,14 +79,13 @@ def main() -> None:
     parser.add_argument("--calibration-epochs", type=int, default=6, help="of the start that is calibrated")
     parser.add_argument("--calibration-lr", type=float, default=1e-2, help="learning rate of those")
     args = parser.parse_args()
-    size, files = SMALL if args.small else FULL, DemoFiles(args.folder)
+    task, files = (SMALL if args.small else FULL)["video"], DemoFiles(args.folder)
     dense = args.dense or files.dense
-    config = size.tuning_config(args.seed)
+    config = task.size.tuning.config(args.seed)
     config = replace(config, learning_rate=args.lr or config.learning_rate, epochs=args.epochs or config.epochs)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        test = draw_clips(Path(folder) / "again.npz", size, args.seed)
-        (Path(folder) / "again.npz").unlink()
-        model = ClipClassifier(test.x.shape[-1], size.hidden_size, len(CLASS_NAMES))
+        test = task.draw(args.seed).test
+        model = task.model()
         model.load_state_dict(torch.load(dense, weights_only=True))
         print(json.dumps({"seed": args.seed, "start": "dense", "test": accuracy(model, test)}), flush=True)
         for asked, compressed in factorized(args, dense, test.frame_shape):
@@ -87,15 +93,16 @@ def main() -> None:
                 path, tuned = Path(folder) / "start.safetensors", Path(folder) / "tuned.safetensors"
                 begun = compressed
                 if start == "calibrated":
-                    clips = CalibrationRequest((SampleInputs(str(files.data), None, SCALE),), size.held_fraction)
+                    inputs = SampleInputs(str(files.data), None, task.scale)
+                    clips = CalibrationRequest((inputs,), task.size.held_fraction)
                     settings = TrainConfig(args.calibration_epochs, learning_rate=args.calibration_lr, seed=args.seed)
                     begun = calibrate(compressed, read(dense), clips, settings)
                 elif start != "factorized":
-                    begun = randomised(compressed, model, start, args.seed)
+                    begun = random_start(task.model, compressed, args.seed)
+                if start == "random block terms":
+                    begun = with_terms_of(begun, compressed)
                 save(begun, path, force=True)
-                request = FineTuneRequest(
-                    path, str(files.data), tuned, dense, held_fraction=size.held_fraction, scale=SCALE
-                )
+                request = task.finetuning(path, files.data, tuned, dense)
                 epochs = []
                 result = finetune(request, config, force=True, on_epoch=epochs.append)
                 told = report(result.compressed)

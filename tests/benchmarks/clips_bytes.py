@@ -16,7 +16,6 @@ import argparse
 import copy
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +27,11 @@ from torch import Tensor
 
 from btcompress import FactorizeStep, SampleInputs, apply, compress, load, save, to_dense
 from btcompress.checkpoint import CompressedCheckpoint
-from btcompress.demo import CLASS_NAMES, FULL, SMALL, Clips, DemoFiles, DemoSize
-from btcompress.demo.story import draw_clips
-from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy, train_dense
-from btcompress.finetune import FineTuneRequest, TrainConfig, finetune
+from btcompress.demo import FULL, SMALL, DemoFiles
+from btcompress.demo.story import draw_data
+from btcompress.demo.video import Clips, Video
+from btcompress.demo.video.dense import accuracy
+from btcompress.finetune import TrainConfig, finetune
 from btcompress.fit.rounding import nearest
 from btcompress.packing import Integers, Packed
 
@@ -75,20 +75,21 @@ def _values(tensor: Tensor, how: Packed | torch.dtype) -> Tensor:
 class Clip:
     """One seed: its files, its clips and its dense model."""
 
-    def __init__(self, folder: Path, size: DemoSize, seed: int) -> None:
-        self.files, self.size, self.seed = DemoFiles(folder), size, seed
+    def __init__(self, folder: Path, task: Video, seed: int) -> None:
+        self.files, self.task, self.seed = DemoFiles(folder), task, seed
         folder.mkdir(parents=True, exist_ok=True)
         self.test = self._drawn()
+        torch.manual_seed(seed)
+        self.model = task.model()
         if not self.files.dense.exists():
-            torch.save(train_dense(self.files.data, size, seed)[0].state_dict(), self.files.dense)
-        self.model = ClipClassifier(self.test.x.shape[-1], size.hidden_size, len(CLASS_NAMES))
+            task.train(self.model, self.files.data, task.size.dense, seed)
+            torch.save(self.model.state_dict(), self.files.dense)
         self.model.load_state_dict(torch.load(self.files.dense, weights_only=True))
 
     def _drawn(self) -> Clips:
         if not self.files.data.exists():
-            return draw_clips(self.files.data, self.size, self.seed)
-        with tempfile.TemporaryDirectory(dir=self.files.folder) as folder:
-            return draw_clips(Path(folder) / "again.npz", self.size, self.seed)
+            return draw_data(self.task, self.files.data, self.seed).test
+        return self.task.draw(self.seed).test
 
     def accuracy(self, found: CompressedCheckpoint) -> float:
         """On the test clips."""
@@ -105,8 +106,7 @@ class Clip:
         """A result fine-tuned on the labels, or what is in the folder by this name."""
         path = self.files.folder / f"{name}.safetensors"
         if not path.exists():
-            inputs = {"held_fraction": self.size.held_fraction, "scale": SCALE}
-            request = FineTuneRequest(start, str(self.files.data), path, self.files.dense, **inputs)
+            request = self.task.finetuning(start, self.files.data, path, self.files.dense)
             config = TrainConfig(epochs, learning_rate=learning_rate, patience=0, distill=0.0, seed=self.seed)
             finetune(request, config, force=True)
         return load(path)
@@ -136,7 +136,7 @@ def main() -> None:
         "--rounded-only", action="store_true", help="measure the rounding alone, and train nothing then"
     )
     args = parser.parse_args()
-    clip = Clip(args.folder, SMALL if args.small else FULL, args.seed)
+    clip = Clip(args.folder, (SMALL if args.small else FULL)["video"], args.seed)
     rows: list[dict[str, Any]] = []
 
     def tell(what: str, found: CompressedCheckpoint, keys: list[str]) -> None:
@@ -177,7 +177,7 @@ def main() -> None:
         tell(f"W, N={n} R={r}, float32", found, own_w)
         rounded(f"W, N={n} R={r}", f"w-{n}.{r}", found, own_w)
     if not args.small:
-        inputs = (SampleInputs(str(clip.files.data), None, SCALE),)
+        inputs = (SampleInputs(str(clip.files.data), None, clip.task.scale),)
         step = FactorizeStep(plan=PLAN, calibration=inputs, calibration_epochs=30, calibration_lr=5e-3, seed=args.seed)
         start = clip.kept("whole.start", lambda: compress(first, step))
         found = clip.tuned(start, "whole", 5e-3, 20)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from btcompress.demo import CLASS_NAMES, FULL, Clips, make_clips
+from btcompress.demo.video import CLASS_NAMES, FULL, Clips, make_clips
 from btcompress.demo.video.dense import SCALE, ClipClassifier, accuracy
 
 N_TRAIN, N_VALIDATION, N_TEST = 1600, 400, 1000
@@ -42,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
     """Train one seed; the learning rate warms up over the first epoch and falls to zero along a cosine."""
     training, validation, test = clips_for(args.seed)
     torch.manual_seed(args.seed)
-    model = ClipClassifier(training.x.shape[-1], FULL.hidden_size, len(CLASS_NAMES))
+    model = ClipClassifier(training.x.shape[-1], FULL.size.hidden_size, len(CLASS_NAMES))
     fresh = torch.Generator().manual_seed(args.seed + FRESH_SEEDS)
     order = torch.Generator().manual_seed(args.seed)
 

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from random_starts import randomised
 from torch import nn
 from ucf11_clips import ClipSize, VideoClips, decode
 from ucf11_splits import SPLITS, Split, SplitName, split
@@ -31,7 +30,8 @@ from ucf11_videos import CLASSES, N_VIDEOS, Found, find_videos
 
 from btcompress import FactorizeStep, apply, compress, load, report, save
 from btcompress.checkpoint import CompressedCheckpoint, claimed, replacing
-from btcompress.demo import Clips
+from btcompress.demo.randomstart import random_start
+from btcompress.demo.video import Clips
 from btcompress.demo.video.dense import SCALE, ClipClassifier, decisions, train_classifier, training_scale
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch, FineTuneRequest, TrainConfig, finetune
@@ -149,10 +149,12 @@ class Run:
         self.__dict__.pop("test", None)
 
     def new_model(self) -> ClipClassifier:
-        """A dense model with random weights."""
+        """A dense model with the random weights of the seed."""
         torch.manual_seed(self.seed)
-        n_inputs = self.clips.x.shape[-1]
-        return ClipClassifier(n_inputs, self.settings.hidden_size, len(self.clips.class_names))
+        return self._random_model()
+
+    def _random_model(self) -> ClipClassifier:
+        return ClipClassifier(self.clips.x.shape[-1], self.settings.hidden_size, len(self.clips.class_names))
 
     def dense_path(self, rate: float, decay: float) -> Path:
         """The dense checkpoint that was trained so."""
@@ -221,7 +223,7 @@ class Run:
                 found = compress(self.dense_path(*dense), self.settings.forms(self.clips.frame_shape)[form])
             else:
                 factorized = load(self._start(form, dense, STARTS[0]))
-                found = randomised(factorized, self.dense_model(*dense), start, self.seed)
+                found = random_start(self._random_model, factorized, self.seed)
             save(found, path)
         return path
 

@@ -26,7 +26,7 @@ from ucf11_videos import Found, Video
 from btcompress import memory
 from btcompress.checkpoint import claimed, replacing
 from btcompress.checkpoint.source import digest
-from btcompress.demo import Clips
+from btcompress.demo.video import Clips
 from btcompress.errors import BTCompressError
 from btcompress.files import open_regular
 

@@ -1,0 +1,67 @@
+"""The command that demonstrates what compressing a model does, on data that it draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from btcompress.demo.names import TaskName
+from btcompress.errors import OutputError
+from btcompress.seeds import MAX_SEED
+
+
+def demo(
+    task: Annotated[
+        TaskName,
+        typer.Option(
+            help="What is learned: which motion a clip of video shows; to describe pictures; to draw images in steps."
+        ),
+    ] = "video",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for data, checkpoints and pictures; made if it is not there. Default: btcompress-demo-TASK.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the data and of the trainings.")] = 0,
+    rivals: Annotated[
+        bool,
+        typer.Option(
+            "--rivals",
+            help="Train what there is beside block terms too, at as many weights: tensor train, low rank, fewer hidden "
+            "units, rounded; takes about three times as long.",
+        ),
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="At the sizes of Ye et al. (2018); takes gigabytes of disk and far longer."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace files of these names, as an earlier demonstration left them.")
+    ] = False,
+) -> None:
+    """Train a dense model on made-up data, compress it, train it on, and show what came of it (a minute or two)."""
+    from btcompress import display
+    from btcompress.demo import FULL, SMALL, run_demo
+
+    folder = output or Path(f"btcompress-demo-{task}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made ({error.strerror}). Choose another folder.") from error
+    with display.demo_progress() as on_progress:
+        result = run_demo(
+            folder,
+            (FULL if full else SMALL)[task],
+            seed=seed,
+            force=force,
+            with_rivals=rivals,
+            on_progress=on_progress,
+        )
+    with display.having_written(folder):
+        display.show_demo(result)
