@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.demo.captions.features import FeatureMap
-from btcompress.demo.captions.grammar import PAD, STEPS, decode, encode, things, wordings
+from btcompress.demo.captions.grammar import PAD, decode, encode, things, wordings
 from btcompress.demo.captions.model import IGNORED, Captioner, word_loss
 from btcompress.demo.captions.pictures import save_captions
 from btcompress.demo.captions.scenes import make_scenes
@@ -51,7 +51,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Captions(Task[Pictures]):
-    """Describe a picture in a sentence, from the feature map of a fixed convolutional network (Ye et al. 2018, on COCO).
+    """Describe a picture in a sentence, from the feature map of a fixed convolutional network (Ye et al. 2018).
 
     Attributes:
         features: of the pictures.
@@ -152,7 +152,7 @@ def _cross_entropy(model: nn.Module, test: Pictures) -> float:
 
 
 def _rows(maps: npt.NDArray[np.uint8], sentences: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16]]:
-    """``x``: features and the tokens of a sentence, ``(n, 1, n_features + STEPS)``; ``y``: tokens wanted, ``(n, STEPS)``."""
+    """Features and the tokens of a sentence, ``(n, 1, n_features + STEPS)``, and the tokens wanted, ``(n, STEPS)``."""
     tokens = encode(sentences)
     x = np.concatenate([maps, tokens], axis=1)[:, None]
     return x, np.where(tokens == PAD, IGNORED, tokens.astype(np.int16)).astype(np.int16)
