@@ -183,7 +183,8 @@ def _either(phrases: Iterable[str]) -> str:
     return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase)))
 
 
-_SIZE_OF, _COLOUR_OF, _SHAPE_OF, _PLACE_OF = map(_meanings, (_SIZE_WORDS, _COLOUR_WORDS, _NOUNS, _PLACE_PHRASES))
+_SIZE_OF, _COLOUR_OF = _meanings(_SIZE_WORDS), _meanings(_COLOUR_WORDS)
+_SHAPE_OF, _PLACE_OF = _meanings(_NOUNS), _meanings(_PLACE_PHRASES)
 _WHAT = rf"a ({_either(_SIZE_OF)}) ({_either(_COLOUR_OF)}) ({_either(_SHAPE_OF)})"
 _WHERE = rf"({_either(_PLACE_OF)})"
 _NAMED = re.compile(rf"(?<!\S)(?:{_WHAT} {_WHERE}|{_WHERE} (?:{_either(_VERBS)}) {_WHAT})(?!\S)")

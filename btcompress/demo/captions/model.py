@@ -49,7 +49,7 @@ class Captioner(nn.Module):
         self.head = nn.Linear(2 * hidden_size, len(VOCABULARY))
         self.dropout = nn.Dropout(dropout)
         # Inputs have norm 1, so that W x spreads as far as the entries of W do.
-        nn.init.normal_(self.reader.get_parameter("weight_ih_l0"))
+        nn.init.normal_(self.reader.get_parameter("weight_ih_l0"), std=0.3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of every word at each step, shape ``(B, STEPS, words)``, given the words before it.

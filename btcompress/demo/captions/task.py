@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -134,8 +134,9 @@ class Captions(Task[Pictures]):
 
 def describe(model: nn.Module, test: Pictures) -> list[str]:
     """A sentence about each picture, word after word the most likely one."""
+    captioner = cast(Captioner, model)
     batches = torch.from_numpy(test.maps).split(_BATCH)
-    return [decode(row) for maps in batches for row in model.captions(maps.float()).numpy()]
+    return [decode(row) for maps in batches for row in captioner.captions(maps.float()).numpy()]
 
 
 @torch.no_grad()
@@ -166,7 +167,7 @@ SMALL = Captions(
     64,
     0.0,
     f"{__name__}:small_model",
-    Size(3000, 1000, 128, 4, 5, dense=Training(10, 2e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
+    Size(4000, 1000, 128, 4, 5, dense=Training(14, 1.2e-2), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
 )
 
 #: That of Ye et al. (2018): 50,176 inputs, 256 hidden units, 51,380,224 input weights.
@@ -175,7 +176,7 @@ FULL = Captions(
     64,
     0.0,
     f"{__name__}:full_model",
-    Size(4000, 1000, 256, 4, 6, dense=Training(10, 1e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
+    Size(4000, 1000, 256, 4, 6, dense=Training(14, 4e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
 )
 
 
