@@ -3,6 +3,7 @@
 # `make fuzz` reads a million damaged files of every kind, guided by coverage where atheris can be installed.
 # `make bench` times BTLSTM against both of torch's kernels in two minutes, on a machine that does nothing else,
 # and a linear layer against another library's where that is installed in PEERS.
+# `make paper` makes the tables and figures of docs/paper.md anew in PAPER, overnight; run again, it goes on where it was.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,9 +11,10 @@ READY := $(VENV)/.ready
 CASES ?= 1000000
 SEED ?= 0
 PEERS ?= .peers
+PAPER ?= paper
 TASK ?= video
 
-.PHONY: demo test bench fuzz kills lint
+.PHONY: demo test bench paper fuzz kills lint
 
 demo: $(READY)
 	$(BIN)/btcompress demo --task $(TASK) --output demo --force
@@ -24,6 +26,10 @@ test: $(READY)
 bench: $(READY)
 	-$(BIN)/python tests/benchmarks/lstm_speed.py --short --table --check
 	if [ -d "$(PEERS)" ]; then $(BIN)/python tests/benchmarks/peers.py --peers "$(PEERS)"; fi
+
+# Two processes, which share the work, with one thread each.
+paper: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/paper.py "$(PAPER)" --processes 2
 
 fuzz: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"

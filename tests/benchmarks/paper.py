@@ -7,18 +7,20 @@ rounded, from it and from scratch, and the dense model with fewer hidden units. 
 terms of several ranks, and of several orders. Learning rates are searched on seed 0, by the examples held back.
 
 One JSON line for each thing measured goes to standard output; ``FOLDER/tables.md`` has the tables of all that is in the
-folder, ``FOLDER/times.md`` the seconds that an epoch takes, and ``FOLDER/paper_*.png`` are the figures. What is in the
-folder is not made again, and a training that was interrupted goes on behind its last epoch: the same command again ends
-in the same tables. A part may be asked for first and the rest later, and the command may run twice at once: the two
-share the work. Plan for 8 GB of disk.
+folder, ``FOLDER/trainings.md`` every training, and ``FOLDER/paper_*.png`` are the figures. What is in the folder is not
+made again, and a training that was interrupted goes on behind its last epoch: the same command again ends in the same
+tables. A part may be asked for first and the rest later. The command may run several times at once, which
+``--processes`` sees to as well: all share the work. Plan for 8 GB of disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from paper_figures import draw_figures
 from paper_records import Measured, Noisy, wait_for
 from paper_settings import TASKS, Settings, Tasks, keep_settings, quick, tiny
 from paper_study import FORMS, STUDIES, Asked, Paper, Study
-from paper_table import tables, times
+from paper_table import tables, trainings
 
 from btcompress.checkpoint import replacing
 from btcompress.errors import BTCompressError
@@ -44,7 +46,8 @@ def arguments(given: Sequence[str] | None, tasks: Tasks) -> argparse.Namespace:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="beside the dense model")
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--ranks-of", nargs="+", metavar="TASK-SIZE", default=Settings().ranks_of)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; run the command twice for two cores")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in each process")
+    parser.add_argument("--processes", type=int, default=1, help="which share the work")
     parser.add_argument("--quick", action="store_true", help="everything tiny: tries the script, and measures nothing")
     parser.add_argument("--tables-only", action="store_true", help="make nothing but tables and figures")
     return parser.parse_args(given)
@@ -55,12 +58,27 @@ def main(given: Sequence[str] | None = None, tasks: Tasks = TASKS) -> int:
     args = arguments(given, tasks)
     torch.set_num_threads(args.threads)
     try:
-        failures = _paper(args, tasks)
+        with _helped(sys.argv[1:] if given is None else given, args.processes - 1):
+            failures = _paper(args, tasks)
     except (BTCompressError, OSError) as error:
         failures = [str(error)]
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 2 if failures else 0
+
+
+@contextmanager
+def _helped(given: Sequence[str], helpers: int) -> Iterator[None]:
+    """Let so many more processes do the same; once this one has ended, so have they."""
+    command = [sys.executable, __file__, *given, "--processes", "1"]
+    started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(helpers)]
+    try:
+        yield
+        for process in started:
+            process.wait()
+    finally:
+        for process in started:
+            process.terminate()
 
 
 def _paper(args: argparse.Namespace, tasks: Tasks) -> list[str]:
@@ -102,7 +120,7 @@ def _write(folder: Path, settings: Settings, tasks: Tasks) -> None:
     )
     told.do(everything)
     with wait_for(folder / "tables.md"):
-        for name, text in (("tables.md", tables(found, tasks)), ("times.md", times(folder))):
+        for name, text in (("tables.md", tables(found, tasks)), ("trainings.md", trainings(folder, tasks))):
             with replacing(folder / name) as temporary:
                 temporary.write_text(text)
         draw_figures(found, tasks, folder)

@@ -78,10 +78,11 @@ class Form:
     def begun(self, place: Place, start: Start) -> Made:
         """A model of this form before training; a checkpoint is in :meth:`start_path` too."""
         path, sizes = self.start_path(place, start), self._sizes_path(place, start)
-        if path.exists() and sizes.exists():
-            known = read(sizes, Sizes)
-            return Made(load(path), known.params, known.n_bytes, known.lstm_params)
-        return self._made(place, start)
+        with wait_for(path):  # two processes that begin at once do not fit the same twice
+            if path.exists() and sizes.exists():
+                known = read(sizes, Sizes)
+                return Made(load(path), known.params, known.n_bytes, known.lstm_params)
+            return self._made(place, start)
 
     def _made(self, place: Place, start: Start) -> Made:
         """A model of this form before training; its sizes are kept, and the checkpoint where it is one."""
@@ -131,17 +132,16 @@ def _sizes_of(place: Place, made: Made) -> Sizes:
     return Sizes(made.n_params, made.n_bytes, made.n_lstm_params, total, 4 * (total - made.n_params) + made.n_bytes)
 
 
-@cache
 def block_terms(task: Task[Any]) -> Form:
     """The block terms of a task's size, in the modes that are chosen for it."""
-    request = ShapeRequest(task.size.cp_rank, task.size.tucker_rank)
-    return Form.of(rivals.BLOCK_TERMS, target_shape(task, outline(task), request))
+    return of_request(task, rivals.BLOCK_TERMS.name, ShapeRequest(task.size.cp_rank, task.size.tucker_rank))
 
 
-def outline(task: Task[Any]) -> nn.Module:
-    """A dense model without numbers."""
-    with torch.device("meta"):
-        return task.model()
+@cache
+def of_request(task: Task[Any], name: str, request: ShapeRequest) -> Form:
+    """Block terms of the shape that is asked for, by a name of their own."""
+    with torch.random.fork_rng(devices=[]):
+        return Form(name, rivals.BLOCK_TERMS, target_shape(task, task.model(), request))
 
 
 def new_model(place: Place) -> nn.Module:

@@ -62,6 +62,7 @@ class Run:
         seed: of the data and the trainings.
         folder: of its files.
         on_epoch: called after each epoch of a training.
+        on_draw: called before data are drawn, which take memory and disk until the run is closed.
         dense: what the dense model is trained with.
         making: whether what is missing is made.
     """
@@ -71,6 +72,7 @@ class Run:
     seed: int
     folder: Path
     on_epoch: Callable[[str, Epoch], None] = field(repr=False)
+    on_draw: Callable[[Run], None] = field(default=lambda _: None, repr=False)
     dense: Training | None = None
     making: bool = True
 
@@ -85,6 +87,7 @@ class Run:
     def data(self) -> Path:
         """File of the examples to train on, which is this process's own until the run is closed."""
         if self._data is None:
+            self.on_draw(self)
             for number in count():
                 path = self.folder / f"data-{number}.npz"
                 try:
@@ -101,6 +104,7 @@ class Run:
     def test(self) -> Any:
         """What models are measured on."""
         if self._test is None:
+            self.on_draw(self)
             self._take(self.task.draw(self.seed))
         return self._test
 

@@ -28,7 +28,7 @@ class Search:
 
     Attributes:
         dense: learning rates of the dense model and of the one with fewer hidden units, as multiples of the task's.
-        decays: weight decays: rates are tried with the first, and the best of them with the others.
+        decays: weight decays of the dense model: rates are tried with the task's, and the best of them with these.
         others: learning rates of all other models, as multiples of the task's.
     """
 
@@ -108,7 +108,7 @@ def quick() -> Settings:
     return Settings(
         replace(one, dense=(0.5, 1.0)),
         one,
-        rounded_epochs=(("small", 1), ("full", 0)),
+        rounded_epochs=(("small", 2), ("full", 0)),
         rounded_rates=(0.3,),
         gaussian=(0.1,),
         occlusion=(0.2,),
@@ -118,9 +118,9 @@ def quick() -> Settings:
 
 
 def tiny(task: Task[Any]) -> Task[Any]:
-    """A task with few examples and one epoch of each training; its models are as large as before."""
+    """A task with few examples and two epochs of each training; its models are as large as before."""
     size = task.size
-    trainings = {name: replace(getattr(size, name), epochs=1) for name in ("dense", "tuning", "scratch", "calibration")}
+    trainings = {name: replace(getattr(size, name), epochs=2) for name in ("dense", "tuning", "scratch", "calibration")}
     made: Task[Any] = replace(task, size=replace(size, n_train=40, n_test=16, **trainings))
     return made
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from paper_forms import Form, Start, block_terms, outline
+from paper_forms import Form, Start, block_terms, of_request
 from paper_records import WAIT, BusyError, Measured, MissingError, Noisy
 from paper_runs import Model, Run
 from paper_settings import Settings, SizeName, Tasks
 
 from btcompress.demo import Noise, Training, rivals
-from btcompress.demo.rivals import target_shape
 from btcompress.errors import BTCompressError
 from btcompress.finetune import Epoch
 from btcompress.modes import ShapeRequest
@@ -97,7 +96,9 @@ class Paper:
         key = (task, size, seed)
         if key not in self._runs:
             folder = self.folder / f"{task}-{size}-{seed}"
-            self._runs[key] = Run(self.tasks[size][task], size, seed, folder, self.on_epoch, making=self.making)
+            self._runs[key] = Run(
+                self.tasks[size][task], size, seed, folder, self.on_epoch, self._close_all_but, making=self.making
+            )
         return self._runs[key]
 
     def do(self, asked: Asked) -> list[str]:
@@ -109,7 +110,6 @@ class Paper:
         left, failures = list(self.items(asked)), []
         while left:
             for item in left:
-                self._close_all_but(item.run)
                 try:
                     item.do()
                 except BusyError:
@@ -180,13 +180,13 @@ class Paper:
         if target is None:
             return []
         modes = {"in_modes": target.in_modes, "out_modes": target.out_modes}
-        return [_of_ranks(run, f"N={n} R={r}", ShapeRequest(n, r, **modes)) for n, r in self.settings.ranks]
+        return [of_request(run.task, f"N={n} R={r}", ShapeRequest(n, r, **modes)) for n, r in self.settings.ranks]
 
     def _orders(self, run: Run) -> list[Form]:
         forms = []
         for each in self.settings.orders:
             request = ShapeRequest(*self.settings.order_ranks, each.in_modes, each.out_modes)
-            form = _of_ranks(run, f"d={len(each.in_modes)}", request)
+            form = of_request(run.task, f"d={len(each.in_modes)}", request)
             if form.target is None or form.target.n_params != each.n_params:
                 raise BTCompressError(f"{form} was published to have {each.n_params} parameters.")
             forms.append(form)
@@ -227,21 +227,19 @@ class Paper:
     def _chosen(self, run: Run, form: Form, start: Start) -> Training:
         """How a form is trained: as is best on the examples held back, for the seed that is searched on."""
         search, size = self.settings.search(run.size), run.task.size
-        training, rates, decays = size.tuning, search.others, search.decays[:1]
+        training, rates = size.tuning, search.others
         if form.is_dense_lstm:
             training, rates = size.dense, search.dense
-            decays = search.decays if form.form is None else decays
         elif form.form is rivals.ROUNDED:
             epochs = dict(self.settings.rounded_epochs)[run.size]
             training, rates = replace(size.dense, epochs=epochs), self.settings.rounded_rates
         elif start == "from scratch":
             training = size.scratch
-        candidates = [
-            replace(training, learning_rate=training.learning_rate * rate, weight_decay=decays[0]) for rate in rates
-        ]
+        candidates = [replace(training, learning_rate=training.learning_rate * rate) for rate in rates]
         best = self._best_of(run, form, start, candidates)
-        if len(decays) > 1:
-            best = self._best_of(run, form, start, [replace(best, weight_decay=decay) for decay in decays])
+        others = [decay for decay in search.decays if decay != best.weight_decay]
+        if form.form is None and others:
+            best = self._best_of(run, form, start, [best, *(replace(best, weight_decay=decay) for decay in others)])
         return best
 
     def _best_of(self, run: Run, form: Form, start: Start, candidates: Sequence[Training]) -> Training:
@@ -270,8 +268,3 @@ class Paper:
             if training != best:
                 searched.discard(Model(form, start, training))
         return best
-
-
-def _of_ranks(run: Run, name: str, request: ShapeRequest) -> Form:
-    """Block terms of a shape, by a name of their own."""
-    return Form(name, rivals.BLOCK_TERMS, target_shape(run.task, outline(run.task), request))

@@ -91,14 +91,18 @@ def tables(found: Found, tasks: Tasks) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def times(folder: Path) -> str:
-    """Seconds of an epoch, of each training."""
+def trainings(folder: Path, tasks: Tasks) -> str:
+    """Every training, those that were searched among included: the best on the examples held back, and seconds."""
     rows = []
     for path in sorted(folder.glob("*/*.trained.json")):
-        record = read(path, Trained)
-        seconds = f"{median(record.seconds):.2f}" if record.seconds else "diverged"
-        rows.append((path.parent.name, path.name.removesuffix(".trained.json"), str(len(record.seconds)), seconds))
-    return _table(("run", "training", "epochs", "median seconds of an epoch"), rows) + "\n"
+        name, size, _ = path.parent.name.rsplit("-", 2)
+        metric, record = tasks[size][name].metric, read(path, Trained)
+        told = ("diverged", "")
+        if record.curve:
+            best = max(record.curve) if metric.higher_is_better else min(record.curve)
+            told = (f"{metric.written(best)} ({metric.name})", f"{median(record.seconds):.2f}")
+        rows.append((path.parent.name, path.name.removesuffix(".trained.json"), str(len(record.seconds)), *told))
+    return _table(("run", "training", "epochs", "best when held back", "median seconds of an epoch"), rows) + "\n"
 
 
 def _about(group: Group, found: Found) -> str:
