@@ -216,6 +216,22 @@ def test_block_terms_are_ahead_where_they_are_in_the_mean_over_seeds():
     )
 
 
+def test_orders_are_drawn_beside_the_dense_model_and_told_in_a_table(tmp_path):
+    forms = [(f"d={order}", start) for order in (2, 3) for start in ("dense model", "from scratch")]
+    orders = [
+        measured(form=form, start=start, seed=seed, scores=(0.4 + seed / 10,))
+        for form, start in forms
+        for seed in (0, 1)
+    ]
+    found = {"main": [measured(form="dense", start="")], "noise": [], "ranks": [], "orders": orders}
+    module("paper_figures").draw_figures(found, TASKS, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "paper_convergence_video_small.png",
+        "paper_orders_video_small.png",
+    ]
+    assert "| d=3, from scratch | 10 | 45.0 ± 7.1 % | 40.0 %, 50.0 % |" in module("paper_table").tables(found, TASKS)
+
+
 def test_less_is_better_where_a_measure_says_so():
     class Loss(Video):
         measures = (Measure("loss", higher_is_better=False),)

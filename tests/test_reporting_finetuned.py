@@ -146,3 +146,21 @@ def test_latest_training_that_went_wrong_is_called_so(changed, words, compressed
     bad = {**STEP, **changed}
     assert any(words in text for text in btcompress.report(compressed.with_step(bad)).advice)
     assert not any(words in text for text in btcompress.report(compressed.with_step(bad).with_step(STEP)).advice)
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "dense", "warns"),
+    [(True, None, True), (True, 0.76, True), (True, 0.75, False), (False, 0.74, True), (False, 0.75, False)],
+)
+def test_other_decisions_than_the_dense_model_s_are_no_loss_where_labels_say_they_are_as_good(
+    higher_is_better, dense, warns, compressed
+):
+    step = {
+        **STEP,
+        "higher_is_better": higher_is_better,
+        "dense": dense,
+        "agreement_after": {**AGREEMENT, "steps": 0.5},
+    }
+    assert (
+        any("Do not use it as it is" in text for text in btcompress.report(compressed.with_step(step)).advice) == warns
+    )

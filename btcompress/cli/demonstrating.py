@@ -34,7 +34,7 @@ def demo(
         typer.Option(
             "--rivals",
             help="Train what there is beside block terms too, at as many weights: tensor train, low rank, fewer hidden "
-            "units, rounded; takes about three times as long.",
+            "units, rounded; takes several times as long.",
         ),
     ] = False,
     full: Annotated[

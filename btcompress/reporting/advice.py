@@ -143,8 +143,16 @@ def _held_back(found: Findings) -> Iterator[_Effect]:
         yield _Effect(each.lstm, where, each.hidden_state_error_after, each.agreement_after)
     if found.finetuned and not found.calibrated:
         latest = found.finetuned[-1]
+        if _as_good_as_dense(latest):
+            return  # other decisions than the dense model's, and by the labels as good ones
         of_states = latest.metric == "hidden-state error"
         yield _Effect("", where, latest.after if of_states else None, latest.agreement_after)
+
+
+def _as_good_as_dense(training: FineTuneReport) -> bool:
+    if training.dense is None:
+        return False
+    return training.after >= training.dense if training.higher_is_better else training.after <= training.dense
 
 
 def _effect_advice(effect: _Effect) -> Iterator[str]:

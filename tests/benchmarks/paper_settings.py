@@ -28,7 +28,7 @@ class Search:
 
     Attributes:
         dense: learning rates of the dense model and of the one with fewer hidden units, as multiples of the task's.
-        decays: weight decays: rates are tried with the first, and the best of them with the others.
+        decays: weight decays of the dense model: rates are tried with the task's, and the best of them with these.
         others: learning rates of all other models, as multiples of the task's.
     """
 

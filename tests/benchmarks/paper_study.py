@@ -227,21 +227,19 @@ class Paper:
     def _chosen(self, run: Run, form: Form, start: Start) -> Training:
         """How a form is trained: as is best on the examples held back, for the seed that is searched on."""
         search, size = self.settings.search(run.size), run.task.size
-        training, rates, decays = size.tuning, search.others, search.decays[:1]
+        training, rates = size.tuning, search.others
         if form.is_dense_lstm:
             training, rates = size.dense, search.dense
-            decays = search.decays if form.form is None else decays
         elif form.form is rivals.ROUNDED:
             epochs = dict(self.settings.rounded_epochs)[run.size]
             training, rates = replace(size.dense, epochs=epochs), self.settings.rounded_rates
         elif start == "from scratch":
             training = size.scratch
-        candidates = [
-            replace(training, learning_rate=training.learning_rate * rate, weight_decay=decays[0]) for rate in rates
-        ]
+        candidates = [replace(training, learning_rate=training.learning_rate * rate) for rate in rates]
         best = self._best_of(run, form, start, candidates)
-        if len(decays) > 1:
-            best = self._best_of(run, form, start, [replace(best, weight_decay=decay) for decay in decays])
+        others = [decay for decay in search.decays if decay != best.weight_decay]
+        if form.form is None and others:
+            best = self._best_of(run, form, start, [best, *(replace(best, weight_decay=decay) for decay in others)])
         return best
 
     def _best_of(self, run: Run, form: Form, start: Start, candidates: Sequence[Training]) -> Training:

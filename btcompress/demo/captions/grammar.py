@@ -14,30 +14,25 @@ from btcompress.demo.captions.scenes import COLOURS, MOST_OBJECTS, NOTHING, PLAC
 
 # The first wording is the most common: the k-th is taken 1 / k times as often.
 _NOUNS = {
-    "disc": ("disc", "circle", "dot"),
-    "ring": ("ring", "hoop", "loop"),
-    "square": ("square", "box", "block"),
-    "triangle": ("triangle", "wedge", "pyramid"),
-    "cross": ("cross", "plus"),
-    "star": ("star", "asterisk", "spark"),
-    "diamond": ("diamond", "rhombus", "lozenge"),
+    "disc": ("disc", "circle", "dot", "coin"),
+    "ring": ("ring", "hoop", "loop", "wheel"),
+    "square": ("square", "box", "block", "tile"),
+    "triangle": ("triangle", "wedge", "pyramid", "arrowhead"),
+    "cross": ("cross", "plus", "crosshair"),
     "digit": ("digit", "number", "numeral", "figure"),
 }
 _COLOUR_WORDS = {
-    "red": ("red", "crimson", "scarlet"),
-    "green": ("green", "emerald"),
+    "red": ("red", "crimson", "scarlet", "ruby"),
+    "green": ("green", "emerald", "jade"),
     "blue": ("blue", "azure", "sapphire"),
     "yellow": ("yellow", "golden", "lemon"),
-    "purple": ("purple", "violet"),
-    "orange": ("orange", "amber"),
+    "purple": ("purple", "violet", "magenta"),
     "white": ("white", "pale", "ivory"),
-    "cyan": ("cyan", "turquoise", "teal"),
 }
-_SIZE_WORDS = {"large": ("large", "big", "huge"), "small": ("small", "little", "tiny")}
+_SIZE_WORDS = {"large": ("large", "big", "huge", "great"), "small": ("small", "little", "tiny", "minute")}
 _PLACE_PHRASES = {
     "top left": ("at top left", "in upper left"),
     "top right": ("at top right", "in upper right"),
-    "middle": ("in the middle", "at the centre", "amid everything"),
     "bottom left": ("at bottom left", "in lower left"),
     "bottom right": ("at bottom right", "in lower right"),
 }
@@ -54,13 +49,16 @@ _FRAMES = (
     "an illustration of {}",
     "it depicts {}",
     "somebody drew {}",
+    "my drawing includes {}",
+    "one photo with {}",
+    "clearly visible are {}",
 )
-_PLACES_FIRST = ("{}", "in this picture {}", "look : {}", "as you notice {}")
+_PLACES_FIRST = ("{}", "in this picture {}", "look : {}", "as you notice {}", "on closer inspection {}")
 _VERBS = ("is", "lies", "sits", "appears")
 _BETWEEN_LAST = ("and", "together with", "and also")
 _BETWEEN = (",", "then", "next")
 #: How often a sentence says where before what, and how often it goes by places from the last to the first.
-_PLACE_FIRST_SHARE, _BACKWARDS_SHARE = 0.5, 0.3
+_PLACE_FIRST_SHARE, _BACKWARDS_SHARE = 0.7, 0.3
 
 #: What fills up, begins and ends a sentence, as words of the vocabulary.
 PAD, BEGIN, END = 0, 1, 2
@@ -114,7 +112,7 @@ def _phrase(thing: Thing, place_first: bool, generator: np.random.Generator) -> 
 
 
 def _one_of(choices: Sequence[str], generator: np.random.Generator) -> str:
-    shares = np.cumsum(1 / np.arange(1, len(choices) + 1))
+    shares = np.cumsum(1 / np.arange(1, len(choices) + 1) ** 2)
     return choices[int(np.searchsorted(shares, generator.random() * shares[-1], side="right"))]
 
 
@@ -185,7 +183,8 @@ def _either(phrases: Iterable[str]) -> str:
     return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase)))
 
 
-_SIZE_OF, _COLOUR_OF, _SHAPE_OF, _PLACE_OF = map(_meanings, (_SIZE_WORDS, _COLOUR_WORDS, _NOUNS, _PLACE_PHRASES))
+_SIZE_OF, _COLOUR_OF = _meanings(_SIZE_WORDS), _meanings(_COLOUR_WORDS)
+_SHAPE_OF, _PLACE_OF = _meanings(_NOUNS), _meanings(_PLACE_PHRASES)
 _WHAT = rf"a ({_either(_SIZE_OF)}) ({_either(_COLOUR_OF)}) ({_either(_SHAPE_OF)})"
 _WHERE = rf"({_either(_PLACE_OF)})"
 _NAMED = re.compile(rf"(?<!\S)(?:{_WHAT} {_WHERE}|{_WHERE} (?:{_either(_VERBS)}) {_WHAT})(?!\S)")
@@ -207,6 +206,6 @@ def parse(sentence: str) -> tuple[Thing, ...]:
 
 
 def share_right(named: Sequence[Thing], shown: Sequence[Thing]) -> float:
-    """Objects named right in every respect, over those named or those shown, whichever are more; 1 where all is right."""
+    """Objects named right in every respect, over those named or those shown, whichever are more."""
     right = sum((Counter(named) & Counter(shown)).values())
     return right / max(len(named), len(shown), 1)

@@ -15,15 +15,17 @@ IGNORED = -100
 class Captioner(nn.Module):
     """Feature map to sentence, as in Vinyals et al. (2015), where one LSTM reads a picture and then words.
 
-    Its matrix for inputs, ``W`` of features and words, is held by two layers here: ``reader`` takes the features, in one
-    step from zeros, and ``writer`` the words, from the reader's states on.
+    Its matrix for inputs, ``W`` of features and words, is held by two layers here: ``reader`` takes the features, in
+    one step from zeros, and ``writer`` the words, from the reader's states on. What the reader gave stands beside each
+    word too, and what the writer lets through of it (a gate on each of its numbers, as attention in Xu et al. 2015)
+    beside what it gives: so it can look up the object that it speaks of.
 
     Args:
         map_shape: rows, columns and channels of the feature map.
         embedding_size: of a word.
         hidden_size: of the writer.
         dropout: share of what the writer takes and gives that is left out in training.
-        reader_size: hidden size of the reader; where it is not the writer's, a linear layer leads from one to the other.
+        reader_size: hidden size of the reader; where it is not the writer's, a linear layer leads to it.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class Captioner(nn.Module):
         self.bridge = nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
         self.embedding = nn.Embedding(len(VOCABULARY), embedding_size)
         self.writer = nn.LSTM(embedding_size + hidden_size, hidden_size, batch_first=True)
-        self.head = nn.Linear(hidden_size, len(VOCABULARY))
+        self.gate = nn.Linear(hidden_size, hidden_size)
+        self.head = nn.Linear(2 * hidden_size, len(VOCABULARY))
         self.dropout = nn.Dropout(dropout)
         # Inputs have norm 1, so that W x spreads as far as the entries of W do.
-        nn.init.normal_(self.reader.get_parameter("weight_ih_l0"))
+        nn.init.normal_(self.reader.get_parameter("weight_ih_l0"), std=0.3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of every word at each step, shape ``(B, STEPS, words)``, given the words before it.
@@ -91,9 +94,11 @@ class Captioner(nn.Module):
         self, words: Tensor, seen: Tensor, state: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Scores after each word, and the states after the last."""
-        inputs = torch.cat([self.embedding(words), seen[0][:, None].expand(-1, words.shape[1], -1)], dim=-1)
+        beside = seen.transpose(0, 1)  # (B, 1, H)
+        inputs = torch.cat([self.embedding(words), beside.expand(-1, words.shape[1], -1)], dim=-1)
         hidden, state = self.writer(self.dropout(inputs), state)
-        scores: Tensor = self.head(self.dropout(hidden))
+        looked_at = torch.sigmoid(self.gate(hidden)) * beside  # (B, steps, H)
+        scores: Tensor = self.head(self.dropout(torch.cat([hidden, looked_at], dim=-1)))
         return scores, state
 
 

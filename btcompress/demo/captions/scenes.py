@@ -13,23 +13,20 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from btcompress.errors import BTCompressError
 
-SHAPES = ("disc", "ring", "square", "triangle", "cross", "star", "diamond", "digit")
+SHAPES = ("disc", "ring", "square", "triangle", "cross", "digit")
 _COLOURS = {
     "red": (0.9, 0.1, 0.1),
     "green": (0.1, 0.75, 0.15),
     "blue": (0.15, 0.25, 0.95),
     "yellow": (0.95, 0.9, 0.1),
-    "purple": (0.6, 0.15, 0.85),
-    "orange": (1.0, 0.5, 0.05),
+    "purple": (0.75, 0.15, 0.85),
     "white": (0.95, 0.95, 0.95),
-    "cyan": (0.1, 0.85, 0.9),
 }
 COLOURS = tuple(_COLOURS)
 SIZES = ("large", "small")
 _PLACES = {
     "top left": (0.25, 0.25),
     "top right": (0.75, 0.25),
-    "middle": (0.5, 0.5),
     "bottom left": (0.25, 0.75),
     "bottom right": (0.75, 0.75),
 }
@@ -41,7 +38,7 @@ MOST_OBJECTS, _FEWEST = 3, 2
 NOTHING = -1
 
 # Ranges of what is drawn at random for each picture. Lengths are in sides of the picture.
-_SIDE = {"large": (0.3, 0.34), "small": (0.17, 0.2)}  # of an object
+_SIDE = {"large": (0.36, 0.4), "small": (0.2, 0.23)}  # of an object
 _JITTER = 0.03  # of an object's centre from that of its place
 _TILT = (-0.15, 0.15)  # angle of an object, radians
 _SHADE = 0.08  # of each colour of an object from that of its name
@@ -50,7 +47,7 @@ _BACKGROUND_CELLS = 4  # points each way between which the background's colours 
 _WAVE = (0.0, 0.08)  # height of the waves over it
 _WAVES = (3.0, 12.0)  # of them across the picture
 _NOISE = 0.03  # standard deviation of each pixel and colour
-_WINDOW = 0.45  # side of what is drawn anew for an object, which is never longer, even tilted and off its place
+_WINDOW = 0.52  # side of what is drawn anew for an object, which is never longer, even tilted and off its place
 _GLYPH = 32  # pixels of the bitmap of an object, each way
 _CHUNK = 64  # pictures drawn at once, which bounds memory
 
@@ -150,20 +147,17 @@ def _draw(pixels: Tensor, objects: Tensor, glyphs: tuple[Tensor, Tensor], genera
 
 
 def _glyphs() -> tuple[Tensor, Tensor]:
-    """Ink from 0 to 1: of each shape but digits, shape ``(7, 32, 32)``, and of all digits of scikit-learn's set."""
+    """Ink from 0 to 1: of each shape but digits, shape ``(5, 32, 32)``, and of all digits of scikit-learn's set."""
     fine = 4  # points each way in a pixel, over which ink is averaged
     across = ((torch.arange(_GLYPH * fine) + 0.5) / (_GLYPH * fine) * 2 - 1)[None, :]
     down = across.T
     far = torch.hypot(across, down)
-    arms = torch.cos(5 * torch.atan2(across, -down))
     inside = {
         "disc": far < 0.95,
         "ring": (far < 0.97) & (far > 0.6),
         "square": torch.maximum(across.abs(), down.abs()) < 0.82,
         "triangle": (down < 0.8) & (across.abs() < (down + 0.95) * 0.55),
         "cross": torch.minimum(across.abs(), down.abs()).lt(0.27) & torch.maximum(across.abs(), down.abs()).lt(0.95),
-        "star": far < 0.42 + 0.55 * ((arms + 1) / 2) ** 2,
-        "diamond": (across.abs() * 1.35 + down.abs()) < 0.98,
     }
     named = torch.stack([inside[name].float() for name in SHAPES if name != "digit"])
     named = interpolate(named[:, None], (_GLYPH, _GLYPH), mode="area")[:, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.demo.captions.features import FeatureMap
-from btcompress.demo.captions.grammar import PAD, STEPS, decode, encode, things, wordings
+from btcompress.demo.captions.grammar import PAD, decode, encode, things, wordings
 from btcompress.demo.captions.model import IGNORED, Captioner, word_loss
 from btcompress.demo.captions.pictures import save_captions
 from btcompress.demo.captions.scenes import make_scenes
@@ -51,7 +51,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Captions(Task[Pictures]):
-    """Describe a picture in a sentence, from the feature map of a fixed convolutional network (Ye et al. 2018, on COCO).
+    """Describe a picture in a sentence, from the feature map of a fixed convolutional network (Ye et al. 2018).
 
     Attributes:
         features: of the pictures.
@@ -134,8 +134,9 @@ class Captions(Task[Pictures]):
 
 def describe(model: nn.Module, test: Pictures) -> list[str]:
     """A sentence about each picture, word after word the most likely one."""
+    captioner = cast(Captioner, model)
     batches = torch.from_numpy(test.maps).split(_BATCH)
-    return [decode(row) for maps in batches for row in model.captions(maps.float()).numpy()]
+    return [decode(row) for maps in batches for row in captioner.captions(maps.float()).numpy()]
 
 
 @torch.no_grad()
@@ -152,7 +153,7 @@ def _cross_entropy(model: nn.Module, test: Pictures) -> float:
 
 
 def _rows(maps: npt.NDArray[np.uint8], sentences: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16]]:
-    """``x``: features and the tokens of a sentence, ``(n, 1, n_features + STEPS)``; ``y``: tokens wanted, ``(n, STEPS)``."""
+    """Features and the tokens of a sentence, ``(n, 1, n_features + STEPS)``, and the tokens wanted, ``(n, STEPS)``."""
     tokens = encode(sentences)
     x = np.concatenate([maps, tokens], axis=1)[:, None]
     return x, np.where(tokens == PAD, IGNORED, tokens.astype(np.int16)).astype(np.int16)
@@ -166,7 +167,7 @@ SMALL = Captions(
     64,
     0.0,
     f"{__name__}:small_model",
-    Size(3000, 1000, 128, 4, 5, dense=Training(10, 2e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
+    Size(4000, 1000, 128, 4, 5, dense=Training(14, 1.2e-2), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
 )
 
 #: That of Ye et al. (2018): 50,176 inputs, 256 hidden units, 51,380,224 input weights.
@@ -175,7 +176,7 @@ FULL = Captions(
     64,
     0.0,
     f"{__name__}:full_model",
-    Size(4000, 1000, 256, 4, 6, dense=Training(10, 1e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
+    Size(4000, 1000, 256, 4, 6, dense=Training(14, 4e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
 )
 
 

@@ -1,0 +1,237 @@
+"""Laws of the task on captions."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from btcompress.demo.captions.features import FeatureMap
+from btcompress.demo.captions.grammar import (
+    STEPS,
+    VOCABULARY,
+    Thing,
+    decode,
+    encode,
+    parse,
+    share_right,
+    things,
+    wordings,
+)
+from btcompress.demo.captions.model import IGNORED, Captioner, word_loss
+from btcompress.demo.captions.scenes import NOTHING, make_scenes
+from btcompress.demo.captions.scores import bleu, content
+from btcompress.demo.captions.task import FULL, REFERENCES, SMALL, Captions, describe, full_model, small_model
+from btcompress.demo.noise import Noise
+from btcompress.demo.story import draw_data
+from btcompress.demo.task import Size, Training
+from btcompress.errors import BTCompressError
+from btcompress.nn import BTLSTM
+
+TINY = Captions(
+    FeatureMap(24, 3, 8),
+    8,
+    0.0,
+    f"{__name__}:tiny_model",
+    Size(60, 20, 16, 1, 2, *[Training(3, 5e-2, batch_size=4)] * 3),
+)
+RED = Thing("square", "red", "large", "top left")
+BLUE = Thing("disc", "blue", "small", "bottom right")
+
+
+def tiny_model():
+    return TINY.model()
+
+
+def scenes_of(seed, n=40, side=24):
+    return make_scenes(n, side=side, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return TINY.draw(0)
+
+
+def test_scenes_show_two_or_three_objects_at_places_of_their_own_in_order():
+    scenes = scenes_of(0, n=200)
+    counts = (scenes.objects[:, :, 0] != NOTHING).sum(1)
+    assert set(counts) == {2, 3}
+    for objects, count in zip(scenes.objects, counts, strict=True):
+        places = objects[:count, 3].tolist()
+        assert places == sorted(set(places))
+        assert (objects[count:] == NOTHING).all()
+
+
+def test_an_object_is_drawn_in_its_colour_at_its_place_and_nowhere_else():
+    scenes = scenes_of(1, n=300, side=64)
+    large = {(place): [] for place in range(4)}
+    for image, objects in zip(scenes.images, scenes.objects, strict=True):
+        shown = set(objects[:, 3].tolist())
+        for place in range(4):
+            rows, columns = (
+                slice(32 * (place // 2), 32 * (place // 2) + 32),
+                slice(32 * (place % 2), 32 * (place % 2) + 32),
+            )
+            large[place].append((place in shown, int(image[rows, columns].max(-1).max())))
+    for found in large.values():
+        assert min(bright for there, bright in found if there) > max(bright for there, bright in found if not there)
+
+
+def test_every_wording_names_the_objects_of_its_scene_and_fits():
+    generator = np.random.default_rng(0)
+    for objects in scenes_of(0, n=150).objects:
+        shown = things(objects)
+        sentences = wordings(shown, 5, generator)
+        assert len(set(sentences)) == 5
+        for sentence in sentences:
+            assert sorted(map(repr, parse(sentence))) == sorted(map(repr, shown))
+        assert [decode(row) for row in encode(sentences)] == list(sentences)
+
+
+def test_the_vocabulary_has_a_hundred_words_and_none_twice():
+    assert len(VOCABULARY) - 3 >= 100
+    assert len(set(VOCABULARY)) == len(VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "named"),
+    [
+        ("a large red square at top left and a small blue disc at bottom right", (RED, BLUE)),
+        ("in this picture in lower right sits a tiny azure circle , in upper left is a big ruby box", (BLUE, RED)),
+        ("there is a large red square at top left and a small blue", (RED,)),
+        ("a red square at top left", ()),
+        ("a large red square", ()),
+        ("", ()),
+    ],
+)
+def test_a_sentence_is_parsed_into_what_it_names_in_full(sentence, named):
+    assert parse(sentence) == named
+
+
+@pytest.mark.parametrize(
+    ("named", "share"),
+    [((BLUE, RED), 1), ((RED,), 1 / 2), ((RED, RED), 1 / 2), ((RED, BLUE, BLUE), 2 / 3), ((), 0)],
+)
+def test_share_of_objects_right_counts_what_is_missing_and_what_is_too_much(named, share):
+    assert share_right(named, (RED, BLUE)) == pytest.approx(share)
+
+
+def test_scores_of_known_sentences():
+    right = "a large red square at top left and a small blue disc at bottom right"
+    half = "a large red square at top left and a small blue ring at bottom right"
+    assert content([right, half], [(RED, BLUE)] * 2) == (0.5, 0.75)
+    assert bleu([right], [(right, half)]) == pytest.approx(1)
+    assert 0.3 < bleu([half], [(right, right)]) < 1
+    assert bleu(["we see"], [(right, half)]) < 0.05
+
+
+def test_a_missing_sacrebleu_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
+    with pytest.raises(BTCompressError, match=r"pip install 'btcompress\[demo\]'"):
+        bleu(["a"], [("a",)])
+
+
+def test_a_missing_scikit_learn_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(BTCompressError, match=r"pip install 'btcompress\[demo\]'"):
+        scenes_of(0, n=1)
+
+
+def test_features_are_the_same_whatever_was_drawn_before_and_differ_between_pictures():
+    images = scenes_of(0).images
+    first = TINY.features.of(images)
+    torch.manual_seed(5)
+    torch.rand(3)
+    assert np.array_equal(TINY.features.of(images), first)
+    assert np.array_equal(TINY.features.of(images[7:9]), first[7:9])
+    assert len(np.unique(first, axis=0)) == len(images)
+
+
+def test_same_seed_gives_the_same_data_and_another_seed_others(drawn):
+    again, other = TINY.draw(0), TINY.draw(1)
+    assert np.array_equal(again.x, drawn.x)
+    assert np.array_equal(again.y, drawn.y)
+    assert again.test.references == drawn.test.references
+    assert not np.array_equal(other.x, drawn.x)
+
+
+def test_y_is_the_sentence_that_x_ends_with_and_padding_counts_for_nothing(drawn):
+    assert drawn.x.shape == (60, 1, 72 + STEPS)
+    assert drawn.x.dtype == np.uint8
+    tokens = drawn.x[:, 0, 72:].astype(int)
+    assert np.array_equal(np.where(tokens == 0, IGNORED, tokens), drawn.y)
+    scores, y = torch.randn(60, STEPS, len(VOCABULARY)), torch.from_numpy(drawn.y).long()
+    other = scores.masked_fill((y == IGNORED)[..., None], 7.0)
+    assert torch.equal(word_loss(scores, y), word_loss(other, y))
+
+
+def test_the_model_cannot_see_the_word_that_it_is_to_write_nor_those_after_it(drawn):
+    model = tiny_model().eval()
+    x = torch.from_numpy(drawn.x[:5]).float()
+    changed = x.clone()
+    changed[..., 72 + 4 :] = 5
+    before, after = model(x), model(changed)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.equal(before[:, 5], after[:, 5])
+
+
+def test_greedy_captions_are_those_that_step_by_step_calls_of_the_whole_model_give(drawn):
+    torch.manual_seed(0)
+    model = tiny_model().eval()
+    maps = torch.from_numpy(drawn.test.maps[:3]).float()
+    tokens = torch.zeros(3, STEPS)
+    with torch.no_grad():
+        for step in range(STEPS):
+            tokens[:, step] = model(torch.cat([maps, tokens], 1)[:, None])[:, step].argmax(-1)
+    assert [decode(row) for row in tokens.long().numpy()] == [decode(row) for row in model.captions(maps).numpy()]
+
+
+@pytest.mark.parametrize("form", ["dense", "block terms", "smaller"])
+def test_models_learn_with_any_reader(form, drawn, tmp_path):
+    data = tmp_path / "train.npz"
+    draw_data(TINY, data, 0)
+    torch.manual_seed(0)
+    model = TINY.model(3) if form == "smaller" else TINY.model()
+    if form == "block terms":
+        model.reader = BTLSTM.from_dense(model.reader, cp_rank=1, tucker_rank=2, input_shape=TINY.input_shape)
+    before = model.reader.state_dict()["bias_ih_l0"].clone()
+    curve = TINY.train(model, data, TINY.size.dense, 0)
+    assert min(curve) < 0.8 * curve[0]
+    assert not torch.equal(model.reader.state_dict()["bias_ih_l0"], before)
+    assert len(TINY.scores(model, drawn.test)) == len(TINY.measures)
+
+
+def test_noise_changes_pictures_and_their_features_alone(drawn):
+    noisy = TINY.noisy(drawn.test, Noise("gaussian", 0.2))
+    assert not np.array_equal(noisy.images, drawn.test.images)
+    assert not np.array_equal(noisy.maps, drawn.test.maps)
+    assert np.array_equal(noisy.maps, TINY.features.of(noisy.images))
+    assert noisy.objects is drawn.test.objects
+    assert noisy.references is drawn.test.references
+    none = TINY.noisy(drawn.test, Noise("gaussian", 0))
+    assert np.array_equal(none.maps, drawn.test.maps)
+
+
+def test_examples_are_drawn_beside_what_each_model_says(drawn, tmp_path):
+    models = {"dense": tiny_model(), "another": tiny_model()}
+    TINY.draw_examples(models, drawn.test, tmp_path / "a.png")
+    TINY.draw_examples({"dense": models["dense"]}, drawn.test, tmp_path / "b.png")
+    with Image.open(tmp_path / "a.png") as wide, Image.open(tmp_path / "b.png") as narrow:
+        assert wide.width > narrow.width > 300
+        assert len(wide.convert("RGB").getcolors(1 << 24)) > 100
+    assert len(describe(models["dense"], drawn.test)) == len(drawn.test.references)
+    assert all(len(set(each)) == REFERENCES for each in drawn.test.references)
+
+
+def test_references_name_the_factories_and_the_loss():
+    assert SMALL.model_reference == "btcompress.demo.captions.task:small_model"
+    assert FULL.model_reference == "btcompress.demo.captions.task:full_model"
+    assert SMALL.loss_reference == "btcompress.demo.captions.model:word_loss"
+    assert SMALL.loss is word_loss
+    assert SMALL.input_shape == (8, 8, 64)
+    assert FULL.input_shape == (14, 14, 256)
+    assert small_model().reader.input_size == 4096
+    assert isinstance(replace(FULL, size=replace(FULL.size, hidden_size=2)).model(), Captioner)
+    assert callable(full_model)
