@@ -166,8 +166,8 @@ SMALL = Images(
         4,
         4,
         dense=Training(16, 2e-2, 0.1, batch_size=16),
-        tuning=Training(5, 1e-2, 0.1, batch_size=16),
-        scratch=Training(5, 2e-2, 0.1, batch_size=16),
+        tuning=Training(8, 1e-2, 0.1, batch_size=16),
+        scratch=Training(16, 2e-2, 0.1, batch_size=16),
     ),
     factory="btcompress.demo.images.task:small_model",
 )
