@@ -165,16 +165,16 @@ _BLOCK_TERMS = Training(10, 1e-2)
 SMALL = Captions(
     FeatureMap(96, 8, 64),
     64,
-    0.0,
+    0.2,
     f"{__name__}:small_model",
-    Size(4000, 1000, 128, 4, 5, dense=Training(14, 1.2e-2), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
+    Size(4000, 1000, 128, 4, 5, dense=Training(12, 1.2e-2, 0.05), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
 )
 
 #: That of Ye et al. (2018): 50,176 inputs, 256 hidden units, 51,380,224 input weights.
 FULL = Captions(
     FeatureMap(112, 14, 256),
     64,
-    0.0,
+    0.2,
     f"{__name__}:full_model",
     Size(4000, 1000, 256, 4, 6, dense=Training(14, 4e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
 )
