@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from btcompress.demo.captions.scenes import COLOURS, MOST_OBJECTS, NOTHING, PLACES, SHAPES, SIZES
 
-# The first wording is the most common: the k-th is taken 1 / k times as often.
+# The first wording is the most common: the k-th is taken 1 / k^2 times as often.
 _NOUNS = {
     "disc": ("disc", "circle", "dot", "coin"),
     "ring": ("ring", "hoop", "loop", "wheel"),
@@ -58,7 +58,7 @@ _VERBS = ("is", "lies", "sits", "appears")
 _BETWEEN_LAST = ("and", "together with", "and also")
 _BETWEEN = (",", "then", "next")
 #: How often a sentence says where before what, and how often it goes by places from the last to the first.
-_PLACE_FIRST_SHARE, _BACKWARDS_SHARE = 0.7, 0.3
+_PLACE_FIRST_SHARE, _BACKWARDS_SHARE = 0.8, 0.3
 
 #: What fills up, begins and ends a sentence, as words of the vocabulary.
 PAD, BEGIN, END = 0, 1, 2

@@ -52,16 +52,18 @@ class Captioner(nn.Module):
         nn.init.normal_(self.reader.get_parameter("weight_ih_l0"), std=0.3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of every word at each step, shape ``(B, STEPS, words)``, given the words before it.
+        """Scores of every word at each step, given the words before it; shape ``(B, sentences * STEPS, words)``.
 
         Args:
-            x: features, as bytes or not, and the tokens of a sentence after them: ``(B, 1, n_features + STEPS)``.
+            x: features, as bytes or not, and the tokens of one or several sentences after them:
+                ``(B, 1, n_features + sentences * STEPS)``.
         """
-        features, tokens = x.flatten(1).split([self.n_features, STEPS], dim=1)
-        first = tokens.new_full((len(tokens), 1), BEGIN)
-        state = self._read(features)
-        scores, _ = self._written(torch.cat([first, tokens[:, :-1]], dim=1).long(), state[0], state)
-        return scores
+        features, rest = x.flatten(1).tensor_split([self.n_features], dim=1)
+        tokens = rest.unflatten(1, (-1, STEPS))  # (B, sentences, STEPS)
+        before = torch.cat([torch.full_like(tokens[..., :1], BEGIN), tokens[..., :-1]], dim=-1)
+        hidden, cell = (each.repeat_interleave(tokens.shape[1], dim=1) for each in self._read(features))
+        scores, _ = self._written(before.flatten(0, 1).long(), hidden, (hidden, cell))
+        return scores.view(len(x), -1, scores.shape[-1])
 
     @torch.no_grad()
     def captions(self, features: Tensor) -> Tensor:

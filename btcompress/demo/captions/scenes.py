@@ -33,7 +33,7 @@ _PLACES = {
 #: From the top, and from the left in each row.
 PLACES = tuple(_PLACES)
 #: Objects in a picture at most, and at least.
-MOST_OBJECTS, _FEWEST = 3, 2
+MOST_OBJECTS, _FEWEST = 2, 2
 #: In the place of an object where there is none.
 NOTHING = -1
 

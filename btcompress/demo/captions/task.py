@@ -21,7 +21,9 @@ from btcompress.demo.captions.scores import bleu, content
 from btcompress.demo.noise import Noise
 from btcompress.demo.task import Drawn, Measure, Size, Task, Training
 
-#: Right wordings of each picture that is tested on; those trained on have one.
+#: Right wordings of each picture that is trained on. With one, models learn which words go with which picture.
+WORDINGS = 2
+#: Right wordings of each picture that is tested on.
 REFERENCES = 5
 #: Pictures in the picture of examples.
 _SHOWN = 6
@@ -105,7 +107,7 @@ class Captions(Task[Pictures]):
         maps = self.features.of(drawn.images)
         generator = np.random.default_rng(seed)
         shown = [things(objects) for objects in drawn.objects]
-        sentences = [wordings(each, 1, generator)[0] for each in shown[:n_train]]
+        sentences = [wordings(each, WORDINGS, generator) for each in shown[:n_train]]
         references = tuple(wordings(each, REFERENCES, generator) for each in shown[n_train:])
         x, y = _rows(maps[:n_train], sentences)
         return Drawn(x, y, Pictures(drawn.images[n_train:], maps[n_train:], drawn.objects[n_train:], references))
@@ -144,7 +146,7 @@ def _cross_entropy(model: nn.Module, test: Pictures) -> float:
     """The mean of a word of all references, given the words before it."""
     total, words = 0.0, 0
     for position in range(REFERENCES):
-        x, y = _rows(test.maps, [each[position] for each in test.references])
+        x, y = _rows(test.maps, [each[position : position + 1] for each in test.references])
         for inputs, wanted in zip(torch.from_numpy(x).split(_BATCH), torch.from_numpy(y).split(_BATCH), strict=True):
             count = int((wanted != IGNORED).sum())
             total += count * float(word_loss(model(inputs.float()), wanted.long()))
@@ -152,14 +154,23 @@ def _cross_entropy(model: nn.Module, test: Pictures) -> float:
     return total / words
 
 
-def _rows(maps: npt.NDArray[np.uint8], sentences: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16]]:
-    """Features and the tokens of a sentence, ``(n, 1, n_features + STEPS)``, and the tokens wanted, ``(n, STEPS)``."""
-    tokens = encode(sentences)
+def _rows(
+    maps: npt.NDArray[np.uint8], sentences: Sequence[Sequence[str]]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16]]:
+    """What the model reads and what is wanted, of several sentences about each picture.
+
+    Args:
+        maps: shape ``(n, n_features)``.
+        sentences: as many of each picture.
+
+    Returns:
+        Features and the tokens of the sentences, ``(n, 1, n_features + sentences * STEPS)``, and the tokens wanted,
+        ``(n, sentences * STEPS)``.
+    """
+    tokens = np.concatenate([encode(each) for each in zip(*sentences, strict=True)], axis=1)
     x = np.concatenate([maps, tokens], axis=1)[:, None]
     return x, np.where(tokens == PAD, IGNORED, tokens.astype(np.int16)).astype(np.int16)
 
-
-_BLOCK_TERMS = Training(10, 1e-2)
 
 #: A minute or two on two cores.
 SMALL = Captions(
@@ -167,16 +178,26 @@ SMALL = Captions(
     64,
     0.2,
     f"{__name__}:small_model",
-    Size(4000, 1000, 128, 4, 5, dense=Training(12, 1.2e-2, 0.05), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
+    Size(
+        4000,
+        1000,
+        128,
+        4,
+        5,
+        dense=Training(10, 1.2e-2),
+        tuning=Training(6, 1e-2),
+        scratch=Training(10, 2e-2),
+        calibration=Training(3, 1e-2),
+    ),
 )
 
-#: That of Ye et al. (2018): 50,176 inputs, 256 hidden units, 51,380,224 input weights.
+#: A feature map of 14 x 14 x 256: 50,176 inputs, 256 hidden units, 51,380,224 input weights.
 FULL = Captions(
     FeatureMap(112, 14, 256),
     64,
     0.2,
     f"{__name__}:full_model",
-    Size(4000, 1000, 256, 4, 6, dense=Training(14, 4e-3), tuning=_BLOCK_TERMS, scratch=_BLOCK_TERMS),
+    Size(4000, 1000, 256, 4, 6, dense=Training(10, 6e-3), tuning=Training(6, 1e-2), scratch=Training(10, 2e-2)),
 )
 
 
