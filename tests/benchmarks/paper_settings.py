@@ -73,7 +73,7 @@ class Settings:
         quick: everything is tiny: models come out untrained, and figures mean nothing.
     """
 
-    small: Search = Search((0.25, 0.5, 1.0, 2.0), (0.0, 1.0), (0.1, 0.3, 1.0))
+    small: Search = Search((0.25, 0.5, 1.0, 2.0), (0.0, 1.0), (0.1, 0.3, 1.0, 2.0))
     full: Search = Search((0.5, 1.0), (0.0,), (0.3, 1.0))
     rounded_epochs: tuple[tuple[SizeName, int], ...] = (("small", 4), ("full", 0))
     rounded_rates: tuple[float, ...] = (0.03, 0.3)
