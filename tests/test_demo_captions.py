@@ -21,9 +21,9 @@ from btcompress.demo.captions.grammar import (
     wordings,
 )
 from btcompress.demo.captions.model import IGNORED, Captioner, word_loss
-from btcompress.demo.captions.scenes import NOTHING, make_scenes
+from btcompress.demo.captions.scenes import N_OBJECTS, make_scenes
 from btcompress.demo.captions.scores import bleu, content
-from btcompress.demo.captions.task import FULL, REFERENCES, SMALL, Captions, describe, full_model, small_model
+from btcompress.demo.captions.task import FULL, REFERENCES, SMALL, WORDINGS, Captions, describe, full_model, small_model
 from btcompress.demo.noise import Noise
 from btcompress.demo.story import draw_data
 from btcompress.demo.task import Size, Training
@@ -54,14 +54,13 @@ def drawn():
     return TINY.draw(0)
 
 
-def test_scenes_show_two_or_three_objects_at_places_of_their_own_in_order():
+def test_objects_of_a_scene_are_at_places_of_their_own_in_order():
     scenes = scenes_of(0, n=200)
-    counts = (scenes.objects[:, :, 0] != NOTHING).sum(1)
-    assert set(counts) == {2, 3}
-    for objects, count in zip(scenes.objects, counts, strict=True):
-        places = objects[:count, 3].tolist()
+    assert scenes.objects.shape == (200, N_OBJECTS, 4)
+    for objects in scenes.objects:
+        places = objects[:, 3].tolist()
         assert places == sorted(set(places))
-        assert (objects[count:] == NOTHING).all()
+    assert len(np.unique(scenes.objects[:, :, 3], axis=0)) == 6
 
 
 def test_an_object_is_drawn_in_its_colour_at_its_place_and_nowhere_else():
@@ -157,21 +156,32 @@ def test_same_seed_gives_the_same_data_and_another_seed_others(drawn):
     assert not np.array_equal(other.x, drawn.x)
 
 
-def test_y_is_the_sentence_that_x_ends_with_and_padding_counts_for_nothing(drawn):
-    assert drawn.x.shape == (60, 1, 72 + STEPS)
+def test_y_are_the_sentences_that_x_ends_with_and_padding_counts_for_nothing(drawn):
+    assert drawn.x.shape == (60, 1, 72 + WORDINGS * STEPS)
     assert drawn.x.dtype == np.uint8
     tokens = drawn.x[:, 0, 72:].astype(int)
     assert np.array_equal(np.where(tokens == 0, IGNORED, tokens), drawn.y)
-    scores, y = torch.randn(60, STEPS, len(VOCABULARY)), torch.from_numpy(drawn.y).long()
+    sentences = [[decode(row) for row in each] for each in tokens.reshape(60, WORDINGS, STEPS)]
+    assert all(len(set(each)) == WORDINGS for each in sentences)
+    assert all(sorted(map(repr, parse(one))) == sorted(map(repr, parse(each[0]))) for each in sentences for one in each)
+    scores, y = torch.randn(60, WORDINGS * STEPS, len(VOCABULARY)), torch.from_numpy(drawn.y).long()
     other = scores.masked_fill((y == IGNORED)[..., None], 7.0)
     assert torch.equal(word_loss(scores, y), word_loss(other, y))
+
+
+def test_sentences_about_one_picture_are_scored_each_on_its_own(drawn):
+    model = tiny_model().eval()
+    x = torch.from_numpy(drawn.x[:5]).float()
+    maps, *sentences = x.split([72, *[STEPS] * WORDINGS], dim=-1)
+    apart = [model(torch.cat([maps, each], dim=-1)) for each in sentences]
+    torch.testing.assert_close(model(x), torch.cat(apart, dim=1))
 
 
 def test_the_model_cannot_see_the_word_that_it_is_to_write_nor_those_after_it(drawn):
     model = tiny_model().eval()
     x = torch.from_numpy(drawn.x[:5]).float()
     changed = x.clone()
-    changed[..., 72 + 4 :] = 5
+    changed[..., 72 + 4 : 72 + STEPS] = 5
     before, after = model(x), model(changed)
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.equal(before[:, 5], after[:, 5])

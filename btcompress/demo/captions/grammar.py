@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from btcompress.demo.captions.scenes import COLOURS, MOST_OBJECTS, NOTHING, PLACES, SHAPES, SIZES
+from btcompress.demo.captions.scenes import COLOURS, N_OBJECTS, PLACES, SHAPES, SIZES
 
 # The first wording is the most common: the k-th is taken 1 / k^2 times as often.
 _NOUNS = {
@@ -55,8 +55,7 @@ _FRAMES = (
 )
 _PLACES_FIRST = ("{}", "in this picture {}", "look : {}", "as you notice {}", "on closer inspection {}")
 _VERBS = ("is", "lies", "sits", "appears")
-_BETWEEN_LAST = ("and", "together with", "and also")
-_BETWEEN = (",", "then", "next")
+_BETWEEN = ("and", "together with", "and also", ", then")
 #: How often a sentence says where before what, and how often it goes by places from the last to the first.
 _PLACE_FIRST_SHARE, _BACKWARDS_SHARE = 0.8, 0.3
 
@@ -78,11 +77,7 @@ class Thing:
 def things(objects: npt.NDArray[np.int8]) -> tuple[Thing, ...]:
     """The objects of one scene, from a row of ``Scenes.objects``."""
     kinds = (SHAPES, COLOURS, SIZES, PLACES)
-    return tuple(
-        Thing(*(of[int(number)] for of, number in zip(kinds, each, strict=True)))
-        for each in objects
-        if each[0] != NOTHING
-    )
+    return tuple(Thing(*(of[int(number)] for of, number in zip(kinds, each, strict=True))) for each in objects)
 
 
 def wordings(shown: Sequence[Thing], count: int, generator: np.random.Generator) -> tuple[str, ...]:
@@ -98,9 +93,8 @@ def _wording(shown: Sequence[Thing], generator: np.random.Generator) -> str:
     place_first = generator.random() < _PLACE_FIRST_SHARE
     phrases = [_phrase(thing, place_first, generator) for thing in ordered]
     text = phrases[0]
-    for position, phrase in enumerate(phrases[1:], 2):
-        last = position == len(phrases)
-        text = f"{text} {_one_of(_BETWEEN_LAST if last else _BETWEEN, generator)} {phrase}"
+    for phrase in phrases[1:]:
+        text = f"{text} {_one_of(_BETWEEN, generator)} {phrase}"
     return _one_of(_PLACES_FIRST if place_first else _FRAMES, generator).format(text)
 
 
@@ -136,7 +130,6 @@ VOCABULARY = (
             *_PLACES_FIRST,
             *_VERBS,
             *_BETWEEN,
-            *_BETWEEN_LAST,
         )
     ),
 )
@@ -150,8 +143,8 @@ def _longest(texts: Iterable[str]) -> int:
 def _longest_sentence() -> int:
     place = _longest(_all(_PLACE_PHRASES))
     what = 4 + place
-    joined = MOST_OBJECTS * what + (MOST_OBJECTS - 2) * _longest(_BETWEEN) + _longest(_BETWEEN_LAST)
-    return joined + max(_longest(_FRAMES), _longest(_PLACES_FIRST) + MOST_OBJECTS)
+    joined = N_OBJECTS * what + (N_OBJECTS - 1) * _longest(_BETWEEN)
+    return joined + max(_longest(_FRAMES), _longest(_PLACES_FIRST) + N_OBJECTS)
 
 
 #: Steps of a sentence: its words at most, and its end.

@@ -1,4 +1,4 @@
-"""Pictures with two or three objects of known shape, colour, size and place, over textured backgrounds."""
+"""Pictures with objects of known shape, colour, size and place, over textured backgrounds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
+from btcompress.demo.digits import handwritten_digits, uniform
 from btcompress.errors import BTCompressError
 
 SHAPES = ("disc", "ring", "square", "triangle", "cross", "digit")
@@ -32,10 +33,8 @@ _PLACES = {
 }
 #: From the top, and from the left in each row.
 PLACES = tuple(_PLACES)
-#: Objects in a picture at most, and at least.
-MOST_OBJECTS, _FEWEST = 2, 2
-#: In the place of an object where there is none.
-NOTHING = -1
+#: Objects in a picture.
+N_OBJECTS = 2
 
 # Ranges of what is drawn at random for each picture. Lengths are in sides of the picture.
 _SIDE = {"large": (0.36, 0.4), "small": (0.2, 0.23)}  # of an object
@@ -58,8 +57,8 @@ class Scenes:
 
     Attributes:
         images: ``uint8``, shape ``(n, side, side, 3)``.
-        objects: ``int8``, shape ``(n, MOST_OBJECTS, 4)``: positions in :data:`SHAPES`, :data:`COLOURS`, :data:`SIZES`
-            and :data:`PLACES` of each object, in the order of their places; :data:`NOTHING` where there is none.
+        objects: ``int8``, shape ``(n, N_OBJECTS, 4)``: positions in :data:`SHAPES`, :data:`COLOURS`, :data:`SIZES` and
+            :data:`PLACES` of each object, in the order of their places.
     """
 
     images: npt.NDArray[np.uint8]
@@ -92,31 +91,27 @@ def make_scenes(n_scenes: int, *, side: int, generator: torch.Generator) -> Scen
 
 
 def _objects(n: int, generator: torch.Generator) -> Tensor:
-    """What is where, shape ``(n, MOST_OBJECTS, 4)``."""
-    kinds = [torch.randint(len(of), (n, MOST_OBJECTS), generator=generator) for of in (SHAPES, COLOURS, SIZES)]
-    places = torch.rand(n, len(PLACES), generator=generator).argsort(1)[:, :MOST_OBJECTS]
-    counts = torch.randint(_FEWEST, MOST_OBJECTS + 1, (n, 1), generator=generator)
-    absent = torch.arange(MOST_OBJECTS) >= counts  # (n, MOST_OBJECTS)
-    order = places.masked_fill(absent, len(PLACES)).argsort(1)[..., None].expand(-1, -1, 4)
-    drawn = torch.stack([*kinds, places], dim=-1).masked_fill(absent[..., None], NOTHING)
-    return drawn.gather(1, order)
+    """What is where, shape ``(n, N_OBJECTS, 4)``."""
+    kinds = [torch.randint(len(of), (n, N_OBJECTS), generator=generator) for of in (SHAPES, COLOURS, SIZES)]
+    places = torch.rand(n, len(PLACES), generator=generator).argsort(1)[:, :N_OBJECTS].sort(1).values
+    return torch.stack([*kinds, places], dim=-1)
 
 
 def _background(n: int, side: int, generator: torch.Generator) -> Tensor:
     """Smooth colours with waves over them, shape ``(n, side, side, 3)``."""
-    cells = _uniform(_BACKGROUND, (n, 3, _BACKGROUND_CELLS, _BACKGROUND_CELLS), generator)
+    cells = uniform(_BACKGROUND, (n, 3, _BACKGROUND_CELLS, _BACKGROUND_CELLS), generator)
     smooth = interpolate(cells, (side, side), mode="bilinear", align_corners=True)
-    angle, waves = _uniform((0, math.pi), (n, 1, 1), generator), _uniform(_WAVES, (n, 1, 1), generator)
-    phase, height = _uniform((0, 2 * math.pi), (n, 1, 1), generator), _uniform(_WAVE, (n, 1, 1), generator)
+    angle, waves = uniform((0, math.pi), (n, 1, 1), generator), uniform(_WAVES, (n, 1, 1), generator)
+    phase, height = uniform((0, 2 * math.pi), (n, 1, 1), generator), uniform(_WAVE, (n, 1, 1), generator)
     steps = torch.linspace(0, 2 * math.pi, side)
     along = torch.cos(angle) * steps + torch.sin(angle) * steps[:, None]  # (n, side, side)
     return (smooth + (height * torch.sin(waves * along + phase))[:, None]).permute(0, 2, 3, 1).contiguous()
 
 
 def _draw(pixels: Tensor, objects: Tensor, glyphs: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
-    """Draw one object into each picture, in place, but for those where there is none."""
+    """Draw one object into each picture, in place."""
     n, side = pixels.shape[:2]
-    shape, colour, size, place = objects.clamp(min=0).T
+    shape, colour, size, place = objects.T
     named, digits = glyphs
     which = torch.randint(len(digits), (n,), generator=generator)
     is_digit = shape == SHAPES.index("digit")
@@ -124,8 +119,8 @@ def _draw(pixels: Tensor, objects: Tensor, glyphs: tuple[Tensor, Tensor], genera
     low, high = torch.tensor([_SIDE[name] for name in SIZES])[size].T
     length = low + (high - low) * torch.rand(n, generator=generator)
     middle = torch.tensor([_PLACES[name] for name in PLACES])[place]  # column, row
-    middle += _uniform((-_JITTER, _JITTER), (n, 2), generator)
-    angle = _uniform(_TILT, (n,), generator)
+    middle += uniform((-_JITTER, _JITTER), (n, 2), generator)
+    angle = uniform(_TILT, (n,), generator)
 
     # Only a window is drawn, which holds the object wherever it is in its place.
     window = math.ceil(_WINDOW * side)
@@ -139,11 +134,10 @@ def _draw(pixels: Tensor, objects: Tensor, glyphs: tuple[Tensor, Tensor], genera
     grid = affine_grid(poses, [n, 1, window, window], align_corners=False)
     coverage = grid_sample(bitmaps[:, None], grid, align_corners=False)[:, 0, ..., None]  # (n, window, window, 1)
     ink = torch.tensor([_COLOURS[name] for name in COLOURS])[colour]
-    ink = (ink + _uniform((-_SHADE, _SHADE), (n, 3), generator)).clamp_(0, 1)[:, None, None]
-    there = (objects[:, 0] != NOTHING).to(pixels.dtype)[:, None, None, None]
+    ink = (ink + uniform((-_SHADE, _SHADE), (n, 3), generator)).clamp_(0, 1)[:, None, None]
     columns, rows = (corner[..., None] + torch.arange(window)).unbind(1)  # (n, window) each
     index = torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]
-    pixels[index] = torch.lerp(pixels[index], ink, coverage * there)
+    pixels[index] = torch.lerp(pixels[index], ink, coverage)
 
 
 def _glyphs() -> tuple[Tensor, Tensor]:
@@ -161,23 +155,4 @@ def _glyphs() -> tuple[Tensor, Tensor]:
     }
     named = torch.stack([inside[name].float() for name in SHAPES if name != "digit"])
     named = interpolate(named[:, None], (_GLYPH, _GLYPH), mode="area")[:, 0]
-    return named, interpolate(_digits(), (_GLYPH, _GLYPH), mode="bilinear", align_corners=False)[:, 0]
-
-
-def _digits() -> Tensor:
-    """All digits of scikit-learn's set, shape ``(1797, 1, 8, 8)``, ink from 0 to 1."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise BTCompressError(
-            "the demonstration draws its pictures from scikit-learn's digits among others, and scikit-learn is not "
-            "installed. Run: pip install 'btcompress[demo]'"
-        ) from error
-    ink = torch.from_numpy(load_digits().images).to(torch.float32)
-    return ink[:, None] / ink.max()
-
-
-def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Independent draws between the bounds."""
-    low, high = bounds
-    return low + (high - low) * torch.rand(shape, generator=generator)
+    return named, interpolate(handwritten_digits(), (_GLYPH, _GLYPH), mode="bilinear", align_corners=False)[:, 0]

@@ -37,7 +37,7 @@ class Pictures:
     Attributes:
         images: ``uint8``, shape ``(n, side, side, 3)``.
         maps: their feature maps, ``uint8``, shape ``(n, n_features)``.
-        objects: ``int8``, shape ``(n, MOST_OBJECTS, 4)``; see :class:`btcompress.demo.captions.scenes.Scenes`.
+        objects: ``int8``, shape ``(n, N_OBJECTS, 4)``; see :class:`btcompress.demo.captions.scenes.Scenes`.
         references: right wordings, :data:`REFERENCES` for each picture.
     """
 
