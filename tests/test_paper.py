@@ -14,18 +14,14 @@ from btcompress.checkpoint.atomic import _beside
 from btcompress.demo import Measure, Size, Training
 from btcompress.demo.video import FULL, Video
 from btcompress.errors import BTCompressError
-from btcompress.finetune.loop import Trainer
 from btcompress.modes import ShapeRequest, choose_shape
+from interruptions import Interrupted, interrupt_epochs
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 _ONE = Training(1, 2e-2)
 TASKS = {"small": {"video": Video(6, 8, Size(60, 30, 4, 1, 2, dense=_ONE, tuning=_ONE, scratch=_ONE))}}
 #: Learning rates are searched on seed 0 all the same.
 ASKED = ("--quick", "--seeds", "1")
-
-
-class Interrupted(BaseException):
-    """As Ctrl-C is."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,15 +104,7 @@ def test_rates_are_searched_on_seed_0_and_decays_at_the_best_of_them(tmp_path, m
 
 def test_an_interrupted_run_ends_in_the_same_tables_and_a_second_run_trains_nothing(told, tmp_path, monkeypatch):
     folder, script = tmp_path / "out", module("paper")
-    epoch, seen = Trainer._epoch, []
-
-    def interrupted(self, number):
-        seen.append(number)
-        if len(seen) in (2, 8, 19):
-            raise Interrupted
-        return epoch(self, number)
-
-    monkeypatch.setattr(Trainer, "_epoch", interrupted)
+    seen = interrupt_epochs(monkeypatch, 2, 8, 19)
     for _ in range(3):
         with pytest.raises(Interrupted):
             script.main([str(folder), *ASKED], TASKS)

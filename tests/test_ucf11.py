@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from btcompress.errors import BTCompressError
-from btcompress.finetune.loop import Trainer
+from interruptions import Interrupted, interrupt_epochs
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 HEIGHT, WIDTH, N_SHOWN = 24, 32, 9
@@ -207,10 +207,6 @@ def test_a_video_beyond_a_limit_is_broken(tmp_path, monkeypatch, limit):
 
 
 # Clips in a folder
-
-
-class Interrupted(Exception):  # noqa: N818
-    pass
 
 
 def interrupt_after(n_videos):
@@ -453,15 +449,7 @@ def test_a_broken_video_is_named_and_left_out_and_a_stray_file_is_named(told, vi
 def test_an_interrupted_run_ends_in_the_same_table_and_the_same_models(told, videos, tmp_path, monkeypatch):
     folder, script = tmp_path / "out", module("ucf11")
     arguments = [str(videos), str(folder), *SMALL, "--splits", "groups"]
-    epoch, seen = Trainer._epoch, []
-
-    def interrupted(self, number):
-        seen.append(number)
-        if len(seen) in (2, 12, 20):
-            raise Interrupted
-        return epoch(self, number)
-
-    monkeypatch.setattr(Trainer, "_epoch", interrupted)
+    seen = interrupt_epochs(monkeypatch, 2, 12, 20)
     for _ in range(3):
         with pytest.raises(Interrupted):
             script.main(arguments)
