@@ -460,6 +460,23 @@ def test_demo_tells_its_story(size, options, tiny_video, tmp_path, run, monkeypa
     assert named <= left
 
 
+@pytest.mark.parametrize(
+    ("options", "module", "extra"),
+    [
+        ([], "sklearn.datasets", "demo"),
+        (["--task", "images"], "matplotlib.figure", "demo"),
+        (["--task", "captions", "--full"], "sacrebleu.metrics.bleu", "demo"),
+        (["--rivals"], "tltorch", "rivals"),
+    ],
+)
+def test_what_a_demo_lacks_is_told_before_anything_is_made(options, module, extra, tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("btcompress.demo.story.draw_data", None)
+    error = run("demo", *options, "--output", "new", cwd=tmp_path, code=2)[1]
+    assert error.rstrip().endswith(f"which is not installed. Run pip install 'btcompress[{extra}]'.")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_demo_replaces_no_file_that_is_there_unless_forced(tiny_video, tmp_path, run, monkeypatch):
     monkeypatch.setattr("btcompress.demo.SMALL", {"video": tiny_video})
     folder = tmp_path / "btcompress-demo-video"

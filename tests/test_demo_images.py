@@ -1,3 +1,5 @@
+"""Laws of the task on images."""
+
 import math
 from dataclasses import replace
 

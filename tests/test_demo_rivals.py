@@ -114,7 +114,6 @@ class Looping(Reading):
     metric = measures[0]
 
     model_reference = "test_demo_rivals:Looper"
-    loss_reference = "test_demo_rivals:mean_loss"
     loss = staticmethod(mean_loss)
 
     def model(self, hidden_size=None):
@@ -333,20 +332,19 @@ def test_form_is_made_as_asked_and_counted_on_its_tensors(task, form, start, tmp
         assert made.n_bytes == 4 * made.n_params
 
     source = dense if start == "dense model" else dense_of(task, seed=2)
-    model = made.model if isinstance(made.model, nn.Module) else applied(task, made.model)
-    same = again.model if isinstance(again.model, nn.Module) else applied(task, again.model)
+    model, same = applied(task, made.model), applied(task, again.model)
     states = model.state_dict(), same.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     if form is not FEWER_UNITS:
         assert torch.equal(model.head.weight, source.head.weight)
         assert any(
-            torch.equal(value, input_matrix_free(source, task))
+            torch.equal(value, recurrent_matrix(source, task))
             for name, value in states[0].items()
             if "weight_hh" in name
         )
 
 
-def input_matrix_free(model, task):
+def recurrent_matrix(model, task):
     """The recurrent matrix of the dense LSTM."""
     return next(each for name, each in large_lstm(task, model).named_parameters() if "weight_hh" in name)
 
@@ -399,7 +397,7 @@ def test_random_start_of_a_factorized_model_is_that_of_its_forms(task):
     target = target_shape(task, dense, ShapeRequest(2, 2))
     factorized, scratch = (BLOCK_TERMS.build(task, dense, target, start, 4).model for start in STARTS)
     torch.manual_seed(5)
-    started, drawn = random_start(task, factorized, 4), torch.rand(1)
+    started, drawn = random_start(task.model, factorized, 4), torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))
     assert started.tensors.keys() == scratch.tensors.keys() == factorized.tensors.keys()

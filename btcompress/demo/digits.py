@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from btcompress.errors import BTCompressError
+from btcompress.demo.missing import missing
 
 
 def handwritten_digits() -> Tensor:
@@ -17,10 +17,7 @@ def handwritten_digits() -> Tensor:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise BTCompressError(
-            "the demonstration draws its pictures with scikit-learn's digits, and scikit-learn is not installed. "
-            "Run: pip install 'btcompress[demo]'"
-        ) from error
+        raise missing("drawing digits", "scikit-learn") from error
     ink = torch.from_numpy(load_digits().images).to(torch.float32)
     return ink[:, None] / ink.max()
 

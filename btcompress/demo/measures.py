@@ -23,7 +23,7 @@ class Measure:
     is_share: bool = False
 
     def written(self, value: float) -> str:
-        """The value in words."""
+        """The value as it is written: in percent, or to four digits, or without any behind the point."""
         if self.is_share:
             return f"{value:.1%}".replace("%", " %")
         return f"{value:,.0f}" if abs(value) >= _LONG else f"{value:.4g}"

@@ -30,7 +30,7 @@ class Noise:
         seed: of the draws.
 
     Raises:
-        BTCompressError: the strength is negative, or more than all of a picture is to be covered.
+        BTCompressError: the strength is negative or no number, or more than all of a picture is to be covered.
     """
 
     kind: NoiseKind
@@ -38,10 +38,11 @@ class Noise:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.strength < 0 or (self.kind == "occlusion" and self.strength > 1):
+        # So that it is refused where it is no number, too.
+        if not 0 <= self.strength <= (1 if self.kind == "occlusion" else math.inf):
             raise BTCompressError(
-                f"{self.kind} noise of strength {self.strength} was asked for. A standard deviation is at least 0, and "
-                "a share that is covered between 0 and 1."
+                f"{self.kind} noise of strength {self.strength} was asked for. Give a standard deviation of at least 0 "
+                "for gaussian noise, and a share between 0 and 1 for occlusion."
             )
 
     def over(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

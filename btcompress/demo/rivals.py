@@ -154,17 +154,17 @@ def _with_shape(job: _Job, part: BlockTermShape) -> Made:
     """``W`` fitted by block terms of a shape, or random ones."""
     shape = MatrixShape(part)
     if job.start == "from scratch":
-        return _counted(job, with_random_terms(job.model, {job.key: shape}))
+        return _counted_checkpoint(job, with_random_terms(job.model, {job.key: shape}))
     checkpoint = open_weights(job.model)
     plan = make_plan(checkpoint, ShapeRequest(), [job.key], allow_growth=True)
     (planned,) = plan.matrices
     plan = replace(plan, matrices=(replace(planned, shape=shape),), notices=())
-    return _counted(job, factorize_as_planned(checkpoint, plan, FitOptions(seed=job.seed)))
+    return _counted_checkpoint(job, factorize_as_planned(checkpoint, plan, FitOptions(seed=job.seed)))
 
 
 def _rounded(job: _Job) -> Made:
     group = max(input_matrix(job.layer).shape[1], LEAST_GROUP)
-    return _counted(job, compress(job.model, FactorizeStep(layers=[job.key], bits=LEAST_BITS, group=group)))
+    return _counted_checkpoint(job, compress(job.model, FactorizeStep(layers=[job.key], bits=LEAST_BITS, group=group)))
 
 
 def _tensor_train(job: _Job) -> Made:
@@ -173,7 +173,7 @@ def _tensor_train(job: _Job) -> Made:
     layer = make(job.layer, job.target, ranks)
     model = copy.deepcopy(job.model)
     model.set_submodule(job.task.layer, layer)
-    return _counted_module(model, layer, layer.carriages)
+    return counted(model, layer, layer.carriages)
 
 
 def _fewer_units(job: _Job) -> Made:
@@ -186,10 +186,10 @@ def _fewer_units(job: _Job) -> Made:
     hidden_size = min(near, key=lambda h: abs(4 * h * (h + n) - wanted))
     model = job.task.model(hidden_size)
     smaller = large_lstm(job.task, model)
-    return _counted_module(model, smaller, (input_matrix(smaller),))
+    return counted(model, smaller, (input_matrix(smaller),))
 
 
-def _counted(job: _Job, compressed: CompressedCheckpoint) -> Made:
+def _counted_checkpoint(job: _Job, compressed: CompressedCheckpoint) -> Made:
     """A compressed checkpoint with its counts."""
     key, tensors = job.key, compressed.tensors
     matrix = compressed.matrices.get(key)
@@ -206,8 +206,14 @@ def _bytes_of(tensor: Tensor, stored: torch.dtype | Packed | None) -> int:
     return tensor.numel() * (tensor.dtype if stored is None else stored).itemsize
 
 
-def _counted_module(model: nn.Module, layer: nn.Module, matrix: tuple[Tensor, ...]) -> Made:
-    """A model with its counts; what is not trained are no parameters."""
+def counted(model: nn.Module, layer: nn.Module, matrix: tuple[Tensor, ...]) -> Made:
+    """A model with its counts.
+
+    Args:
+        model: the model.
+        layer: its LSTM with the large inputs; what is not trained in it does not count.
+        matrix: the tensors of ``W``.
+    """
     n_params, n_bytes = sum(tensor.numel() for tensor in matrix), sum(tensor.nbytes for tensor in matrix)
     return Made(model, n_params, n_bytes, sum(each.numel() for each in layer.parameters() if each.requires_grad))
 

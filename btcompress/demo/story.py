@@ -128,16 +128,17 @@ def run_demo(
         on_progress: called as each stage begins and after each epoch.
 
     Raises:
-        BTCompressError: a package that draws the data or the pictures, or that rivals need, is missing.
+        BTCompressError: a package is missing that data, scores, pictures or rivals need, or a training diverged.
         OutputError: the folder cannot be written to, holds one of the files, or another process is writing them.
     """
     files = DemoFiles(folder)
-    if with_rivals:
-        check_rivals()
     for path in files.all:
         check_target(path, force=force)
     for path in files.trained:
         StateFile(path).check(force=force, resume=False, inputs=())
+    task.check()
+    if with_rivals:
+        check_rivals()
     with claimed(files.data), torch.random.fork_rng(devices=[]):  # the first that is written stands for all of them
         return _Story(task, files, seed, with_rivals, on_progress or (lambda _: None)).told()
 

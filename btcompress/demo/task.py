@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.calibration import SampleInputs
+from btcompress.demo.digits import handwritten_digits
 from btcompress.demo.measures import Measure
 from btcompress.demo.noise import Noise
+from btcompress.demo.pictures import figure
 from btcompress.demo.training import train_network
 from btcompress.finetune.config import TrainConfig
 from btcompress.finetune.data import open_data, split
@@ -143,9 +145,23 @@ class Task(ABC, Generic[Test]):
         return None
 
     @property
-    def loss_reference(self) -> str | None:
-        """``package.module:function`` of ``(outputs, y)``; None where labels say what is wanted."""
+    def loss(self) -> Callable[[Any, Tensor], Tensor] | None:
+        """The mean loss of ``(outputs, y)``, a function of a module; None where labels say what is wanted."""
         return None
+
+    @property
+    def loss_reference(self) -> str | None:
+        """``package.module:function`` of the loss, by which ``finetune`` finds it."""
+        return None if self.loss is None else f"{self.loss.__module__}:{self.loss.__qualname__}"
+
+    def check(self) -> None:
+        """See that no package is missing that data, scores and pictures need; to be asked before long work.
+
+        Raises:
+            BTCompressError: one is.
+        """
+        handwritten_digits()
+        figure((1, 1))
 
     @abstractmethod
     def draw(self, seed: int) -> Drawn[Test]:
@@ -179,11 +195,6 @@ class Task(ABC, Generic[Test]):
             BTCompressError: matplotlib is missing.
             OutputError: the file cannot be written.
         """
-
-    @property
-    def loss(self) -> Callable[[Any, Tensor], Tensor] | None:
-        """The mean loss of ``(outputs, y)``: what ``loss_reference`` names."""
-        return None
 
     def finetuning(self, compressed: Path, data: Path, output: Path, dense: Path | None = None) -> FineTuneRequest:
         """What ``btcompress finetune`` is asked for to train a compressed checkpoint for the task.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from btcompress.errors import BTCompressError
+from btcompress.demo.missing import missing
 from btcompress.fit.arranged import pad_matrix
 from btcompress.shapes import BlockTermShape
 from btcompress.yardsticks.otherforms import tensor_train_params
@@ -177,8 +177,5 @@ def tensorly_torch() -> Iterator[Any]:
         try:
             import tltorch
         except ImportError as error:
-            raise BTCompressError(
-                "a tensor-train LSTM needs the package tensorly-torch, which is not installed. Run pip install "
-                "'btcompress[rivals]'."
-            ) from error
+            raise missing("a tensor-train LSTM", "tensorly-torch", "rivals") from error
         yield tltorch

@@ -70,10 +70,12 @@ def train_form(
     return _trained_by_files(task, made.model, data, training, seed, folder, on_epoch)
 
 
-def applied(task: Task[Any], compressed: CompressedCheckpoint) -> nn.Module:
-    """A task's model with the weights of a compressed checkpoint; torch's generator is left as it was."""
+def applied(task: Task[Any], model: nn.Module | CompressedCheckpoint) -> nn.Module:
+    """A model as it is, or a task's with the weights of a checkpoint; torch's generator is left as it was."""
+    if isinstance(model, nn.Module):
+        return model
     with torch.random.fork_rng(devices=[]):
-        return apply(task.model(), compressed)
+        return apply(task.model(), model)
 
 
 def _trained_by_files(

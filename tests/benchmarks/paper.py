@@ -40,12 +40,15 @@ def arguments(given: Sequence[str] | None, tasks: Tasks) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where models, tables and figures go")
     names = list(dict.fromkeys(name for of_size in tasks.values() for name in of_size))
-    parser.add_argument("--tasks", nargs="+", choices=names, default=names)
-    parser.add_argument("--sizes", nargs="+", choices=tasks, default=list(tasks))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", choices=names, default=names, help="all by default")
+    parser.add_argument("--sizes", nargs="+", choices=tasks, default=list(tasks), help="likewise")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="0 1 2 by default")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="beside the dense model")
-    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--ranks-of", nargs="+", metavar="TASK-SIZE", default=Settings().ranks_of)
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES), help="which tables")
+    ranks_of = Settings().ranks_of
+    parser.add_argument(
+        "--ranks-of", nargs="+", metavar="TASK-SIZE", default=ranks_of, help=f"{' '.join(ranks_of)} by default"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each process")
     parser.add_argument("--processes", type=int, default=1, help="which share the work")
     parser.add_argument("--quick", action="store_true", help="everything tiny: tries the script, and measures nothing")

@@ -15,7 +15,8 @@ from torch import nn
 from btcompress import load, save
 from btcompress.checkpoint import CompressedCheckpoint
 from btcompress.demo import Task, rivals
-from btcompress.demo.rivals import Made, large_lstm, matrix_key, target_shape
+from btcompress.demo.rivals import Made, counted, large_lstm, target_shape
+from btcompress.demo.tensortrain import input_matrix
 from btcompress.demo.trainforms import applied
 from btcompress.modes import ShapeRequest
 from btcompress.shapes import BlockTermShape
@@ -26,8 +27,8 @@ Start = Literal["", "dense model", "from scratch"]
 DENSE = "dense"
 
 
-class Place(Protocol):  # what a run is to its models
-    """Where models of one task and seed are made."""
+class Place(Protocol):
+    """Where models of one task and seed are made: what a run is to its models."""
 
     task: Task[Any]
     seed: int
@@ -88,9 +89,8 @@ class Form:
         """A model of this form before training; its sizes are kept, and the checkpoint where it is one."""
         if self.form is None or self.target is None:
             model = new_model(place)
-            matrix = model.get_parameter(matrix_key(place.task, model))
-            lstm = sum(parameter.numel() for parameter in large_lstm(place.task, model).parameters())
-            made = Made(model, matrix.numel(), matrix.nbytes, lstm)
+            layer = large_lstm(place.task, model)
+            made = counted(model, layer, (input_matrix(layer),))
         else:
             dense = dense_model(place) if start == "dense model" else nn.Module()
             made = self.form.build(place.task, dense, self.target, start or "from scratch", place.seed)
@@ -127,7 +127,7 @@ class Form:
 
 
 def _sizes_of(place: Place, made: Made) -> Sizes:
-    module = as_module(place.task, made.model)
+    module = applied(place.task, made.model)
     total = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return Sizes(made.n_params, made.n_bytes, made.n_lstm_params, total, 4 * (total - made.n_params) + made.n_bytes)
 
@@ -155,8 +155,3 @@ def dense_model(place: Place) -> nn.Module:
     model = new_model(place)
     model.load_state_dict(load_file(place.dense_path()))
     return model
-
-
-def as_module(task: Task[Any], model: nn.Module | CompressedCheckpoint) -> nn.Module:
-    """A model, or the dense one with a checkpoint applied to it."""
-    return model if isinstance(model, nn.Module) else applied(task, model)

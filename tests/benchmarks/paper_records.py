@@ -69,7 +69,7 @@ class Measured:
         seed: of the data, the first weights and the order of training.
         form: of ``W``.
         start: what training began with; empty for the dense model.
-        stage: what was done: ``trained``, or what stands there before.
+        stage: what was done to it: ``trained``, ``before training`` or ``calibrated without labels``.
         params: of ``W``.
         n_bytes: of ``W``.
         model_params: of the model, ``W`` included.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paper_forms import Form, Start, as_module, dense_model
+from paper_forms import Form, Start, dense_model
 from paper_records import BusyError, Measured, Noisy, Record, Trained, claim, kept
 from safetensors.torch import save_file
 from torch import nn
@@ -23,7 +23,7 @@ from btcompress.calibration import CalibrationRequest, calibrate
 from btcompress.checkpoint import read, replacing
 from btcompress.demo import Drawn, Noise, Task, Training
 from btcompress.demo.story import draw_data
-from btcompress.demo.trainforms import train_form
+from btcompress.demo.trainforms import applied, train_form
 from btcompress.errors import DivergedError
 from btcompress.finetune import Epoch
 
@@ -195,7 +195,7 @@ class Run:
         """What a model scores as it is before training."""
 
         def make() -> Measured:
-            return self._record(model, BEGUN, as_module(self.task, model.form.begun(self, model.start).model), ())
+            return self._record(model, BEGUN, applied(self.task, model.form.begun(self, model.start).model), ())
 
         return self._kept(self._begun_name(model), Measured, make)
 

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from btcompress.demo.captions.scenes import make_scenes
 
-_SEED = 20181206
+_SEED = 20181206  # of the random filters, and of the scenes on which channels are brought to one spread
 #: Axes of colour: bright or dark, red or green, blue or yellow.
 _AXES = ((0.577, 0.577, 0.577), (0.707, -0.707, 0.0), (-0.408, -0.408, 0.816))
 _ORIENTATIONS = 4

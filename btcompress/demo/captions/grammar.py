@@ -172,7 +172,7 @@ def _meanings(table: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _either(phrases: Iterable[str]) -> str:
-    # The longest first: "at the top" begins "at the top left".
+    # The longest first, as "cross" begins "crosshair".
     return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase)))
 
 
@@ -186,8 +186,8 @@ _NAMED = re.compile(rf"(?<!\S)(?:{_WHAT} {_WHERE}|{_WHERE} (?:{_either(_VERBS)})
 def parse(sentence: str) -> tuple[Thing, ...]:
     """The objects that a sentence names, in its order; what names no object is passed over.
 
-    An object is named by its size, colour, shape and place, by any words for these: "a large red square at the top",
-    or "at the top is a large red square".
+    An object is named by its size, colour, shape and place, by any words for these: "a large red square at top left",
+    or "at top left is a large red square".
     """
     found = []
     for match in _NAMED.finditer(sentence):

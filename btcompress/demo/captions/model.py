@@ -108,7 +108,7 @@ def word_loss(outputs: Tensor, y: Tensor) -> Tensor:
     """The mean cross-entropy of the words wanted, natural logarithms; :data:`IGNORED` are none.
 
     Args:
-        outputs: scores, shape ``(B, STEPS, words)``.
-        y: positions in the vocabulary, shape ``(B, STEPS)``.
+        outputs: scores, shape ``(B, sentences * STEPS, words)``.
+        y: positions in the vocabulary, shape ``(B, sentences * STEPS)``.
     """
     return cross_entropy(outputs.flatten(0, 1), y.flatten(), ignore_index=IGNORED)

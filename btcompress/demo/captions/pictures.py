@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from btcompress.demo.captions.grammar import Thing, parse, share_right
-from btcompress.demo.pictures import figure, save_figure
+from btcompress.demo.pictures import PARTLY_RIGHT, RIGHT, WRONG, figure, save_figure
 
-_RIGHT, _PARTLY, _WRONG = ("✓", "tab:green"), ("~", "tab:orange"), ("✗", "tab:red")
 _SIDE = 1.5  # inches of a picture
 _COLUMN = 2.7  # inches of a caption
 _LETTERS = 36  # in a line of it
@@ -46,8 +45,7 @@ def save_captions(
         row[0].imshow(image)
         for axes, caption in zip(row[1:], captions, strict=True):
             share = share_right(parse(caption), things)
-            mark, colour = _RIGHT if share == 1 else _PARTLY if share else _WRONG
-            # The sign as well as the colour says which are right.
+            mark, colour = RIGHT if share == 1 else PARTLY_RIGHT if share else WRONG
             text = f"{mark} {caption}".replace(" ,", ",").replace(" :", ":")
             axes.text(0, 0.5, textwrap.fill(text, _LETTERS), va="center", fontsize=8.5, color=colour)
     save_figure(drawing, path)

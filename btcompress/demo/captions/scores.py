@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from btcompress.demo.captions.grammar import Thing, parse, share_right
-from btcompress.errors import BTCompressError
+from btcompress.demo.missing import missing
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
@@ -34,16 +34,18 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         BTCompressError: sacrebleu is missing.
     """
     by_position = [list(each) for each in zip(*references, strict=True)]
-    return float(_scorer().corpus_score(list(captions), by_position).score) / 100
+    return float(scorer().corpus_score(list(captions), by_position).score) / 100
 
 
-def _scorer() -> BLEU:
+def scorer() -> BLEU:
+    """What gives BLEU-4 of captions, in percent.
+
+    Raises:
+        BTCompressError: sacrebleu is missing.
+    """
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
-        raise BTCompressError(
-            "the demonstration scores captions by sacrebleu, which is not installed. "
-            "Run: pip install 'btcompress[demo]'"
-        ) from error
+        raise missing("scoring captions", "sacrebleu") from error
     # Words are those between spaces: the comma and the colon are words of their own already.
     return BLEU(tokenize="none", force=True)

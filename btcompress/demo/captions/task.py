@@ -17,7 +17,7 @@ from btcompress.demo.captions.grammar import PAD, decode, encode, things, wordin
 from btcompress.demo.captions.model import IGNORED, Captioner, word_loss
 from btcompress.demo.captions.pictures import save_captions
 from btcompress.demo.captions.scenes import make_scenes
-from btcompress.demo.captions.scores import bleu, content
+from btcompress.demo.captions.scores import bleu, content, scorer
 from btcompress.demo.noise import Noise
 from btcompress.demo.task import Drawn, Measure, Size, Task, Training
 
@@ -91,14 +91,15 @@ class Captions(Task[Pictures]):
         return self.factory
 
     @property
-    def loss_reference(self) -> str:
-        """See :class:`btcompress.demo.task.Task`."""
-        return f"{word_loss.__module__}:{word_loss.__name__}"
-
-    @property
     def loss(self) -> Callable[[Any, Tensor], Tensor]:
         """See :class:`btcompress.demo.task.Task`."""
         return word_loss
+
+    def check(self) -> None:
+        """See :class:`btcompress.demo.task.Task`; captions need what scores them too."""
+        # Not super(): a dataclass with slots is another class than the one that it is written in.
+        Task.check(self)
+        scorer()
 
     def draw(self, seed: int) -> Drawn[Pictures]:
         """See :class:`btcompress.demo.task.Task`."""

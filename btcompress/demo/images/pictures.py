@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from btcompress.demo.pictures import figure, save_figure
+from btcompress.demo.pictures import figure, save_figure, sheet, show_sheet
 
 #: White pixels between images.
 _GAP = 1
@@ -18,7 +18,7 @@ _SIDE = 0.55
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Drawn:
+class Drawings:
     """What one model drew.
 
     Attributes:
@@ -30,7 +30,7 @@ class Drawn:
     again: npt.NDArray[np.floating]
 
 
-def save_drawings(originals: npt.NDArray[np.uint8], drawn: Mapping[str, Drawn], path: Path) -> None:
+def save_drawings(originals: npt.NDArray[np.uint8], drawn: Mapping[str, Drawings], path: Path) -> None:
     """Draw for each model a row for each sample, with a column for each step; below, images and what became of them.
 
     Args:
@@ -51,23 +51,10 @@ def save_drawings(originals: npt.NDArray[np.uint8], drawn: Mapping[str, Drawn], 
     above, below = drawing.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     above.suptitle("Out of nothing, step by step", fontsize="medium")
     for axes, (name, rows) in zip(above.subplots(1, len(steps), squeeze=False)[0], steps.items(), strict=True):
-        axes.imshow(_sheet(rows))
+        axes.imshow(sheet(rows, _GAP))
         axes.set_title(name, fontsize="small")
         axes.set_axis_off()
     below.suptitle("Images that were read, and as they were drawn again", fontsize="medium")
     axes = below.subplots()
-    sheet = _sheet(np.stack(list(read.values())))
-    axes.imshow(sheet)
-    axes.set_yticks((np.arange(len(read)) + 0.5) * len(sheet) / len(read), list(read), fontsize="small")
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    show_sheet(axes, sheet(np.stack(list(read.values())), _GAP), list(read), fontsize="small")
     save_figure(drawing, path)
-
-
-def _sheet(images: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Images of shape ``(rows, columns, height, width, 3)`` as one, with white between them."""
-    rows, columns, height, width, colours = images.shape
-    framed = np.ones((rows, columns, height + _GAP, width + _GAP, colours), images.dtype)
-    framed[:, :, :height, :width] = images
-    return framed.transpose(0, 2, 1, 3, 4).reshape(rows * (height + _GAP), columns * (width + _GAP), colours)

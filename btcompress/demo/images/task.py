@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from btcompress.demo.images.drawings import ImageSet, make_images
-from btcompress.demo.images.model import DrawingModel, bound, loss
-from btcompress.demo.images.pictures import Drawn as Shown
-from btcompress.demo.images.pictures import save_drawings
+from btcompress.demo.images.model import DrawingModel, bits_per_dimension, bound, loss
+from btcompress.demo.images.pictures import Drawings, save_drawings
 from btcompress.demo.noise import Noise
 from btcompress.demo.task import Drawn, Measure, Size, Task, Training
 
@@ -41,7 +40,7 @@ class Images(Task[ImageSet]):
         n_steps: steps in which an image is drawn.
         decoder_size: hidden size of the decoder.
         size: see :class:`btcompress.demo.task.Task`.
-        factory: ``package.module:function`` that gives :meth:`model`, by which ``finetune`` makes it.
+        factory: ``package.module:factory`` of the dense model of this very task.
     """
 
     name: ClassVar[str] = "images"
@@ -59,7 +58,7 @@ class Images(Task[ImageSet]):
     n_steps: int
     decoder_size: int
     size: Size
-    factory: str | None = None
+    factory: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,14 +76,9 @@ class Images(Task[ImageSet]):
         return _SCALE
 
     @property
-    def model_reference(self) -> str | None:
+    def model_reference(self) -> str:
         """See :class:`btcompress.demo.task.Task`."""
         return self.factory
-
-    @property
-    def loss_reference(self) -> str:
-        """See :class:`btcompress.demo.task.Task`."""
-        return "btcompress.demo.images.model:loss"
 
     @property
     def loss(self) -> Callable[[Any, Tensor], Tensor]:
@@ -122,7 +116,7 @@ class Images(Task[ImageSet]):
                 squares += float((drawing.mean - y.float() * _SCALE).double().square().sum()) / _N_DRAWS
         n_images, n_pixels = test.y.shape
         per_image = nats / n_images
-        return per_image, -per_image / (n_pixels * math.log(2)), math.sqrt(squares / test.y.size)
+        return per_image, bits_per_dimension(per_image, n_pixels), math.sqrt(squares / test.y.size)
 
     def noisy(self, test: ImageSet, noise: Noise) -> ImageSet:
         """The same images to draw, with noise over what the encoder reads."""
@@ -137,19 +131,19 @@ class Images(Task[ImageSet]):
             drawing_model = cast(DrawingModel, model.eval())
             samples = drawing_model.sample(_N_SAMPLES, torch.Generator().manual_seed(_SEED))
             again = drawing_model(some.float() * _SCALE).mean
-            shown[name] = Shown(
+            shown[name] = Drawings(
                 samples.view(*samples.shape[:2], *self.shape).numpy(), again.view(-1, *self.shape).numpy()
             )
         save_drawings(some.view(-1, *self.shape).numpy(), shown, path)
 
 
 def small_model() -> DrawingModel:
-    """A dense model of the small size, with random weights."""
+    """The dense model of :data:`SMALL`, with random weights."""
     return SMALL.model()
 
 
 def full_model() -> DrawingModel:
-    """The same of the full size."""
+    """The dense model of :data:`FULL`, with random weights."""
     return FULL.model()
 
 
@@ -169,7 +163,7 @@ SMALL = Images(
         tuning=Training(8, 1e-2, 0.1, batch_size=16),
         scratch=Training(16, 2e-2, 0.1, batch_size=16),
     ),
-    factory="btcompress.demo.images.task:small_model",
+    factory=f"{__name__}:small_model",
 )
 
 #: The encoder reads 24,576 numbers, and its input matrix has 25,165,824.
@@ -188,5 +182,5 @@ FULL = Images(
         tuning=Training(8, 1e-2, 0.1),
         scratch=Training(8, 1e-2, 0.1),
     ),
-    factory="btcompress.demo.images.task:full_model",
+    factory=f"{__name__}:full_model",
 )

@@ -26,7 +26,13 @@ _BATCH = 50
 
 
 class ClipClassifier(nn.Module):
-    """An LSTM over the frames of a clip and a linear head on its last hidden state."""
+    """An LSTM over the frames of a clip and a linear head on its last hidden state.
+
+    Args:
+        input_size: numbers in a frame.
+        hidden_size: of the LSTM.
+        n_classes: scores for each clip.
+    """
 
     def __init__(self, input_size: int, hidden_size: int, n_classes: int) -> None:
         super().__init__()
@@ -67,8 +73,7 @@ def train_classifier(
         train: clips to train on, their bytes times :func:`training_scale`.
         held: clips that choose the epoch, likewise.
         config: how to train.
-        file: where the state after each epoch is kept, and gone on from where there is one; it is for the caller to
-            remove, once the model is kept. Nothing is kept where left out.
+        file: where the state is kept; see :func:`btcompress.demo.training.train_network`.
         on_epoch: called after each epoch.
 
     Returns:
