@@ -406,6 +406,21 @@ def test_a_log_is_told_of_another_stage_at_once_but_not_of_many_in_a_moment(monk
     assert seen[1][1] == "stage 1 (2 of 60): 2% done, loss 0.5, about 3 h left\n"
 
 
+def test_demonstrations_tell_how_long_the_rest_of_each_stage_takes(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with display.demo_progress() as on_progress:
+        on_progress(story.DemoProgress("drawing"))
+        clock.seconds += 1000
+        on_progress(story.DemoProgress("calibrating"))
+        clock.seconds += 10
+        on_progress(story.DemoProgress("calibrating", part=CalibrationProgress("layer 0", 0, 1, 0.25)))
+        assert capsys.readouterr().err == "layer 0 (1 of 1): 25% done, about 30 s left\n"
+        on_progress(story.DemoProgress("training"))
+        clock.seconds += 20
+        on_progress(story.DemoProgress("training", epoch(1, 4, 20.0)))
+    assert capsys.readouterr().err.startswith("training: 25% done, epoch 1 of 4, ")
+
+
 @pytest.mark.parametrize("kind", PROGRESS)
 def test_bars_show_the_time_left(kind, terminal, monkeypatch, capsys):
     terminal(120)

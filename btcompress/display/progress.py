@@ -130,9 +130,16 @@ def bench_progress() -> Iterator[OnBench]:
 @contextmanager
 def demo_progress() -> Iterator[Callable[[DemoProgress], None]]:
     """Progress over each stage of the demonstration."""
-    with _shown(patience=0.0) as update:
+    with ExitStack() as stack:
+        shown: dict[str, _Update] = {}
 
         def on_progress(state: DemoProgress) -> None:
+            if state.what not in shown:
+                shown.clear()
+                stack.close()
+                # One for each: what is left of a stage is told by the seconds that it took, not by those before it.
+                shown[state.what] = stack.enter_context(_shown(patience=0.0))
+            update = shown[state.what]
             if state.epoch is not None:
                 _update_training(update, state.what, state.epoch)
             elif state.part is not None:
