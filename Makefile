@@ -1,5 +1,5 @@
-# Two commands do everything on a machine with Python 3.11 or later: `make demo`, with TASK of another task than video,
-# and `make test`.
+# Two commands do everything on a machine with Python 3.11 or later: `make demo`, of the task TASK (video, captions or
+# images), and `make test`.
 # `make fuzz` reads a million damaged files of every kind, guided by coverage where atheris can be installed.
 # `make bench` times BTLSTM against both of torch's kernels in two minutes, on a machine that does nothing else,
 # and a linear layer against another library's where that is installed in PEERS.
