@@ -1,5 +1,6 @@
 """Laws of the task on captions."""
 
+import math
 import sys
 
 import numpy as np
@@ -27,6 +28,7 @@ from btcompress.demo.noise import Noise
 from btcompress.demo.story import draw_data
 from btcompress.demo.task import Size, Training
 from btcompress.errors import BTCompressError
+from btcompress.modes import ShapeRequest, choose_shape
 from btcompress.nn import BTLSTM
 
 TINY = Captions(
@@ -247,3 +249,11 @@ def test_references_name_the_factories_and_the_loss():
     with torch.device("meta"):
         assert small_model().reader.weight_ih_l0.shape == (512, 4_096)
         assert full_model().reader.weight_ih_l0.shape == (1_024, 50_176)
+
+
+@pytest.mark.parametrize(("task", "n_inputs", "ratio"), [(SMALL, 4_096, 100), (FULL, 50_176, 1_000)])
+def test_sizes_are_those_that_are_asked_for(task, n_inputs, ratio):
+    assert math.prod(task.input_shape) == n_inputs
+    request = ShapeRequest(task.size.cp_rank, task.size.tucker_rank, input_shape=task.input_shape)
+    shape = choose_shape(request, "reader.weight_ih_l0", 4 * task.size.hidden_size, n_inputs).shape
+    assert shape.ratio >= ratio

@@ -267,7 +267,8 @@ class Task(ABC, Generic[Test]):
             The metric on the examples held back, before training and after each epoch.
 
         Raises:
-            BTCompressError: the state is damaged or of another training, or training diverged.
+            BTCompressError: the state is damaged or of another training.
+            DivergedError: a loss is no longer a number.
         """
         config = training.config(seed)
         parts = split(open_data(str(data), self.scale), self.size.held_fraction, seed)

@@ -59,7 +59,8 @@ def train_form(
         on_epoch: called after each epoch.
 
     Raises:
-        BTCompressError: what is in the folder is damaged or of another training, or training diverged.
+        BTCompressError: what is in the folder is damaged or of another training.
+        DivergedError: a loss is no longer a number.
         OutputError: the folder cannot be written to.
     """
     if isinstance(made.model, nn.Module):

@@ -41,7 +41,8 @@ def train_network(
         The metric on the data held back, before training and after each epoch.
 
     Raises:
-        BTCompressError: the state is damaged or of another training, or training diverged.
+        BTCompressError: the state is damaged or of another training.
+        DivergedError: a loss is no longer a number.
     """
     trainer = Trainer(UserNetwork(model), objective, train, held, config, loose=True)
     saved = None

@@ -80,7 +80,8 @@ def train_classifier(
         The accuracy on the clips held back, before training and after each epoch.
 
     Raises:
-        BTCompressError: the state is damaged or of another training, or training diverged.
+        BTCompressError: the state is damaged or of another training.
+        DivergedError: a loss is no longer a number.
     """
     shrunk = _shrunk(model.lstm.input_size)
     weight = model.lstm.get_parameter("weight_ih_l0")
