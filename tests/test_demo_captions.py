@@ -101,10 +101,10 @@ def test_the_vocabulary_has_a_hundred_words_and_none_twice():
 @pytest.mark.parametrize(
     ("sentence", "named"),
     [
-        ("a large red square at top left and a small blue disc at bottom right", (RED, BLUE)),
+        ("at top left a large red square and at bottom right a small blue disc", (RED, BLUE)),
         ("in this picture in lower right sits a tiny azure circle , in upper left is a big ruby box", (BLUE, RED)),
-        ("there is a large red square at top left and a small blue", (RED,)),
-        ("a red square at top left", ()),
+        ("there is at top left a large red square and at bottom right a small blue", (RED,)),
+        ("at top left a red square", ()),
         ("a large red square", ()),
         ("", ()),
     ],
@@ -122,8 +122,8 @@ def test_share_of_objects_right_counts_what_is_missing_and_what_is_too_much(name
 
 
 def test_scores_of_known_sentences():
-    right = "a large red square at top left and a small blue disc at bottom right"
-    half = "a large red square at top left and a small blue ring at bottom right"
+    right = "at top left a large red square and at bottom right a small blue disc"
+    half = "at top left a large red square and at bottom right a small blue ring"
     assert content([right, half], [(RED, BLUE)] * 2) == (0.5, 0.75)
     assert bleu([right], [(right, half)]) == pytest.approx(1)
     assert 0.3 < bleu([half], [(right, right)]) < 1

@@ -36,7 +36,7 @@ _PLACE_PHRASES = {
     "bottom left": ("at bottom left", "in lower left"),
     "bottom right": ("at bottom right", "in lower right"),
 }
-# Sentences that say what is there before where it is, and those that say where before what.
+# What phrases without a verb stand in, and what those with one stand in. Where an object is, is said before what it is.
 _FRAMES = (
     "{}",
     "there is {}",
@@ -53,11 +53,11 @@ _FRAMES = (
     "one photo with {}",
     "clearly visible are {}",
 )
-_PLACES_FIRST = ("{}", "in this picture {}", "look : {}", "as you notice {}", "on closer inspection {}")
+_FRAMES_OF_CLAUSES = ("{}", "in this picture {}", "look : {}", "as you notice {}", "on closer inspection {}")
 _VERBS = ("is", "lies", "sits", "appears")
 _BETWEEN = ("and", "together with", "and also", ", then")
-#: How often a sentence says where before what, and how often it goes by places from the last to the first.
-_PLACE_FIRST_SHARE, _BACKWARDS_SHARE = 0.8, 0.3
+#: How often phrases have a verb, and how often a sentence goes by places from the last to the first.
+_VERB_SHARE, _BACKWARDS_SHARE = 0.5, 0.3
 
 #: What fills up, begins and ends a sentence, as words of the vocabulary.
 PAD, BEGIN, END = 0, 1, 2
@@ -90,19 +90,19 @@ def wordings(shown: Sequence[Thing], count: int, generator: np.random.Generator)
 
 def _wording(shown: Sequence[Thing], generator: np.random.Generator) -> str:
     ordered = shown[::-1] if generator.random() < _BACKWARDS_SHARE else shown
-    place_first = generator.random() < _PLACE_FIRST_SHARE
-    phrases = [_phrase(thing, place_first, generator) for thing in ordered]
+    has_verbs = generator.random() < _VERB_SHARE
+    phrases = [_phrase(thing, has_verbs, generator) for thing in ordered]
     text = phrases[0]
     for phrase in phrases[1:]:
         text = f"{text} {_one_of(_BETWEEN, generator)} {phrase}"
-    return _one_of(_PLACES_FIRST if place_first else _FRAMES, generator).format(text)
+    return _one_of(_FRAMES_OF_CLAUSES if has_verbs else _FRAMES, generator).format(text)
 
 
-def _phrase(thing: Thing, place_first: bool, generator: np.random.Generator) -> str:
+def _phrase(thing: Thing, has_verb: bool, generator: np.random.Generator) -> str:
     size, colour = _one_of(_SIZE_WORDS[thing.size], generator), _one_of(_COLOUR_WORDS[thing.colour], generator)
     noun, place = _one_of(_NOUNS[thing.shape], generator), _one_of(_PLACE_PHRASES[thing.place], generator)
-    what = f"a {size} {colour} {noun}"
-    return f"{place} {_one_of(_VERBS, generator)} {what}" if place_first else f"{what} {place}"
+    verb = [_one_of(_VERBS, generator)] if has_verb else []
+    return " ".join([place, *verb, "a", size, colour, noun])
 
 
 def _one_of(choices: Sequence[str], generator: np.random.Generator) -> str:
@@ -127,7 +127,7 @@ VOCABULARY = (
             "a",
             *_all(_SIZE_WORDS, _COLOUR_WORDS, _NOUNS, _PLACE_PHRASES),
             *_FRAMES,
-            *_PLACES_FIRST,
+            *_FRAMES_OF_CLAUSES,
             *_VERBS,
             *_BETWEEN,
         )
@@ -144,7 +144,7 @@ def _longest_sentence() -> int:
     place = _longest(_all(_PLACE_PHRASES))
     what = 4 + place
     joined = N_OBJECTS * what + (N_OBJECTS - 1) * _longest(_BETWEEN)
-    return joined + max(_longest(_FRAMES), _longest(_PLACES_FIRST) + N_OBJECTS)
+    return joined + max(_longest(_FRAMES), _longest(_FRAMES_OF_CLAUSES) + N_OBJECTS)
 
 
 #: Steps of a sentence: its words at most, and its end.
@@ -178,24 +178,22 @@ def _either(phrases: Iterable[str]) -> str:
 
 _SIZE_OF, _COLOUR_OF = _meanings(_SIZE_WORDS), _meanings(_COLOUR_WORDS)
 _SHAPE_OF, _PLACE_OF = _meanings(_NOUNS), _meanings(_PLACE_PHRASES)
-_WHAT = rf"a ({_either(_SIZE_OF)}) ({_either(_COLOUR_OF)}) ({_either(_SHAPE_OF)})"
-_WHERE = rf"({_either(_PLACE_OF)})"
-_NAMED = re.compile(rf"(?<!\S)(?:{_WHAT} {_WHERE}|{_WHERE} (?:{_either(_VERBS)}) {_WHAT})(?!\S)")
+_NAMED = re.compile(
+    rf"(?<!\S)({_either(_PLACE_OF)}) (?:(?:{_either(_VERBS)}) )?a"
+    rf" ({_either(_SIZE_OF)}) ({_either(_COLOUR_OF)}) ({_either(_SHAPE_OF)})(?!\S)"
+)
 
 
 def parse(sentence: str) -> tuple[Thing, ...]:
     """The objects that a sentence names, in its order; what names no object is passed over.
 
-    An object is named by its size, colour, shape and place, by any words for these: "a large red square at top left",
-    or "at top left is a large red square".
+    An object is named by its place, size, colour and shape, by any words for these: "at top left a large red square",
+    or "in upper left is a big crimson box".
     """
-    found = []
-    for match in _NAMED.finditer(sentence):
-        size, colour, noun, place = match.group(1, 2, 3, 4)
-        if size is None:
-            place, size, colour, noun = match.group(5, 6, 7, 8)
-        found.append(Thing(_SHAPE_OF[noun], _COLOUR_OF[colour], _SIZE_OF[size], _PLACE_OF[place]))
-    return tuple(found)
+    return tuple(
+        Thing(_SHAPE_OF[noun], _COLOUR_OF[colour], _SIZE_OF[size], _PLACE_OF[place])
+        for place, size, colour, noun in _NAMED.findall(sentence)
+    )
 
 
 def share_right(named: Sequence[Thing], shown: Sequence[Thing]) -> float:
