@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from btcompress.demo.rivals import FEWER_UNITS, RIVALS, Form, Start
+from btcompress.demo.rivals import FEWER_UNITS, RIVALS, ROUNDED, Form, Start
 from btcompress.demo.task import Task, Training
 from btcompress.demo.tensortrain import tensorly_torch
 from btcompress.demo.trainforms import train_form
 from btcompress.errors import DivergedError
 from btcompress.finetune import Epoch
 from btcompress.shapes import BlockTermShape
+
+#: How long a rounded model is trained on, and at which share of the dense model's learning rate.
+_ROUNDED_EPOCHS, _ROUNDED_SHARE = 4, 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,4 +102,7 @@ class Comparison:
         size = self.task.size
         if form is FEWER_UNITS:  # a dense LSTM, trained as the larger one
             return size.dense
+        if form is ROUNDED:  # hardly anything is lost by then, which large steps would undo
+            rate = _ROUNDED_SHARE * size.dense.learning_rate
+            return replace(size.dense, epochs=min(_ROUNDED_EPOCHS, size.dense.epochs), learning_rate=rate)
         return size.scratch if start == "from scratch" else size.tuning
