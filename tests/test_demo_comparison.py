@@ -11,7 +11,7 @@ from btcompress.demo.video import Video
 from btcompress.errors import DivergedError
 from btcompress.modes import ShapeRequest
 
-DENSE, TUNING, SCRATCH = Training(1, 1e-3), Training(2, 1e-2), Training(3, 1e-2)
+DENSE, TUNING, SCRATCH = Training(6, 1e-3), Training(2, 1e-2), Training(3, 1e-2)
 TASK = Video(6, 8, Size(20, 10, 4, 1, 1, dense=DENSE, tuning=TUNING, scratch=SCRATCH))
 #: What is trained how.
 RIVALS = {
@@ -20,7 +20,7 @@ RIVALS = {
     "low rank, then fine-tuned": TUNING,
     "low rank from scratch": SCRATCH,
     "fewer hidden units from scratch": DENSE,
-    "rounded, then fine-tuned": TUNING,
+    "rounded, then fine-tuned": Training(4, 0.3 * 1e-3),
 }
 
 
