@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from paper_figures import draw_figures
 from paper_records import Measured, Noisy, wait_for
-from paper_settings import TASKS, Settings, Tasks, keep_settings, quick, tiny
+from paper_settings import TASKS, Settings, Tasks, keep_settings, quick, tiny, unsearched
 from paper_study import FORMS, STUDIES, Asked, Paper, Study
 from paper_table import tables, trainings
 
@@ -51,6 +51,7 @@ def arguments(given: Sequence[str] | None, tasks: Tasks) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each process")
     parser.add_argument("--processes", type=int, default=1, help="which share the work")
+    parser.add_argument("--unsearched", action="store_true", help="train all at the tasks' own rates, in less time")
     parser.add_argument("--quick", action="store_true", help="everything tiny: tries the script, and measures nothing")
     parser.add_argument("--tables-only", action="store_true", help="make nothing but tables and figures")
     return parser.parse_args(given)
@@ -85,7 +86,7 @@ def _helped(given: Sequence[str], helpers: int) -> Iterator[None]:
 
 
 def _paper(args: argparse.Namespace, tasks: Tasks) -> list[str]:
-    settings = quick() if args.quick else Settings()
+    settings = quick() if args.quick else unsearched() if args.unsearched else Settings()
     if args.quick:
         tasks = {size: {name: tiny(task) for name, task in own.items()} for size, own in tasks.items()}
     args.folder = args.folder.resolve()  # states of trainings know their files by name

@@ -102,12 +102,20 @@ class Settings:
         return tuple(Noise(kind, strength) for kind, strengths in kinds.items() for strength in strengths)
 
 
+#: Nothing to choose from: everything is trained as the task says.
+_NO_CHOICE = Search((1.0,), (), (1.0,))
+
+
+def unsearched() -> Settings:
+    """Settings with which every model is trained at the task's own learning rate and weight decay."""
+    return Settings(_NO_CHOICE, _NO_CHOICE)
+
+
 def quick() -> Settings:
     """Settings that try one of each thing."""
-    one = Search((1.0,), (0.0,), (1.0,))
     return Settings(
-        replace(one, dense=(0.5, 1.0)),
-        one,
+        replace(_NO_CHOICE, dense=(0.5, 1.0)),
+        _NO_CHOICE,
         rounded_epochs=(("small", 2), ("full", 0)),
         rounded_rates=(0.3,),
         gaussian=(0.1,),

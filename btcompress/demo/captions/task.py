@@ -198,7 +198,7 @@ FULL = Captions(
     64,
     0.2,
     f"{__name__}:full_model",
-    Size(4000, 1000, 256, 4, 6, dense=Training(10, 6e-3), tuning=Training(6, 1e-2), scratch=Training(10, 2e-2)),
+    Size(4000, 1000, 256, 4, 6, dense=Training(10, 3e-3), tuning=Training(6, 1e-2), scratch=Training(10, 2e-2)),
 )
 
 
