@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,19 @@ def by_name(records: Iterable[Measured]) -> dict[str, list[Measured]]:
 
 
 def spread(measure: Measure, values: Sequence[float]) -> str:
-    """Mean, and the standard deviation where there are several values."""
+    """Mean, and the standard deviation where there are several values, of two digits but for shares."""
     if len(values) < 2:
         return measure.written(mean(values))
-    written = [measure.written(value) for value in (mean(values), stdev(values))]
-    return " ± ".join(written).replace(" %", "", 1)
+    deviation = stdev(values)
+    if measure.is_share:
+        return f"{measure.written(mean(values)).removesuffix(' %')} ± {measure.written(deviation)}"
+    digits = max(0, 1 - math.floor(math.log10(deviation))) if deviation else 0
+    return f"{mean(values):,.{digits}f} ± {deviation:,.{digits}f}"
+
+
+def difference(measure: Measure, values: Sequence[float]) -> str:
+    """The same of differences, which are points where the values are shares."""
+    return spread(measure, values).replace("%", "points")
 
 
 def tables(found: Found, tasks: Tasks) -> str:
@@ -151,7 +160,7 @@ def _verdict(group: Group, found: Found) -> str:
                     f"{both[0][0].params:,} and {both[0][1].params:,}",
                     spread(measure, [our.scores[0] for our, _ in both]),
                     spread(measure, [their.scores[0] for _, their in both]),
-                    spread(measure, gains),
+                    difference(measure, gains),
                     f"{ahead} of {len(both)}",
                     "yes" if mean(gains) > 0 else "no",
                 )
