@@ -194,7 +194,7 @@ def test_block_terms_are_ahead_where_they_are_in_the_mean_over_seeds():
     theirs = [measured(seed=seed, scores=(score,), form="tensor train") for seed, score in ((0, 0.6), (1, 0.6))]
     table = module("paper_table").tables
     found = {"main": [*ours, *theirs], "noise": [], "ranks": [], "orders": []}
-    assert "| from scratch | 10 and 10 | 60.0 ± 14.1 % | 60.0 ± 0.0 % | 0.0 ± 14.1 % | 1 of 2 | no |" in table(
+    assert "| from scratch | 10 and 10 | 60.0 ± 14.1 % | 60.0 ± 0.0 % | 0.0 ± 14.1 points | 1 of 2 | no |" in table(
         found, TASKS
     )
     found["main"][3] = replace(theirs[0], scores=(0.4,))
