@@ -198,7 +198,7 @@ def test_block_terms_are_ahead_where_they_are_in_the_mean_over_seeds():
         found, TASKS
     )
     found["main"][3] = replace(theirs[0], scores=(0.4,))
-    assert "| 10.0 ± 0.0 % | 2 of 2 | yes |" in table(found, TASKS)
+    assert "| 10.0 ± 0.0 points | 2 of 2 | yes |" in table(found, TASKS)
     assert "| block terms, from scratch | 10 | 40 | 20 | 0.01 | 60.0 ± 10.0 % | 50.0 %, 70.0 %, 60.0 % |" in table(
         found, TASKS
     )
