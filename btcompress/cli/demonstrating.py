@@ -39,13 +39,15 @@ def demo(
     ] = False,
     full: Annotated[
         bool,
-        typer.Option("--full", help="At the sizes of Ye et al. (2018); takes gigabytes of disk and far longer."),
+        typer.Option(
+            "--full", help="With the larger inputs, 24,576 to 57,600; takes gigabytes of disk and far longer."
+        ),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace files of these names, as an earlier demonstration left them.")
     ] = False,
 ) -> None:
-    """Train a dense model on made-up data, compress it, train it on, and show what came of it (a minute or two)."""
+    """Train a dense model on made-up data, compress it, train it on, and show what came of it (about two minutes)."""
     from btcompress import display
     from btcompress.demo import FULL, SMALL, run_demo
 

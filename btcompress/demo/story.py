@@ -19,9 +19,9 @@ from btcompress.demo.files import DemoFiles
 from btcompress.demo.pictures import Curve, save_curves
 from btcompress.demo.randomstart import random_start
 from btcompress.demo.task import Drawn, Task, Training
+from btcompress.demo.trainforms import applied
 from btcompress.finetune import Epoch, finetune
 from btcompress.finetune.state import StateFile
-from btcompress.models import apply
 from btcompress.reporting import report
 from btcompress.results import CalibrationProgress, CompressionReport
 from btcompress.shapes import BlockTermShape
@@ -172,7 +172,7 @@ class _Story:
         self.tell(DemoProgress("measuring"))
         models = {DENSE: model}
         for name, found in ((FACTORIZED, compressed), (CALIBRATED, calibrated), (TUNED, tuned), (SCRATCH, scratch)):
-            models[name] = apply(self._new_model(), found)
+            models[name] = applied(task, found)
         itemsize = model.state_dict()[key].itemsize
         outcomes = []
         for name, each in models.items():
@@ -196,7 +196,8 @@ class _Story:
     def _dense(self) -> tuple[nn.Module, tuple[float, ...]]:
         what = "training the dense model"
         self.tell(DemoProgress(what))
-        model = self._new_model()
+        torch.manual_seed(self.seed)
+        model = self.task.model()
         curve = self.task.train(model, self.files.data, self.task.size.dense, self.seed, on_epoch=self._telling(what))
         # By a path, torch.save would write the temporary name into the file.
         with replacing(self.files.dense) as temporary, temporary.open("wb") as file:
@@ -246,10 +247,6 @@ class _Story:
         request = self.task.finetuning(start, self.files.data, output, self.files.dense)
         result = finetune(request, training.config(self.seed), force=True, on_epoch=on_epoch).compressed
         return result, (report(result).finetuned[-1].before, *(epoch.metric for epoch in epochs))
-
-    def _new_model(self) -> nn.Module:
-        torch.manual_seed(self.seed)
-        return self.task.model()
 
     def _telling(self, what: str) -> Callable[[Epoch], None]:
         return lambda epoch: self.tell(DemoProgress(what, epoch))

@@ -9,8 +9,8 @@ from btcompress.demo.captions import task as captions
 from btcompress.demo.names import TaskName
 from btcompress.demo.task import Task
 
-#: A minute or two on two cores, each.
+#: About two minutes on two cores, each.
 SMALL: dict[TaskName, Task[Any]] = {"video": video.SMALL, "captions": captions.SMALL, "images": images.SMALL}
 
-#: At the sizes of Ye et al. (2018).
+#: With larger inputs: the video's are those of Ye et al. (2018).
 FULL: dict[TaskName, Task[Any]] = {"video": video.FULL, "captions": captions.FULL, "images": images.FULL}

@@ -173,7 +173,7 @@ def _rows(
     return x, np.where(tokens == PAD, IGNORED, tokens.astype(np.int16)).astype(np.int16)
 
 
-#: A minute or two on two cores.
+#: About two minutes on two cores.
 SMALL = Captions(
     FeatureMap(96, 8, 64),
     64,

@@ -147,7 +147,7 @@ def full_model() -> DrawingModel:
     return FULL.model()
 
 
-#: A minute or two on one core. Half as many epochs leave the dense model far from what it can learn.
+#: About two minutes on two cores. Half as many epochs leave the dense model far from what it can learn.
 SMALL = Images(
     24,
     n_latent=12,
