@@ -57,14 +57,16 @@ def put(venv):
     source = packages / "standins.c"
     names = sorted({name.partition("@")[0] for name in called.split() if _FUNCTION.match(name)})
     source.write_text("".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in names))
-    versions = packages / "standins.map"
+    # NVIDIA's have one version of all functions, if any.
+    asked = "".join(run("readelf", "--version-info", path) for path in linking)
+    versions = dict(re.findall(r"File: (\S+)\s+Cnt: \d+\s+\S+:\s+Name: (\S+)", asked))
+    script = packages / "standins.map"
     for name in lacking:
-        # NVIDIA's have one version of all functions, of the library's own name.
-        versions.write_text(f"{name} {{ *; }};")
-        linker = f"-Wl,-soname,{name},--version-script,{versions}"
+        script.write_text(f"{versions.get(name, name)} {{ *; }};")
+        linker = f"-Wl,-soname,{name},--version-script,{script}"
         run("cc", "-w", "-shared", "-fPIC", "-fno-builtin", source, linker, "-o", own / name)
-    source.unlink()
-    versions.unlink(missing_ok=True)
+    for made in (source, script):
+        made.unlink(missing_ok=True)
     return lacking
 
 
