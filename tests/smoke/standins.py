@@ -1,9 +1,9 @@
 """torch for CPUs where its index has it for CUDA alone: empty packages and libraries stand in for gigabytes.
 
 On Linux, torch from PyPI is linked to NVIDIA's libraries and asks for their packages, which take 3 GB to download and
-which nothing on a CPU calls. Packages without contents satisfy what it asks for, and libraries whose functions do nothing
-but end the process let it load; the runtime, which is asked whether there is a GPU, is the real one. Nothing is done where torch asks for none of
-them, or where there is no compiler to make libraries with: then all is installed as it is.
+which nothing on a CPU calls. Packages without contents satisfy what it asks for, and libraries whose functions do no
+more than end the process let it load; the runtime, which is asked whether there is a GPU, is the real one. Nothing is
+done where torch asks for none of them, or where there is no compiler to make libraries with: all is installed then.
 """
 
 import json
