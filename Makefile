@@ -15,7 +15,7 @@ PEERS ?= .peers
 PAPER ?= paper
 TASK ?= video
 
-.PHONY: demo test docs docs-test bench paper fuzz kills lint
+.PHONY: demo test docs docs-test bench paper fuzz kills lint smoke
 
 demo: $(READY)
 	$(BIN)/btcompress demo --task $(TASK) --output demo --force
@@ -51,6 +51,11 @@ lint: $(READY)
 # Kills every command that writes at 1,000 moments.
 kills: $(READY)
 	$(BIN)/python tests/kill_moments.py --trials 1000
+
+# Builds wheel and sdist, looks into them, and tries the wheel in fresh environments on every Python found.
+smoke: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[smoke]"
+	PYTHONPATH=tests $(BIN)/python -m smoke
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt
