@@ -12,8 +12,16 @@ from btcompress.display.console import make_console
 from btcompress.display.roundings import rounded_lstms_table, rounding_table
 from btcompress.display.tables import NumberTable, show_list, show_table
 from btcompress.memory import size_text
-from btcompress.text import listed
-from btcompress.wording import agreements, error_of, form_lines, metric_text, precision_words, rank_text, ratio_text
+from btcompress.wording import (
+    agreements,
+    error_of,
+    form_lines,
+    metric_text,
+    precision_words,
+    rank_text,
+    ratio_text,
+    untouched_text,
+)
 
 if TYPE_CHECKING:
     from btcompress.results import (
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
         InputsReport,
         MatrixReport,
         ModelReport,
-        UntouchedReport,
         YardstickReport,
     )
 
@@ -51,7 +58,7 @@ def show_report(report: CompressionReport) -> None:
     if report.expected_speed is not None:
         show_list(console, "Expected speed", report.expected_speed.advice)
     if report.untouched is not None:
-        show_list(console, "Not factorized", [_untouched_text(report.untouched)])
+        show_list(console, "Not factorized", [untouched_text(report.untouched)])
     show_list(console, "Left dense", [f"{left.name}: {left.reason}." for left in report.left_dense])
     show_list(console, "Note", report.notices)
     show_list(console, "Advice", report.advice)
@@ -134,17 +141,6 @@ def _show_model(console: Console, model: ModelReport, matrices: Sequence[MatrixR
     for words, (before, after) in sizes.items():
         table.add_row(words, size_text(before), size_text(after), ratio_text(before / max(after, 1)))
     show_table(console, table)
-
-
-def _untouched_text(untouched: UntouchedReport) -> str:
-    n_changed = len(untouched.changed)
-    n_tensors = untouched.same + untouched.rounded + n_changed
-    same = f"{untouched.same} of {n_tensors} tensors are the dense checkpoint's, bit for bit"
-    if untouched.rounded:
-        same += f", and {untouched.rounded} more once rounded to what they are stored as"
-    if not n_changed:
-        return f"{same}."
-    return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {listed(untouched.changed)}."
 
 
 def _inputs_table(reports: Sequence[InputsReport]) -> NumberTable:
