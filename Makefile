@@ -14,7 +14,7 @@ PEERS ?= .peers
 PAPER ?= paper
 TASK ?= video
 
-.PHONY: demo test bench paper fuzz kills lint
+.PHONY: demo test bench figures paper fuzz kills lint
 
 demo: $(READY)
 	$(BIN)/btcompress demo --task $(TASK) --output demo --force
@@ -26,6 +26,10 @@ test: $(READY)
 bench: $(READY)
 	-$(BIN)/python tests/benchmarks/lstm_speed.py --short --table --check
 	if [ -d "$(PEERS)" ]; then $(BIN)/python tests/benchmarks/peers.py --peers "$(PEERS)"; fi
+
+# The figures of docs/math.md, of what docs/figures/measure.py measured.
+figures: $(READY)
+	$(BIN)/python docs/figures/draw.py
 
 # Two processes, which share the work, with one thread each.
 paper: $(READY)

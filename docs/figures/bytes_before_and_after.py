@@ -48,7 +48,7 @@ def measure_bytes(result: CompressedCheckpoint, file_bytes: int) -> dict[str, An
     before, after = (sum(each[when] for each in parts.values()) for when in ("before", "after"))
     others = {"before": model.bytes_before - before, "after": model.tensor_bytes_after - after, "form": ""}
     header = {"before": 0, "after": model.bytes_after - model.tensor_bytes_after, "form": ""}
-    return {**parts, "all other tensors": others, "names and shapes": header}
+    return {**parts, "all other tensors": others, "names, shapes and history": header}
 
 
 def published_bytes(shape: BlockTermShape = PUBLISHED) -> dict[str, Any]:

@@ -76,17 +76,22 @@ def draw_calibrating(measured: dict[str, Any], name: str) -> Figure:
     drawing = figure((8.4, 4.2))
     left, right = drawing.subplots(1, 2, width_ratios=(1.5, 1.0))
     numbers = range(1, len(measured["shares"]) + 1)
-    for (name, off), colour, marker in zip(measured["off"].items(), COLOURS, "o^s", strict=False):
-        left.plot(numbers, off, marker=marker, markersize=2.5, linewidth=0, color=colour, label=name)
-    left.fill_between(numbers, [share / measured["shares"][0] for share in measured["shares"]], color=DARK, alpha=0.2)
-    left.set(xlabel="directions of the inputs, the strongest first", ylabel="share of $W v$ that is wrong")
+    strength = [share / measured["shares"][0] for share in measured["shares"]]
+    left.fill_between(numbers, strength, color=DARK, alpha=0.2, linewidth=0, label="how far inputs go there, squared")
+    for (stage, off), colour, marker in zip(measured["off"].items(), COLOURS, "o^s", strict=False):
+        left.plot(numbers, off, marker=marker, markersize=2.5, linewidth=0, color=colour, label=stage)
+    left.set(
+        xlabel="directions $v$ of the inputs, the strongest first",
+        ylabel="share of $W v$ that is wrong",
+        ylim=(0, None),
+    )
     left.set_title(f"{name}, {measured['key']}", fontsize=LARGE)
-    left.legend(fontsize=SMALL)
-    for name, colour, marker in zip(("weight", "activation", "hidden_state"), COLOURS, "os^", strict=False):
-        values = [measured["errors"][stage][name] for stage in STAGES]
-        right.plot(range(len(STAGES)), values, marker=marker, color=colour, label=name.replace("_", "-") + " error")
+    left.legend(fontsize=SMALL, loc="lower right")
+    for error, colour, marker in zip(("weight", "activation", "hidden_state"), COLOURS, "os^", strict=False):
+        values = [measured["errors"][stage][error] for stage in STAGES]
+        right.plot(range(len(STAGES)), values, marker=marker, color=colour, label=error.replace("_", "-") + " error")
     right.set_xticks(range(len(STAGES)), [stage.replace(" to ", "\nto ") for stage in STAGES], fontsize=SMALL)
-    right.set(ylim=(0, None))
+    right.set(ylim=(0, None), xlim=(-0.3, len(STAGES) - 0.7))
     right.set_title("all matrices of the LSTM", fontsize=LARGE)
     right.legend(fontsize=SMALL)
     for axes in (left, right):

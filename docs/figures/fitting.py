@@ -19,24 +19,23 @@ if TYPE_CHECKING:
 #: As the fit has it: random starts on the corner of the core and sweeps there, and those after which one start goes on.
 _CORNER_STARTS, _CORNER_SWEEPS, _RACE = 3, 8, 5
 _SWEEPS, _TOLERANCE = 40, 1e-5
-#: The norm of the made matrix's noise over that of its two blocks.
-_NOISE = 0.3
+#: Modes and ranks of the made matrix, and the norm of its noise over that of its two blocks.
+_MADE, _NOISE = ((5, 5, 6), (12, 10, 5), (4, 4, 4)), 0.3
 
 
 def measure_fitting(matrix: Tensor, shape: BlockTermShape, seed: int) -> dict[str, Any]:
-    """The weight errors of a real matrix and of a made one, with two blocks of the same modes and ranks.
+    """The weight errors of a real matrix and of a made one.
 
     Args:
         matrix: shape ``(out_size, in_size)``.
         shape: its form, of several blocks.
         seed: of what is made, and of random starts.
     """
-    from dataclasses import replace
-
+    from btcompress import BlockTermShape
     from btcompress.fit.measures import low_rank_errors
 
-    two = replace(shape, n_blocks=2)
-    rank = shape.n_params // sum(matrix.shape)
+    two = BlockTermShape(*_MADE, n_blocks=2)
+    rank = min(shape.n_params // sum(matrix.shape), *matrix.shape)
     return {
         "made": {"form": _words(two), **_errors(_two_blocks(two, seed), two, seed)},
         "real": {
@@ -48,7 +47,7 @@ def measure_fitting(matrix: Tensor, shape: BlockTermShape, seed: int) -> dict[st
 
 
 def _errors(matrix: Tensor, shape: BlockTermShape, seed: int) -> dict[str, list[float]]:
-    """The weight errors of the two starts that :func:`btcompress.fit.fit` races, and after each joint sweep from there."""
+    """The weight errors of the two starts that a fit races, and after each joint sweep from there."""
     import torch
 
     from btcompress.fit import largest

@@ -1,30 +1,28 @@
 """Measure what the figures of docs/math.md show of a real checkpoint, as JSON; docs/figures/draw.py draws it.
 
-    python docs/figures/measure.py model_1_weights.pt inputs.npz [docs/figures/measured.json]
+    python docs/figures/measure.py model_1_weights.pt inputs.npz model_1_weights.bt.safetensors
 
-The model is BeatNet 1.1.3's, as its package ships it; its inputs come from tests/benchmarks/beatnet_inputs.py. Takes a
-few minutes on two cores.
+The model is BeatNet 1.1.3's, as its package ships it; its inputs come from tests/benchmarks/beatnet_inputs.py, and the
+result from the first command of README.md. Takes a few minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from bytes_before_and_after import measure_bytes
 from calibrating import STAGES, measure_calibrating
 from fitting import measure_fitting
 
-from btcompress import FactorizeStep, factorize, save
+from btcompress import FactorizeStep, factorize
 from btcompress.calibration import DEFAULT, CalibrationRequest, SampleInputs, calibrate, gather_samples
-from btcompress.checkpoint import Checkpoint, others_stored_as
+from btcompress.checkpoint import Checkpoint, read_compressed
 from btcompress.compression import priced_plan
-from btcompress.factorization import factorize_as_planned, open_weights
+from btcompress.factorization import open_weights
 from btcompress.fit import Samples
 from btcompress.modes import ShapeRequest, choose_shape
 
@@ -35,17 +33,18 @@ _KINDS = ("input", "recurrent")
 _FITTED, _LOOKED_AT = "lstm.weight_hh_l0", "lstm.weight_hh_l1"
 #: Blocks and rank of the form that is followed.
 _FORM = ShapeRequest(order=3, cp_rank=8, tucker_rank=4)
-#: The ratio of parameters that calibrating is shown at, and that of bytes of the whole file.
-_RATIO, _OF_FILE = 4, 8
+#: The ratio of parameters that calibrating is shown at.
+_RATIO = 4
 
 
-def measure(name: str, model: Path, inputs: Path, seed: int = 0, epochs: int = 10) -> dict[str, Any]:
+def measure(name: str, model: Path, inputs: Path, result: Path, seed: int = 0, epochs: int = 10) -> dict[str, Any]:
     """All that is drawn of a checkpoint.
 
     Args:
         name: what the figures call it.
         model: its file.
         inputs: sequences of its LSTM's inputs.
+        result: of its compression, whose bytes are shown.
         seed: of every random draw.
         epochs: of calibrating, over all layers together.
     """
@@ -58,7 +57,7 @@ def measure(name: str, model: Path, inputs: Path, seed: int = 0, epochs: int = 1
         "name": name,
         "fitting": {"key": _FITTED, **measure_fitting(matrix, shape, seed)},
         "calibrating": _calibrating(model, dense, request, samples, seed, epochs),
-        "bytes": _bytes(model, dense, samples),
+        "bytes": measure_bytes(read_compressed(result), result.stat().st_size),
     }
 
 
@@ -74,28 +73,18 @@ def _calibrating(
     return {"ratio": _RATIO, **measure_calibrating(stages, dense, samples, _LOOKED_AT)}
 
 
-def _bytes(model: Path, dense: Checkpoint, samples: dict[str, Samples]) -> dict[str, Any]:
-    """Without the training that a command goes on with: it changes values, and no sizes."""
-    step = FactorizeStep(target_ratio=_OF_FILE, of="file", others="float16", matrices=_KINDS)
-    plan = priced_plan(model, step, samples=samples)
-    result = others_stored_as(factorize_as_planned(dense, plan.plan), torch.float16)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.safetensors"
-        save(result, path)
-        return measure_bytes(result, path.stat().st_size)
-
-
 def main() -> None:
     """Read the arguments, measure, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("inputs", type=Path)
-    parser.add_argument("json", type=Path, nargs="?", default=MEASURED)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--json", type=Path, default=MEASURED)
     parser.add_argument("--name", default="BeatNet 1.1.3, model 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
-    measured = measure(args.name, args.model, args.inputs, args.seed, args.epochs)
+    measured = measure(args.name, args.model, args.inputs, args.result, args.seed, args.epochs)
     args.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
