@@ -50,9 +50,11 @@ def matrices(context: typer.Context, incomplete: str) -> list[str]:
 
 def _keys(context: typer.Context) -> list[re.Match[str]]:
     """What of the keys of the file belongs to recurrent layers; nothing where the file is of another kind."""
-    path = next((given for name in _FILES if (given := context.params.get(name)) is not None), None)
+    # Where an option that lacks its value ends the line, arguments before it are not told apart.
+    words = [*(context.params.get(name) for name in _FILES), *context.args]
+    path = next((word for word in words if word is not None), "")
     try:
-        with Path(path or "").open("rb") as file:
+        with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             header = json.loads(file.read(length)) if length <= _MOST_BYTES else {}
     except (OSError, TypeError, ValueError, RecursionError):

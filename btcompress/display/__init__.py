@@ -26,7 +26,7 @@ from btcompress.display.progress import (
 )
 from btcompress.display.report import show_report
 from btcompress.display.streams import guarded_streams, lost_output
-from btcompress.display.telling import Verbosity, is_quiet, telling
+from btcompress.display.verbosity import Verbosity, is_quiet, telling
 
 __all__ = [
     "Verbosity",

@@ -17,7 +17,7 @@ from rich.table import Column
 from rich.text import Text
 
 from btcompress.display.console import can_animate, line_text, make_error_console, name_text
-from btcompress.display.telling import is_quiet, seconds_text, tell
+from btcompress.display.verbosity import is_quiet, seconds_text, tell
 
 if TYPE_CHECKING:
     from btcompress.benching import OnBench
