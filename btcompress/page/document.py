@@ -171,6 +171,8 @@ def _errors(report: CompressionReport, curves: Sequence[MatrixCurves], name: str
         "is what zeros would have. Further to the left and further down is better.",
         *_left_out(len(report.matrices) - len(drawn), "matrices"),
     ]
+    if curves:
+        texts.append("Rounding is drawn in 2 to 8 bits, with a scale for each row or for each group of 32 columns.")
     if any(row.activation_error is not None for row in report.matrices):
         texts.append(
             "Where there were sample inputs, the activation error in the table says what that does to the outputs of "
