@@ -37,17 +37,17 @@ BENCH = BenchReport(
 )
 
 
-def dense_state(prefix="rnn."):
-    """Tensors of an LSTM of two layers and a head, of unequal sizes."""
+def dense_state(prefix="rnn.", n_layers=2):
+    """Tensors of an LSTM and a head, of unequal sizes."""
     torch.manual_seed(0)
-    lstm = nn.LSTM(24, 16, num_layers=2)
+    lstm = nn.LSTM(24, 16, num_layers=n_layers)
     state = {f"{prefix}{key}": tensor.detach() for key, tensor in lstm.state_dict().items()}
     return {**state, "head.weight": torch.randn(5, 16), "head.bias": torch.randn(5)}
 
 
-def dense_and_report(prefix="rnn."):
+def dense_and_report(prefix="rnn.", n_layers=2):
     """A dense checkpoint, and a report of a result in which there is something of everything."""
-    state = dense_state(prefix)
+    state = dense_state(prefix, n_layers)
     compressed, dense = low_rank_result(state), from_state_dict(state)
     plain = btcompress.report(compressed, against=dense, bytes_after=compressed.n_bytes + 1234)
     others = (

@@ -1,5 +1,6 @@
 """Whole networks without labels: learning to give the dense network's outputs."""
 
+import json
 import sys
 from dataclasses import replace
 

@@ -39,12 +39,15 @@ def made():
     return dense_and_report()
 
 
-@pytest.fixture(scope="module")
-def text(made):
-    dense, report = made
+def drawn(dense, report):
     curves = matrix_curves(largest(report.matrices), dense)
     history = [{"step": "factorize", "recipe": {"target_ratio": 4.0, "seed": 3}}, {"step": "finetune"}]
     return page(report, "out.safetensors", source="model.pt", history=history, curves=curves)
+
+
+@pytest.fixture(scope="module")
+def text(made):
+    return drawn(*made)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def taken(text):
 
 def test_sections_stand_in_order_behind_the_advice_and_have_drawings_with_words(text, taken):
     assert re.findall(r"<h2[^>]*>([^<]*)</h2>", text) == SECTIONS
-    assert taken.text.index("an advice") < taken.text.index("Where the bytes went", taken.text.index("What to know"))
+    assert text.index('id="advice"') < text.index("an advice") < text.index('id="sizes"')
     drawings = [value for tag, name, value in taken.attributes if (tag, name) == ("svg", "aria-label")]
     assert taken.tags.count("svg") == len(drawings) == taken.tags.count("figcaption")
     # Bytes; four matrices twice; stages, and curves of two trainings; one case; agreement.
@@ -90,7 +93,7 @@ def test_tables_have_all_numbers_of_the_report(made, taken):
 
 
 def test_nothing_from_elsewhere_becomes_markup_script_or_template():
-    dense, report = dense_and_report(f"{HOSTILE}.")
+    dense, report = dense_and_report(f"{HOSTILE}.", n_layers=1)
     way = replace(report.bench.cases[0].ways[0], way=HOSTILE)
     bench = replace(report.bench, cases=(replace(report.bench.cases[0], lstm=HOSTILE, ways=(way,)),))
     report = replace(report, notices=(HOSTILE,), advice=(HOSTILE,), bench=bench)
@@ -126,9 +129,7 @@ def test_drawings_take_their_colours_from_the_page_and_share_no_names(text, take
 
 
 def test_page_is_the_same_each_time_in_ascii_and_asks_for_nothing(made, text):
-    _, report = made
-    first, second = (page(report, "out.safetensors", source="model.pt") for _ in range(2))
-    assert first == second
+    assert drawn(*made) == text
     assert text.isascii()
     assert not re.search(r"https?://(?!www\.w3\.org/)|@import|url\((?!#)", text)
     assert "default-src 'none'" in text
@@ -146,14 +147,14 @@ def test_page_of_very_many_matrices_stays_small_and_has_all_of_them_in_its_table
 
 
 def test_without_the_dense_checkpoint_it_is_said_what_to_give(made):
-    bare = replace(btcompress.report(low_rank_result(dense_state())), expected_speed=None)
+    bare = replace(btcompress.report(low_rank_result(dense_state(n_layers=1))), expected_speed=None)
     taken = Taken.of(page(bare, "out.safetensors"))
     assert taken.tags.count("svg") == 1 + len(bare.matrices)
     for words in ("--against MODEL --html PAGE", "bench out.safetensors --record", "factorize --calibration FILE"):
         assert words in taken.text
 
 
-@pytest.mark.parametrize("number", [0.0, 1e308, 5e-324])
+@pytest.mark.parametrize("number", [0.0, 1e308])
 def test_numbers_that_no_scale_has_are_left_out_of_the_drawings(made, number):
     _, report = made
     row = replace(report.matrices[0], weight_error=number, svd_error=number)
@@ -203,7 +204,7 @@ def test_recipe_on_record_is_the_one_that_was_run():
     history = [
         {"step": "factorize", "recipe": {"target_ratio": 4.0, "layers": ["rnn.*"], "calibration": [{"data": "x.npz"}]}},
         {"step": "calibrate"},
-        {"step": "factorize", "recipe": {"bits": "4"}},
+        {"step": "factorize", "recipe": {"bits": 4}},
     ]
     recipe = recorded_recipe(history, "model.pt", "out.safetensors")
     assert [step.record for step in recipe.steps] == [history[0]["recipe"], history[2]["recipe"]]
@@ -239,7 +240,7 @@ def test_markdown_begins_with_the_advice_and_has_every_table(made):
 
 @pytest.fixture
 def files(tmp_path):
-    state = dense_state()
+    state = dense_state(n_layers=1)
     torch.save(state, tmp_path / "model.pt")
     btcompress.save(low_rank_result(state), tmp_path / "out.safetensors")
     return tmp_path
