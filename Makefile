@@ -15,7 +15,7 @@ PEERS ?= .peers
 PAPER ?= paper
 TASK ?= video
 
-.PHONY: demo test docs docs-test bench paper fuzz kills lint
+.PHONY: demo test docs docs-test bench figures paper fuzz kills lint smoke
 
 demo: $(READY)
 	$(BIN)/btcompress demo --task $(TASK) --output demo --force
@@ -36,6 +36,10 @@ bench: $(READY)
 	-$(BIN)/python tests/benchmarks/lstm_speed.py --short --table --check
 	if [ -d "$(PEERS)" ]; then $(BIN)/python tests/benchmarks/peers.py --peers "$(PEERS)"; fi
 
+# The figures of docs/math.md, of what docs/figures/measure.py measured.
+figures: $(READY)
+	$(BIN)/python docs/figures/draw.py
+
 # Two processes, which share the work, with one thread each.
 paper: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/paper.py "$(PAPER)" --processes 2
@@ -52,6 +56,11 @@ lint: $(READY)
 # Kills every command that writes at 1,000 moments.
 kills: $(READY)
 	$(BIN)/python tests/kill_moments.py --trials 1000
+
+# Builds wheel and sdist, looks into them, and tries the wheel in fresh environments on every Python found.
+smoke: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[smoke]"
+	PYTHONPATH=tests $(BIN)/python -m smoke
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt
