@@ -15,7 +15,7 @@ author = "the btcompress authors"
 version = release = btcompress.__version__
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commandreference", "publicnames"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commandreference", "publicnames", "units"]
 myst_enable_extensions = ["colon_fence"]
 exclude_patterns = ["_ext", "_static"]
 

@@ -42,10 +42,11 @@ def _reference() -> Iterator[str]:
         for name, command in root.commands.items():
             with command.make_context(name, [], parent=context, resilient_parsing=True) as below:
                 yield f"## {name}\n"
-                yield from _of(command, below, f"{root.name} {name}")
+                yield from _of(command, below, f"{root.name} {name}", said=root.epilog)
 
 
-def _of(command: Any, context: Any, path: str) -> Iterator[str]:  # noqa: ANN401
+def _of(command: Any, context: Any, path: str, said: str | None = None) -> Iterator[str]:  # noqa: ANN401
+    """One command, without the end of its help where that was said already."""
     yield f"{_plain(command.help)}\n"
     yield f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
     yield f":::{{program}} {path}\n:::\n"
@@ -56,7 +57,7 @@ def _of(command: Any, context: Any, path: str) -> Iterator[str]:  # noqa: ANN401
             # With defaults, limits and environment variables, as --help has them.
             names, text = each.get_help_record(context)
             yield f":::{{option}} {names}\n{_plain(text)}\n:::\n"
-    if command.epilog:
+    if command.epilog and command.epilog != said:
         yield f"{_plain(command.epilog)}\n"
 
 
