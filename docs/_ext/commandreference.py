@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PAGE, MARK = "commands", "<!-- commands -->"
 #: Of parameters that have no heading of their own.
 _ARGUMENTS, _OPTIONS = "Arguments", "Options"
+#: Options, and variables of the environment.
+_CODE = re.compile(r"(?<![\w-])(--?[A-Za-z][\w-]*|[A-Z]+_[A-Z_]+)")
 #: What Markdown would take for markup.
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
 
@@ -73,4 +76,6 @@ def _order(parameters: Iterable[Any]) -> Callable[[Any], int]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).translate(_SPECIAL)
+    """Markdown of a text, with options and variables as code."""
+    pieces = _CODE.split(" ".join(text.split()))
+    return "".join(f"`{piece}`" if index % 2 else piece.translate(_SPECIAL) for index, piece in enumerate(pieces))
