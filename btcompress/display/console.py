@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -42,8 +43,14 @@ class _VisibleConsole(Console):
 def make_console() -> Console:
     """The console for results, on stdout."""
     console = _VisibleConsole(highlight=False)
-    console.width = max(console.width, _LEAST_WIDTH) if sys.stdout.isatty() else _PIPED_WIDTH
+    # Not the console's own width: of a terminal that calls itself dumb it does not ask how wide that is.
+    console.width = max(shutil.get_terminal_size().columns, _LEAST_WIDTH) if sys.stdout.isatty() else _PIPED_WIDTH
     return console
+
+
+def table_width(console: Console) -> int:
+    """Columns that a table may take: those of a terminal; in a file or a pipe as many as it needs."""
+    return console.width if sys.stdout.isatty() else sys.maxsize
 
 
 def make_error_console() -> Console:

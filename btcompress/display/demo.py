@@ -6,13 +6,11 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from btcompress.display.console import make_console, show_line
 from btcompress.display.curves import show_curves
 from btcompress.display.pixels import show_clips, show_picture
 from btcompress.display.report import show_report
-from btcompress.display.tables import NumberTable, show_table
+from btcompress.display.tables import NumberTable, show_sentence, show_table
 from btcompress.text import listed
 from btcompress.wording import ratio_text
 
@@ -53,14 +51,14 @@ def show_demo(result: DemoResult) -> None:
     show_curves(console, result.curves[:_MOST_CURVES], task.metric, task.examples)
     console.print()
     show_table(console, _outcomes_table(result))
-    console.print(Text(_held_text(result)), soft_wrap=True)
+    show_sentence(console, _held_text(result))
 
 
 def _outcomes_table(result: DemoResult) -> NumberTable:
     measures = result.task.measures
     headers = ["\n".join(_HEADER.wrap(each.name)) for each in measures]
     tested = f"on {result.task.size.n_test:,} test {result.task.examples}"
-    table = NumberTable([tested, "weights\nof W", "times\nsmaller", *headers])
+    table = NumberTable(tested, ["weights\nof W", "times\nsmaller"], headers)
     for outcome in result.outcomes:
         if outcome.scores is None:
             scores = ["diverged"] * len(measures)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from btcompress.display.console import make_console
-from btcompress.display.tables import NumberTable, show_list, show_table
+from btcompress.display.tables import NumberTable, show_lists, show_table
 from btcompress.memory import size_text
 
 if TYPE_CHECKING:
@@ -22,15 +22,17 @@ def show_exported(files: Sequence[Exported]) -> None:
     """Print a row for each file, then what to know of them."""
     console, told = make_console(), [file.to_dict() for file in files]
     show_table(console, _table(told))
-    for title, name in (("Note", "notices"), ("Warning", "warnings")):
-        texts = [(file, text) for file in told for text in file.get(name, ())]
-        show_list(console, title, [_sentence(file, text, len(files)) for file, text in texts])
+    lists = {
+        title: [_sentence(file, text, len(files)) for file in told for text in file.get(name, ())]
+        for title, name in (("Note", "notices"), ("Warning", "warnings"))
+    }
+    show_lists(console, lists)
 
 
 def _table(files: Sequence[Mapping[str, Any]]) -> NumberTable:
-    headers = ["", "file", "tensors in\nthe result", "error beside\nthe module"]
     in_integers = any(file.get("int8_error") is not None for file in files)
-    table = NumberTable([*headers, "error of\nintegers"] if in_integers else headers)
+    errors = ["error beside\nthe module", *["error of\nintegers"] * in_integers]
+    table = NumberTable("", ["file", "tensors in\nthe result"], errors)
     for file in files:
         own = file.get("tensor_bytes")
         cells = [size_text(file["n_bytes"]), _NOTHING if own is None else size_text(own), _error(file.get("error"))]

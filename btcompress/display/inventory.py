@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from btcompress.display.console import make_console, show_json, show_line
-from btcompress.display.tables import NumberTable, show_list, show_table
+from rich.console import Console
+
+from btcompress.display.console import make_console, show_json
+from btcompress.display.tables import NumberTable, show_lists, show_sentence, show_table, worse_if
 from btcompress.memory import size_text
 from btcompress.wording import form_lines, precision_words, rank_text, ratio_text
 
@@ -20,8 +22,8 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
     console = make_console()
     source = checkpoint.source
     counts = f"{len(checkpoint.tensors)} tensors, {source.n_params:,} parameters, {size_text(source.n_bytes)}"
-    show_line(f"{source.name}: {counts}")
-    table = NumberTable(["layer", "class", "inputs", "hidden", "layers", "directions", "projection", "biases"])
+    show_sentence(console, f"{source.name}: {counts}")
+    table = NumberTable("layer", ["class", "inputs", "hidden"], ["layers", "directions", "projection", "biases"])
     for layer in plan.recurrent:
         table.add_row(
             layer.name or "(top)",
@@ -32,18 +34,20 @@ def show_inventory(checkpoint: Checkpoint, plan: Plan) -> None:
             "yes" if layer.bias else "no",
         )
     if plan.recurrent:
+        console.print()
         show_table(console, table)
     else:
-        show_line("No LSTM, GRU or plain RNN found.")
-    show_list(console, "Not taken", [f"{other.name or '(top)'}: {other.reason}." for other in plan.others])
+        show_sentence(console, "No LSTM, GRU or plain RNN found.")
+    show_lists(console, {"Not taken": [f"{other.name or '(top)'}: {other.reason}." for other in plan.others]})
+    console.print()
     show_plan(checkpoint, plan)
 
 
 def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     """Print the form and the bits that each matrix gets, and what that costs."""
     console = make_console()
-    headers = ["matrix", "N", "R", "before", "after", "ratio", "stored as"]
-    table = NumberTable([*headers, "bytes\nbefore", "bytes\nafter", "bytes\nratio"])
+    sizes, of_bytes = ["N", "R", "before", "after", "ratio"], ["bytes\nbefore", "bytes\nafter", "bytes\nratio"]
+    table = NumberTable("matrix", sizes, ["stored as", *of_bytes], worse="is larger than before.")
     rows = _matrices_json(checkpoint, plan)
     for row in rows:
         size, form = row["shape"], (row["out_modes"], row["in_modes"], row["gates"], row["core"])
@@ -53,16 +57,21 @@ def show_plan(checkpoint: Checkpoint, plan: Plan) -> None:
             rank_text(row["tucker_ranks"]) if row["tucker_ranks"] else "-",
             f"{row['params_before']:,}",
             f"{row['params_after']:,}",
-            ratio_text(row["weights_ratio"]),
+            worse_if(row["weights_ratio"] < 1, ratio_text(row["weights_ratio"])),
             precision_words(row["precision"], size[1]),
             size_text(row["bytes_before"]),
             size_text(row["bytes_after"]),
-            ratio_text(row["bytes_ratio"]),
+            worse_if(row["bytes_ratio"] < 1, ratio_text(row["bytes_ratio"])),
         )
     if rows:
         show_table(console, table)
-    show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
-    show_list(console, "Note", (*checkpoint.notices, *plan.told))
+    show_notes(console, checkpoint, plan)
+
+
+def show_notes(console: Console, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Print which matrices stay dense, and what there is to know of the checkpoint and of the plan."""
+    stays = [f"{left.name}: {left.reason}." for left in plan.left_dense]
+    show_lists(console, {"Stays dense": stays, "Note": (*checkpoint.notices, *plan.told)})
 
 
 def show_inventory_json(checkpoint: Checkpoint, plan: Plan) -> None:

@@ -25,13 +25,15 @@ def show_clips(console: Console, clips: Clips) -> None:
     from PIL import Image
 
     height, width, _ = clips.frame_shape
-    rows = 2 * max(1, round(_FRAME_COLUMNS * height / width / 2))
+    n_frames = clips.x.shape[1]
+    columns = max(min(_FRAME_COLUMNS, console.width // n_frames - 1), 1)
+    rows = 2 * max(1, round(columns * height / width / 2))
     for frames, label in zip(clips.x, clips.y, strict=True):
         console.print(Text(clips.class_names[label]))
-        small = [Image.fromarray(frame.reshape(clips.frame_shape)).resize((_FRAME_COLUMNS, rows)) for frame in frames]
-        strip = Image.new("RGB", ((_FRAME_COLUMNS + 1) * len(small), rows))
+        small = [Image.fromarray(frame.reshape(clips.frame_shape)).resize((columns, rows)) for frame in frames]
+        strip = Image.new("RGB", ((columns + 1) * n_frames, rows))
         for place, frame in enumerate(small):
-            strip.paste(frame, (place * (_FRAME_COLUMNS + 1), 0))
+            strip.paste(frame, (place * (columns + 1), 0))
         _show(console, strip)
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from btcompress.display.console import make_console, show_json, show_line
-from btcompress.display.inventory import form_json
-from btcompress.display.tables import NumberTable, show_list, show_table
+from btcompress.display.console import make_console, show_json
+from btcompress.display.inventory import form_json, show_notes
+from btcompress.display.tables import NumberTable, show_sentence, show_table, show_tables, worse_if
 from btcompress.wording import form_lines, rank_text, ratio_text
 
 if TYPE_CHECKING:
@@ -26,19 +26,18 @@ _FORM_FIELDS = ("in_modes", "out_modes", "gates", "cp_rank", "tucker_ranks", "co
 def show_priced_plan(checkpoint: Checkpoint, priced: PricedPlan) -> None:
     """Print the forms chosen, what they come to, and the curve of each matrix."""
     console = make_console()
-    show_line(f"Wish: {priced.wish}")
-    show_table(console, _forms_table(priced))
-    show_table(console, _totals_table(priced))
+    show_sentence(console, str(priced.wish), "Wish")
+    console.print()
+    show_tables(console, (_forms_table(priced), _totals_table(priced)))
     on_inputs = any(form.curve.on_inputs for form in priced.forms)
     what = "Predicted error (weighted activation error where there are samples)" if on_inputs else "Weight error"
     ratios = "byte ratios" if priced.in_bytes else "weights ratios"
-    console.print(Text(f"\n{what} that is in reach at {ratios} of"), style="bold")
+    console.print()
+    console.print(Text(f"{what} that is in reach at {ratios} of", "bold"))
     show_table(console, _curves_table(priced))
     if any(not point.measured for form in priced.forms for point in form.curve.points):
-        show_line("~ is foretold: only what may be chosen was really rounded.")
-    plan = priced.plan
-    show_list(console, "Stays dense", [f"{left.name}: {left.reason}." for left in plan.left_dense])
-    show_list(console, "Note", (*checkpoint.notices, *plan.told))
+        show_sentence(console, "~ is foretold: only what may be chosen was really rounded.")
+    show_notes(console, checkpoint, priced.plan)
 
 
 def show_priced_plan_json(checkpoint: Checkpoint, priced: PricedPlan) -> None:
@@ -79,19 +78,11 @@ def _forms_table(priced: PricedPlan) -> NumberTable:
     forms, in_bytes = priced.forms, priced.in_bytes
     on_inputs = any(form.curve.on_inputs for form in forms)
     bits = in_bytes or any(form.point is not None and form.point.precision is not None for form in forms)
-    headers = [
-        "matrix",
-        "N",
-        "R",
-        *["stored as"] * bits,
-        *(["bytes\nbefore", "after"] if in_bytes else ["before", "after"]),
-    ]
-    headers += ["ratio", "predicted\nerror", *["activation\nerror"] * on_inputs]
-    headers += [
-        "low rank at\nequal size" if on_inputs else "SVD at\nequal size",
-        *["rounded at\nequal size"] * in_bytes,
-    ]
-    table = NumberTable(headers)
+    sizes = ["N", "R", *["stored as"] * bits, "bytes\nbefore" if in_bytes else "before", "after", "ratio"]
+    errors = ["predicted\nerror", *["activation\nerror"] * on_inputs]
+    errors += ["low rank at\nequal size" if on_inputs else "SVD at\nequal size"]
+    errors += ["rounded at\nequal size"] * in_bytes
+    table = NumberTable("matrix", sizes, errors, worse="is worse than another form of equal size.")
     for form in forms:
         size = f"  {form.size[0]} x {form.size[1]}"
         before, after = (form.bytes_before, form.n_bytes) if in_bytes else (form.curve.dense_params, form.n_params)
@@ -112,12 +103,20 @@ def _forms_table(priced: PricedPlan) -> NumberTable:
             *ranks,
             *[precision_text(point.precision or form.dtype)] * bits,
             *sizes,
-            _error_text(point),
+            worse_if(_is_worse(form, point), _error_text(point)),
             *[_optional(point.activation_error)] * on_inputs,
             _svd_text(form.low_rank),
             *[_rounding_text(form.rounding)] * in_bytes,
         )
     return table
+
+
+def _is_worse(form: ChosenForm, point: Point) -> bool:
+    """Whether low rank, or the matrix rounded alone, is nearer at equal size, by what is known of it."""
+    # Here, since the help of the commands is shown without torch.
+    from btcompress.reporting.comparing import is_better
+
+    return any(other is not None and is_better(other.error, point.error) for other in (form.low_rank, form.rounding))
 
 
 def _error_text(point: Point) -> str:
@@ -143,7 +142,7 @@ def _rounding_text(rounding: Point | None) -> str:
 
 
 def _totals_table(priced: PricedPlan) -> NumberTable:
-    table = NumberTable(["bytes" if priced.in_bytes else "parameters", "before", "after", "ratio"])
+    table = NumberTable("bytes" if priced.in_bytes else "parameters", ["before", "after", "ratio"])
     if priced.in_bytes:
         rows = [("chosen matrices", priced.bytes_before, priced.bytes_after)]
         if priced.file_bytes is not None:
@@ -161,7 +160,7 @@ def _totals_table(priced: PricedPlan) -> NumberTable:
 
 def _curves_table(priced: PricedPlan) -> NumberTable:
     ratios = _BYTE_RATIOS if priced.in_bytes else _RATIOS
-    table = NumberTable(["matrix", *(f"{ratio:,}x" for ratio in ratios)])
+    table = NumberTable("matrix", [f"{ratio:,}x" for ratio in ratios])
     for form in priced.forms:
         points = (form.curve.within(form.curve.dense_size // ratio) for ratio in ratios)
         table.add_row(form.name, *("" if point is None else _error_text(point) for point in points))

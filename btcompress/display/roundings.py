@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from btcompress.display.tables import NumberTable
+from btcompress.display.tables import NumberTable, worse_if
 from btcompress.memory import size_text
 from btcompress.wording import error_of, precision_words
 
@@ -23,9 +23,16 @@ _COLUMNS = ("as it is", "int8\nby rows", "int4 in\ngroups of 32", "integers at\n
 _SAME = "the same for all\nat no more bytes"
 
 
-def rounding_table(matrices: Sequence[MatrixReport]) -> NumberTable:
-    """For each matrix its bytes and errors, and those of the dense one rounded alone."""
-    table = NumberTable(["rounded alone", *_COLUMNS])
+def rounding_table(matrices: Sequence[MatrixReport], *, trained: bool) -> NumberTable:
+    """For each matrix its bytes and errors, and those of the dense one rounded alone.
+
+    Args:
+        matrices: rows of the report.
+        trained: whether they were trained since the fit, so that errors of a single matrix say nothing any more.
+    """
+    from btcompress.reporting.comparing import is_better
+
+    table = NumberTable("rounded alone", _COLUMNS, worse="is worse than the matrix rounded alone at no more bytes.")
     for row in (row for row in matrices if row.roundings):
         nearest = [each for each in row.roundings if not each.fed_back]
         best = row.best_rounding
@@ -45,7 +52,8 @@ def rounding_table(matrices: Sequence[MatrixReport]) -> NumberTable:
             cells = [_least(row, each, field, fed_back=False) for each in columns]
             if any(cell != "-" for cell in cells):
                 own = getattr(row, field)
-                table.add_row(f"  {words}", "not measured" if own is None else f"{own:.3f}", *cells)
+                worse = not trained and best is not None and is_better(getattr(best, field), own)
+                table.add_row(f"  {words}", "not measured" if own is None else worse_if(worse, f"{own:.3f}"), *cells)
         cells = [_least(row, each, "weighted_activation_error", fed_back=True) for each in columns]
         if any(cell != "-" for cell in cells):
             table.add_row("    errors fed back", "", *cells)
@@ -54,13 +62,18 @@ def rounding_table(matrices: Sequence[MatrixReport]) -> NumberTable:
 
 def rounded_lstms_table(reports: Sequence[InputsReport]) -> NumberTable:
     """For each LSTM its hidden-state error, and those of the dense one with its matrices rounded alone."""
-    table = NumberTable(["matrices rounded alone", *_COLUMNS, _SAME])
+    from btcompress.reporting.comparing import is_better
+
+    worse = "is worse than the matrices rounded alone at no more bytes."
+    table = NumberTable("matrices rounded alone", [*_COLUMNS, _SAME], worse=worse)
     for report in (report for report in reports if report.rounded):
         for fed_back in (False, True):
             errors = {each.precision: each.hidden_state_error for each in report.rounded if each.fed_back is fed_back}
             if errors:
                 cells = (errors.get(name) for name in ("int8", "int4", "equal_bytes", "same"))
-                own = "" if fed_back else f"{report.hidden_state_error:.4f}"
+                error = report.hidden_state_error
+                nearer = any(is_better(errors.get(name), error) for name in ("equal_bytes", "same"))
+                own = "" if fed_back else worse_if(nearer, f"{error:.4f}")
                 first = "  errors fed back" if fed_back else error_of(report.lstm)
                 table.add_row(first, own, *("-" if error is None else f"{error:.4f}" for error in cells))
     return table

@@ -1,41 +1,69 @@
-"""What all tables and lists share: columns, and how names are written."""
+"""What all tables and lists share: columns, how names are written, and the mark of a number that is worse."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
-from btcompress.display.console import line_text, name_text
+from btcompress.display.console import line_text, name_text, table_width
+from btcompress.display.names import Names, wrapped
 
 #: Texts of a kind, and rows of a table, that are printed; whoever wants all of very many reads JSON.
 _MOST_TEXTS, _MOST_ROWS = 20, 500
 #: Columns below which names are not folded, and columns between two of a table.
 _NAME_WIDTH, _GAP = 20, 2
+#: Columns beyond which sentences are hard to read.
+_PROSE_WIDTH = 120
+#: What stands behind a number that is worse than its yardstick, and how it looks.
+_MARK, _WORSE = "!", "red"
+#: How the titles of some lists look.
+_TITLES = {"Warning": "bold yellow"}
+
+
+class Worse(str):
+    """A number that is worse than what it is held against: it is shown in red, with a mark behind it."""
+
+    __slots__ = ()
+
+
+def worse_if(condition: bool, number: str) -> str:
+    """The number, marked as worse where it is."""
+    return Worse(number) if condition else number
 
 
 class NumberTable:
-    """A plain table of names and numbers, as wide as the numbers need: no terminal is too narrow to show them whole.
+    """A plain table of names and numbers, which fits a terminal of 60 columns as well: no number is ever cut.
+
+    Where it is too wide, names are folded in the middle as long as they can still be told apart, and the columns of
+    numbers stand below one another, in parts that each begin with the names.
 
     Args:
-        headers: of the columns; the first one has names, and what belongs to them on further lines.
+        first: header of the names.
+        parts: headers of the columns of numbers; those of one part stay side by side where there is room for that.
+        worse: a sentence that says what marked numbers are worse than.
     """
 
-    def __init__(self, headers: Sequence[str]) -> None:
-        self._table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-        self._table.add_column(headers[0], overflow="fold")
-        for header in headers[1:]:
-            self._table.add_column(header, justify="right", no_wrap=True)
-        self._widths = [max(map(len, header.split("\n"))) for header in headers]
-        self._widths[0] = max(map(len, headers[0].split()), default=0)
+    def __init__(self, first: str, *parts: Sequence[str], worse: str = "") -> None:
+        self._first, self._worse = first, worse
+        self._headers = [header.split("\n") for part in parts for header in part]
+        columns = iter(range(len(self._headers)))
+        self._parts = [[next(columns) for _ in part] for part in parts]
+        self._rows: list[tuple[list[str], tuple[str, ...]]] = []
         self._n_rows = 0
 
     @property
     def n_left_out(self) -> int:
         """Rows beyond those that are printed."""
-        return max(self._n_rows - _MOST_ROWS, 0)
+        return self._n_rows - len(self._rows)
+
+    @property
+    def legend(self) -> str:
+        """What the mark means, where any number has it."""
+        marked = any(isinstance(number, Worse) for _, numbers in self._rows for number in numbers)
+        return f"{_MARK} {self._worse}" if marked else ""
 
     def add_row(self, first: str | Sequence[str], *numbers: str) -> None:
         """Add a row.
@@ -45,36 +73,142 @@ class NumberTable:
             numbers: a cell for each other column.
         """
         self._n_rows += 1
-        if self.n_left_out:
-            return
-        name, *lines = [first] if isinstance(first, str) else first
-        cell = [name_text(name), *map(line_text, lines)]
-        words = [len(word) for line in cell[1:] for word in line.split()]
-        self._widths[0] = max(self._widths[0], min(len(cell[0]), _NAME_WIDTH), *(2 + word for word in words))
-        for column, number in enumerate(numbers, start=1):
-            self._widths[column] = max(self._widths[column], len(number))
-        self._table.add_row(Text("\n".join(cell)), *map(Text, numbers))
+        if len(self._rows) < _MOST_ROWS:
+            name, *lines = [first] if isinstance(first, str) else first
+            self._rows.append(([name_text(name), *map(line_text, lines)], numbers))
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table, for rich; print it uncropped."""
-        needed = sum(self._widths) + _GAP * (len(self._widths) - 1)
-        self._table.columns[0].min_width = self._widths[0]
-        yield from console.render(self._table, options.update(width=max(options.max_width, needed)))
+    def lines(self, room: int, fold: str = "…") -> Iterator[Text]:
+        """The table in lines of at most ``room`` columns, as far as no number is wider; ``fold`` is put into names."""
+        marked = [any(isinstance(row[1][column], Worse) for row in self._rows) for column in range(len(self._headers))]
+        widths = [
+            max(map(len, [*header, *(row[1][column] for row in self._rows)])) + marked[column]
+            for column, header in enumerate(self._headers)
+        ]
+        natural = max(map(cell_len, [self._first, *(line for first, _ in self._rows for line in first)]))
+        names = Names([first[0] for first, _ in self._rows], fold)
+        least = max(self._least_width(), min(natural, _NAME_WIDTH))
+        least = min(natural, names.fit(least, min(natural, room - _GAP - max(widths, default=0))))
+        for number, columns in enumerate(_pieces(self._parts, widths, room - least)):
+            if number:
+                yield Text()
+            width = max(least, min(natural, room - _span(columns, widths)))
+            yield from self._piece(columns, widths, marked, width, names, with_details=not number)
+
+    def _least_width(self) -> int:
+        """Columns that the header of the names needs, and what stands below names, of which no word is broken."""
+        words = [len(word) for first, _ in self._rows for line in first[1:] for word in line.split()]
+        return max([len(word) for word in self._first.split()] + [4 + word for word in words], default=0)
+
+    def _piece(
+        self, columns: list[int], widths: list[int], marked: list[bool], width: int, names: Names, *, with_details: bool
+    ) -> Iterator[Text]:
+        """Some columns of numbers behind the names, which have ``width`` columns, with the lines below these or not."""
+        headers = [wrapped(self._first, width), *([*self._headers[each]] for each in columns)]
+        height = max(map(len, headers))
+        for first, *cells in zip(*([""] * (height - len(header)) + header for header in headers), strict=True):
+            texts = [Text(cell + " " * marked[n], "bold") for n, cell in zip(columns, cells, strict=True)]
+            yield _line(Text(first, "bold"), texts, [widths[n] for n in columns], width)
+        for (name, *details), numbers in self._rows:
+            shown = [numbers[n] for n in columns]
+            if any(numbers) and not any(shown):
+                continue
+            first, *more = names.lines(name, width)
+            if with_details:
+                more += [line for detail in details for line in wrapped(detail, width)]
+            cells = [_cell(number, marked[n]) for n, number in zip(columns, shown, strict=True)]
+            yield _line(Text(first), cells, [widths[n] for n in columns], width)
+            yield from map(Text, more)
 
 
 def show_table(console: Console, table: NumberTable) -> None:
-    """Print a table, and below a very long one how many more rows there are."""
-    console.print(table, crop=False)
+    """Print a table, below a very long one how many more rows there are, and what a mark in it means."""
+    for line in table.lines(table_width(console), "..." if console.options.ascii_only else "…"):
+        console.print(line, soft_wrap=True)
     if table.n_left_out:
         console.print(Text(_more_text(table.n_left_out)))
+    if table.legend:
+        console.print(Text(table.legend, _WORSE))
 
 
-def show_list(console: Console, title: str, texts: Sequence[str]) -> None:
-    """Print each text behind the title, and of very many how many more there are."""
-    for text in texts[:_MOST_TEXTS]:
-        console.print(Text.assemble((f"{title}: ", "bold"), line_text(text)))
-    if (more := len(texts) - _MOST_TEXTS) > 0:
-        console.print(Text.assemble((f"{title}: ", "bold"), _more_text(more)))
+def show_tables(console: Console, tables: Iterable[NumberTable]) -> None:
+    """Print tables with an empty line between two of them, as there is one between the pieces of one."""
+    for number, table in enumerate(tables):
+        if number:
+            console.print()
+        show_table(console, table)
+
+
+def show_lists(console: Console, lists: Mapping[str, Sequence[str]]) -> None:
+    """Print an empty line and, behind its title, each text; of very many of a title how many more there are."""
+    if any(lists.values()):
+        console.print()
+    for title, texts in lists.items():
+        more = len(texts) - _MOST_TEXTS
+        for text in [*texts[:_MOST_TEXTS], *[_more_text(more)] * (more > 0)]:
+            show_sentence(console, text, title)
+
+
+def show_sentence(console: Console, text: str, title: str = "") -> None:
+    """Print a sentence, perhaps behind a title; lines after the first are indented."""
+    before = f"{title}: " if title else ""
+    lines = [Text(line) for line in wrapped(before + line_text(text), min(console.width, _PROSE_WIDTH))]
+    lines[0].stylize(_TITLES.get(title, "bold"), 0, len(before))
+    for line in lines:
+        console.print(line)
+
+
+def _pieces(parts: Sequence[list[int]], widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns of each part together, next to those before them where there is room; too wide ones in several."""
+    pieces: list[list[int]] = []
+    for part in parts:
+        if pieces and _span([*pieces[-1], *part], widths) <= room:
+            pieces[-1] = pieces[-1] + part
+        else:
+            pieces += _split(part, widths, room)
+    return pieces
+
+
+def _split(part: Sequence[int], widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns in as few pieces as there is room for, none wider than it must be for that."""
+    widest = max(_span([column], widths) for column in part)
+    found = _filled(part, widths, room)
+    for narrower in range(min(room, _span(part, widths)) - 1, widest - 1, -1):
+        if len(tried := _filled(part, widths, narrower)) > len(found):
+            break
+        found = tried
+    return found
+
+
+def _filled(part: Sequence[int], widths: Sequence[int], room: int) -> list[list[int]]:
+    pieces: list[list[int]] = []
+    for column in part:
+        if pieces and _span([*pieces[-1], column], widths) <= room:
+            pieces[-1].append(column)
+        else:
+            pieces.append([column])
+    return pieces
+
+
+def _span(columns: Sequence[int], widths: Sequence[int]) -> int:
+    """Columns of the terminal that these of a table take, with the gaps before them."""
+    return sum(_GAP + widths[column] for column in columns)
+
+
+def _cell(number: str, marked: bool) -> Text:
+    """A number as it is shown, in a column in which any number has the mark or none has."""
+    if isinstance(number, Worse):
+        return Text(f"{number}{_MARK}", _WORSE)
+    return Text(f"{number} " if marked else number)
+
+
+def _line(first: Text, cells: Sequence[Text], widths: Sequence[int], width: int) -> Text:
+    """A name, and numbers that end below one another."""
+    line, end = first, width
+    for cell, cells_wide in zip(cells, widths, strict=True):
+        end += _GAP + cells_wide
+        line = line + " " * (end - cell.cell_len - line.cell_len) + cell if cell.plain.strip() else line
+    line.rstrip()
+    return line
 
 
 def _more_text(count: int) -> str:

@@ -165,7 +165,8 @@ PAGES = {
         "btcompress example",
         StandIns(names={"model": lambda: _seeded(lambda: btcompress.BTLSTM(*_SMALL, batch_first=True))}),
     ),
-    "choosing.md": _of(_SMALL, "model.pt inputs.npz train.npz", "btcompress model evaluate"),
+    "calibration.md": _of(_SMALL, "model.pt inputs.npz", "btcompress model evaluate"),
+    "choosing.md": _of(_SMALL, "model.pt inputs.npz train.npz"),
     "choosing.md: frames": _of(_FRAMES, "model.pt train.npz", "", StandIns({"whole.yaml": _plan_of_frames})),
     "deploying.md": _of(
         _SMALL,
@@ -176,7 +177,7 @@ PAGES = {
             {"Network": lambda: Streaming, "x": lambda: _draw(7, 3, _SMALL[0]), "h0": _state, "c0": _state},
         ),
     ),
-    "finetune.md": _of(_SMALL, "model.pt inputs.npz", "btcompress model evaluate"),
+    "finetune.md": _of(_SMALL, "model.pt inputs.npz"),
 }
 
 
