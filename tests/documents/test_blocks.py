@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from pages.blocks import ROOT, PageError, all_pages, blocks_of
-from pages.runner import Runner
-from pages.standins import PAGES, Shelf
+from codeblocks.blocks import ROOT, PageError, all_pages, blocks_of
+from codeblocks.runner import Runner
+from codeblocks.standins import PAGES, Shelf
 
 PYTHON_FILES = sorted((ROOT / "btcompress").rglob("*.py"))
 

@@ -17,8 +17,8 @@ import typer
 from packaging.requirements import InvalidRequirement, Requirement
 
 from btcompress import cli
-from pages.blocks import ROOT
-from pages.shell import Answer, Call, Program
+from codeblocks.blocks import ROOT
+from codeblocks.shell import Answer, Call, Program
 
 #: Environment that is the business of bash alone.
 _SHELLS = ("PAGE_LINE", "PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_", "LC_ALL")

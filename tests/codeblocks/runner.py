@@ -14,10 +14,10 @@ import yaml
 
 from btcompress.errors import BTCompressError
 from btcompress.recipe import read_recipe
-from pages.blocks import ROOT, Block, PageError
-from pages.programs import Programs
-from pages.shell import Shell
-from pages.standins import Shelf
+from codeblocks.blocks import ROOT, Block, PageError
+from codeblocks.programs import Programs
+from codeblocks.shell import Shell
+from codeblocks.standins import Shelf
 
 _RECORDED = re.compile(r'recording\([^")]*"(?P<name>[^"]+)"')
 

@@ -19,7 +19,7 @@ Maker = Callable[[Path], None]
 
 #: Inputs, hidden units: of the usual model, of one with more than 400 kB of input weights, and of one that takes frames
 #: of 120 x 160 x 3.
-_SMALL, _LARGE, _FRAMES = (24, 16), (208, 128), (57_600, 8)
+_SMALL, _LARGE, _FRAMES = (24, 16), (208, 128), (57_600, 20)
 _CLASSES = 5
 
 
@@ -107,9 +107,9 @@ def _plan_of_frames(path: Path) -> None:
     path.write_text(
         "version: 1\n"
         "matrices:\n"
-        "  encoder.rnn.weight_ih_l0: {in_modes: [5, 24, 20, 24], out_modes: [4, 2, 2, 2], cp_rank: 2, "
+        "  encoder.rnn.weight_ih_l0: {in_modes: [5, 24, 20, 24], out_modes: [5, 4, 2, 2], cp_rank: 2, "
         "tucker_ranks: [2, 2, 2, 2]}\n"
-        "  encoder.rnn.weight_hh_l0: {in_modes: [2, 4], out_modes: [8, 4], cp_rank: 2, tucker_ranks: [2, 2]}\n",
+        "  encoder.rnn.weight_hh_l0: {in_modes: [4, 5], out_modes: [10, 8], cp_rank: 2, tucker_ranks: [2, 2]}\n",
         encoding="utf-8",
     )
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pages.blocks import Block, PageError
+from codeblocks.blocks import Block, PageError
 
 #: Of what POSIX has, as it is; whatever else a block that is run may name is among the programs.
 _PLAIN = ("cat", "cp", "cut", "du", "grep", "head", "ls", "mkdir", "mv", "rm", "sed", "sort", "tail", "test", "wc")
