@@ -15,7 +15,7 @@ PEERS ?= .peers
 PAPER ?= paper
 TASK ?= video
 
-.PHONY: demo test docs docs-test bench paper fuzz kills lint smoke
+.PHONY: demo test docs docs-test bench figures paper fuzz kills lint smoke
 
 demo: $(READY)
 	$(BIN)/btcompress demo --task $(TASK) --output demo --force
@@ -34,6 +34,10 @@ docs-test: $(READY)
 bench: $(READY)
 	-$(BIN)/python tests/benchmarks/lstm_speed.py --short --table --check
 	if [ -d "$(PEERS)" ]; then $(BIN)/python tests/benchmarks/peers.py --peers "$(PEERS)"; fi
+
+# The figures of docs/math.md, of what docs/figures/measure.py measured.
+figures: $(READY)
+	$(BIN)/python docs/figures/draw.py
 
 # Two processes, which share the work, with one thread each.
 paper: $(READY)
