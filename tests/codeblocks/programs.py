@@ -21,7 +21,7 @@ from codeblocks.blocks import ROOT
 from codeblocks.shell import Answer, Call, Program
 
 #: Environment that is the business of bash alone.
-_SHELLS = ("PAGE_LINE", "PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_", "LC_ALL")
+_SHELLS = ("PAGE_LINE", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "LC_ALL")
 
 
 class _ArgumentsTaken(BaseException):
@@ -49,6 +49,11 @@ class Programs:
         }
 
     def btcompress(self, call: Call) -> Answer:
+        commands = _get_command(cli.app).commands.values()
+        known = {parameter.envvar for command in commands for parameter in command.params}
+        for name in call.environ:
+            if name.startswith("BTCOMPRESS_") and name not in known:
+                return Answer(2, err=f"{name}: no option has that variable\n")
         with _as_process(call), patch.object(typer.main, "get_command", self._command):
             return self._ended(cli.main)
 
@@ -125,8 +130,11 @@ class Programs:
     def _command(self, app: typer.Typer) -> object:
         command = _get_command(app)
         if not self._invoked:
-            for each in command.commands.values():
+            for each in (command, *command.commands.values()):
                 each.callback = lambda **_: None
+            for each in command.params:
+                if each.name in ("install_completion", "show_completion"):
+                    each.callback = None
         return command
 
     def _ended(self, body: Callable[[], object]) -> Answer:

@@ -152,12 +152,7 @@ def _of(sizes: tuple[int, int], files: str = "", names: str = "", more: StandIns
 
 #: Of each page; one that is not here has none. ``<!-- afresh: NAME -->`` puts those of "PAGE: NAME" in their place.
 PAGES = {
-    "README.md": _of(
-        _LARGE,
-        "model.pt inputs.npz labelled.npz",
-        "btcompress model evaluate example",
-        StandIns({"model_1_weights.pt": _checkpoint(_beats)}),
-    ),
+    "README.md": _of(_LARGE, "model.pt inputs.npz labelled.npz", "btcompress model evaluate example"),
     "README.md: beats": StandIns({"model_1_weights.pt": _checkpoint(_beats), "inputs.npz": _sequences(150)}),
     "bench.md": _of(
         _SMALL,
@@ -168,6 +163,7 @@ PAGES = {
     "calibration.md": _of(_SMALL, "model.pt inputs.npz", "btcompress model evaluate"),
     "choosing.md": _of(_SMALL, "model.pt inputs.npz train.npz"),
     "choosing.md: frames": _of(_FRAMES, "model.pt train.npz", "", StandIns({"whole.yaml": _plan_of_frames})),
+    "commandline.md": _of(_SMALL, "model.pt"),
     "deploying.md": _of(
         _SMALL,
         "model.bt.safetensors",
@@ -178,6 +174,7 @@ PAGES = {
         ),
     ),
     "finetune.md": _of(_SMALL, "model.pt inputs.npz"),
+    "report.md": _of(_SMALL, "model.pt inputs.npz"),
 }
 
 

@@ -93,6 +93,7 @@ RECIPE = "```yaml\nversion: 1\nmodel: model.pt\noutput: small.safetensors\nsteps
         (sh("btcompress report other.safetensors | cat"), "other.safetensors"),
         (2 * sh("btcompress export model.bt.safetensors --to dense -o dense.pt"), "--force"),
         (sh("btcompress report 'model.bt.safetensors"), "page.md:2: bash cannot read it"),
+        (sh("BTCOMPRESS_SEEDS=1 btcompress report model.bt.safetensors"), "BTCOMPRESS_SEEDS: no option"),
         (sh("curl example.org"), "curl: command not found"),
         (sh("python -c 'print(1)'"), "python is not known to take that"),
         (sh("pip install 'btcompress[gpu]'"), "there is no extra gpu"),
@@ -144,7 +145,7 @@ for name in model.bt.safetensors \\
     "my model"; do
     btcompress report "$name" --json | grep -c matrices > lines
 done
-export BTCOMPRESS_PAGE=1
+export PAGE=1
 mkdir within && cd within
 ```
 
@@ -152,15 +153,16 @@ mkdir within && cd within
 ```sh
 git clone https://example.org/nothing && cd nothing
 curl https://example.org | btcompress inspect model.pt --json >told
+btcompress --install-completion
 pip install another; touch seen
 ```
 
 ```sh
-test "$BTCOMPRESS_PAGE" = 1
+test "$PAGE" = 1
 btcompress export ../model.bt.safetensors --to dense -o dense.pt
 cat > script.py <<'END'
 import os, sys
-assert sys.argv[1:] == ["a b"] and os.environ["BTCOMPRESS_PAGE"] == "1" and os.path.exists("dense.pt")
+assert sys.argv[1:] == ["a b"] and os.environ["PAGE"] == "1" and os.path.exists("dense.pt")
 END
 python script.py 'a b'
 ```
