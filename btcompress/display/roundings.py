@@ -41,6 +41,8 @@ def rounding_table(matrices: Sequence[MatrixReport], *, trained: bool) -> Number
             [each for each in nearest if each.precision == _INT4],
             [] if best is None else [best],
         )
+        on_inputs = best is not None and best.weighted_activation_error is not None
+        decisive = "weighted_activation_error" if on_inputs else "weight_error"
         table.add_row(row.name, *[""] * len(_COLUMNS))
         table.add_row(
             "  bytes",
@@ -52,7 +54,7 @@ def rounding_table(matrices: Sequence[MatrixReport], *, trained: bool) -> Number
             cells = [_least(row, each, field, fed_back=False) for each in columns]
             if any(cell != "-" for cell in cells):
                 own = getattr(row, field)
-                worse = not trained and best is not None and is_better(getattr(best, field), own)
+                worse = field == decisive and not trained and is_better(getattr(best, field, None), own)
                 table.add_row(f"  {words}", "not measured" if own is None else worse_if(worse, f"{own:.3f}"), *cells)
         cells = [_least(row, each, "weighted_activation_error", fed_back=True) for each in columns]
         if any(cell != "-" for cell in cells):

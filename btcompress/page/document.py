@@ -30,7 +30,7 @@ from btcompress.reporting.tables import (
     yardstick_table,
 )
 from btcompress.reporting.texts import notes, summary
-from btcompress.results import Agreement, CompressionReport, MatrixReport
+from btcompress.results import Agreement, CalibrationReport, CompressionReport, FineTuneReport, MatrixReport
 from btcompress.text import printable, shortened
 from btcompress.wording import ratio_text
 
@@ -171,6 +171,8 @@ def _errors(report: CompressionReport, curves: Sequence[MatrixCurves], name: str
         "is what zeros would have. Further to the left and further down is better.",
         *_left_out(len(report.matrices) - len(drawn), "matrices"),
     ]
+    if curves:
+        texts.append("Rounding is drawn in 2 to 8 bits, with a scale for each row or for each group of 32 columns.")
     if any(row.activation_error is not None for row in report.matrices):
         texts.append(
             "Where there were sample inputs, the activation error in the table says what that does to the outputs of "
@@ -219,7 +221,7 @@ def _training(report: CompressionReport) -> Section:
         "Calibrations, oldest first": calibration_table(report.calibrated),
         "Trainings, oldest first": training_table(report.finetuned),
     }
-    trained = [*report.calibrated, *report.finetuned]
+    trained: list[CalibrationReport | FineTuneReport] = [*report.calibrated, *report.finetuned]
     hint = ""
     if not trained:
         hint = (
@@ -254,7 +256,7 @@ def _agreement(report: CompressionReport, name: str) -> Section:
         "On the inputs given": inputs_table(report.on_inputs),
         "The dense layers with their matrices rounded alone": rounded_layer_table(report.on_inputs),
     }
-    texts = (
+    texts: tuple[str, ...] = (
         "A decision is the largest of a step's outputs, or the sign of the only one; it agrees where the dense model "
         "decides the same. The figures of calibrations and trainings are in their tables above.",
     )

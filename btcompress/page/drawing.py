@@ -29,16 +29,16 @@ _VARIABLES = dict(
 #: Width in the page's pixels that is read on a telephone as it is.
 WIDTH = 380
 _DPI = 72
-_SETTINGS = {
+_SETTINGS: Any = {  # matplotlib's own type of it differs from version to version
     "svg.fonttype": "none",
     "svg.hashsalt": "btcompress",
     "text.parse_math": False,
     "text.color": INK,
-    "font.size": 11,
-    "axes.titlesize": 11,
+    "font.size": 12,
+    "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 10,
+    "axes.labelsize": 11,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
@@ -49,7 +49,7 @@ _SETTINGS = {
     "figure.facecolor": "none",
     "grid.color": LINE,
     "grid.linewidth": 0.8,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "legend.frameon": False,
     "legend.handlelength": 1.8,
     "lines.linewidth": 1.6,
@@ -58,8 +58,8 @@ _SETTINGS = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
 }
 #: Points of a line that are drawn: more cannot be told apart.
 _MOST_POINTS = 120

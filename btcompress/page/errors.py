@@ -18,8 +18,8 @@ _HEIGHT = 270
 #: Each yardstick: its colour, its line, its mark, and what it is called.
 _YARDSTICKS: dict[str, tuple[str, str, str, str]] = {
     "low_rank": (SVD, "-", "", "truncated SVD"),
-    "rows": (ROWS, "--", "s", "rounded by rows, 2 to 8 bits"),
-    "groups": (GROUPS, ":", "^", "rounded in groups of 32"),
+    "rows": (ROWS, "--", "s", "rounded by rows"),
+    "groups": (GROUPS, ":", "^", "rounded in groups"),
 }
 
 
@@ -68,7 +68,7 @@ def _recorded(axes: Any, row: MatrixReport, curves: MatrixCurves | None) -> None
         for each in row.roundings:
             if not each.fed_back:
                 words = precision_words(each.precision, row.shape[1])
-                axes.annotate(words, (each.bytes, each.weight_error), (5, 5), textcoords="offset points", fontsize=9)
+                axes.annotate(words, (each.bytes, each.weight_error), (5, 5), textcoords="offset points", fontsize=10)
 
 
 def _of_bytes(axes: Any, row: MatrixReport) -> None:  # noqa: ANN401 - matplotlib's

@@ -44,7 +44,7 @@ def stages_picture(calibration: CalibrationReport, anchor: str) -> Picture:
         for place, (_, error) in enumerate(of_stages):
             last = place == len(of_stages) - 1
             axes.barh(place, min(error, longest), 0.55, color=AFTER if last else BEFORE)
-            axes.text(min(error, longest), place, f" {error:.4f}", va="center", fontsize=10)
+            axes.text(min(error, longest), place, f" {error:.4f}", va="center", fontsize=11)
         axes.set(xlim=(0, 1.25 * longest), xticks=[])
         axes.set_yticks(range(len(of_stages)), [words for words, _ in of_stages])
         axes.tick_params(length=0)
@@ -124,7 +124,7 @@ def agreement_picture(
             axes.plot(
                 after, place, color=AFTER, marker="o", markersize=8, linestyle="", label=None if place else "after"
             )
-            axes.text(after, place + 0.12, f"{after:.1%}", va="top", ha="right" if after > 0.9 else "left", fontsize=10)
+            axes.text(after, place + 0.12, f"{after:.1%}", va="top", ha="right" if after > 0.9 else "left", fontsize=11)
         axes.set(
             ylim=(len(shown) - 0.4, -0.75), yticks=[], xlim=(least - 0.03 * (1.02 - least), 1 + 0.03 * (1.02 - least))
         )

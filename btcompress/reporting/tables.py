@@ -108,7 +108,7 @@ def model_table(model: ModelReport, matrices: Sequence[MatrixReport] = ()) -> Ta
     sizes = {"bytes": (model.bytes_before, model.bytes_after)}
     if any(row.has_fewer_bits for row in matrices):
         before, after = (sum(getattr(row, name) for row in matrices) for name in ("bytes_before", "bytes_after"))
-        sizes["of which the matrices above"] = (before, after)
+        sizes["of which the chosen matrices"] = (before, after)
     rows = [("parameters", f"{model.params_before:,}", f"{model.params_after:,}", ratio_text(model.ratio))]
     rows += [(words, *_sizes(before, after)) for words, (before, after) in sizes.items()]
     return Table.of(("whole model", "before", "after", "ratio"), rows)
