@@ -26,3 +26,16 @@ class MemoryLimitError(BTCompressError):
 
 class DivergedError(BTCompressError):
     """A training whose loss or tensors are no longer numbers."""
+
+
+def missing(what: str, package: str, extra: str) -> BTCompressError:
+    """The error that names a missing package.
+
+    Args:
+        what: needs it.
+        package: as it is called where it is installed from.
+        extra: of this package, which installs it.
+    """
+    return BTCompressError(
+        f"{what} needs the package {package}, which is not installed. Run pip install 'btcompress[{extra}]'."
+    )

@@ -37,10 +37,15 @@ def limited(n_bytes: int | None) -> Iterator[None]:
         _limit.reset(token)
 
 
+def limit() -> int | None:
+    """The limit set by hand, in bytes; None where it is left to the machine."""
+    return _limit.get()
+
+
 def available() -> int:
     """Bytes that may be taken now: the limit set by hand, or else what the machine and its container have left."""
-    limit = _limit.get()
-    return _left() if limit is None else limit
+    n_bytes = limit()
+    return _left() if n_bytes is None else n_bytes
 
 
 def require(n_bytes: int, what: str, advice: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from btcompress.timings import BenchReport
@@ -204,6 +206,23 @@ class MatrixReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerReport:
+    """The tensors of one layer, before and after; those that are one with a tensor of a layer before count there.
+
+    Attributes:
+        name: what the names of its tensors begin with; empty at the top of a checkpoint.
+        number: of a layer of several in a recurrent one, from 0; None of any other.
+        bytes_before: of its tensors in the dense checkpoint.
+        bytes_after: of what stands for them, as stored.
+    """
+
+    name: str
+    number: int | None
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeftDense:
     """A matrix that was chosen but stays as it was.
 
@@ -308,6 +327,33 @@ class StepProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """How a metric on the sequences held back went in one training.
+
+    Attributes:
+        metrics: before the first epoch and after each, in four digits.
+        layer: the number, from 0, of the only layer that was trained; None where all were.
+    """
+
+    metrics: tuple[float, ...]
+    layer: int | None = None
+
+    @classmethod
+    def of(cls, before: float, after: Iterable[float], layer: int | None = None) -> LearningCurve:
+        """The curve of a training.
+
+        Args:
+            before: the metric before the first epoch.
+            after: that after each.
+            layer: as above.
+        """
+        exact = (before, *after)
+        rounded = (float(f"{value:.4g}") for value in exact)
+        # The largest float has no neighbour to be rounded to.
+        return cls(tuple(near if isfinite(near) else value for near, value in zip(rounded, exact, strict=True)), layer)
+
+
+@dataclass(frozen=True, slots=True)
 class FineTuneReport:
     """What fine-tuning brought, on sequences held back.
 
@@ -324,6 +370,7 @@ class FineTuneReport:
         cancellation: squared norms of the blocks over the squared norm of their sum, the worst of all matrices.
         agreement_before: of the decisions of the start with the dense model's; None where it was not measured.
         agreement_after: likewise of the result.
+        learning_curves: of the metric, one; none in files of older versions.
     """
 
     metric: str
@@ -338,6 +385,7 @@ class FineTuneReport:
     cancellation: float
     agreement_before: Agreement | None = None
     agreement_after: Agreement | None = None
+    learning_curves: tuple[LearningCurve, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +406,7 @@ class CalibrationReport:
         agreement_after: likewise of the result.
         hidden_state_error_rounded: of the matrices rounded with their errors fed back, before training; None where
             nothing was rounded.
+        learning_curves: of the hidden-state error, one for each training; none in files of older versions.
     """
 
     lstm: str
@@ -372,6 +421,7 @@ class CalibrationReport:
     agreement_before: Agreement | None = None
     agreement_after: Agreement | None = None
     hidden_state_error_rounded: float | None = None
+    learning_curves: tuple[LearningCurve, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,6 +527,7 @@ class CompressionReport:
         on_inputs: one entry for each recurrent layer that inputs were given for.
         bench: what running it took when that was measured last; None where it was not.
         expected_speed: what the cost model says of layers that :attr:`bench` does not hold; None where it says nothing.
+        layers: what the tensors of each layer take, in the order of the checkpoint.
     """
 
     matrices: tuple[MatrixReport, ...]
@@ -490,6 +541,7 @@ class CompressionReport:
     on_inputs: tuple[InputsReport, ...] = ()
     bench: BenchReport | None = None
     expected_speed: ExpectedSpeed | None = None
+    layers: tuple[LayerReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form."""
@@ -505,4 +557,5 @@ class CompressionReport:
             "on_inputs": [asdict(each) for each in self.on_inputs],
             "bench": None if self.bench is None else self.bench.to_dict(),
             "expected_speed": None if self.expected_speed is None else asdict(self.expected_speed),
+            "layers": [asdict(layer) for layer in self.layers],
         }

@@ -1,15 +1,32 @@
-"""How forms, precisions, ranks, ratios and agreements are written, wherever they are shown."""
+"""How forms, precisions, ranks, ratios, agreements and benches are written, wherever they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from btcompress.text import listed
+
 if TYPE_CHECKING:
-    from btcompress.results import Agreement
+    from btcompress.results import Agreement, UntouchedReport
+    from btcompress.timings import BenchCase, BenchReport, Machine
 
 #: Metrics from here on are written with an exponent.
 _LONG = 1e6
+#: What the ways to run a layer are called.
+_WAYS = {
+    "dense_onednn": "dense, oneDNN",
+    "dense_native": "dense, torch's own",
+    "dense_cudnn": "dense, cuDNN",
+    "int8": "dense, dynamic int8",
+    "block_terms": "block terms",
+    "onnx_dense": "ONNX, dense",
+    "onnx_dense_int8": "ONNX, dense, int8",
+    "onnx_block_terms": "ONNX, block terms",
+    "onnx_block_terms_int8": "ONNX, block terms, int8",
+    "onnx_block_terms_int8_lstm": "ONNX, int8, LSTM operator",
+}
+_MILLISECONDS = 1e3
 
 
 def form_lines(
@@ -99,3 +116,48 @@ def _words(precision: str, columns: int) -> str:
 def metric_text(value: float) -> str:
     """The value of a metric."""
     return f"{value:.4f}" if abs(value) < _LONG else f"{value:.3g}"
+
+
+def untouched_text(untouched: UntouchedReport) -> str:
+    """How many tensors are still the dense checkpoint's, and which are not."""
+    n_changed = len(untouched.changed)
+    n_tensors = untouched.same + untouched.rounded + n_changed
+    same = f"{untouched.same} of {n_tensors} tensors are the dense checkpoint's, bit for bit"
+    if untouched.rounded:
+        same += f", and {untouched.rounded} more once rounded to what they are stored as"
+    if not n_changed:
+        return f"{same}."
+    return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {listed(untouched.changed)}."
+
+
+def way_text(way: str) -> str:
+    """What a way to run a layer is called; one that a later version measured, as the file calls it."""
+    return _WAYS.get(way, way)
+
+
+def case_text(case: BenchCase) -> str:
+    """What was run: a layer in a mode, at a batch size and a number of steps."""
+    steps = f"{case.steps:,} step{'s' * (case.steps > 1)}"
+    return ", ".join(part for part in (case.lstm, case.mode, f"batch {case.batch:,}", steps) if part)
+
+
+def milliseconds_text(seconds: float) -> str:
+    """Milliseconds in three digits, of long times all before the point."""
+    milliseconds = seconds * _MILLISECONDS
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:#.3g}"
+
+
+def machine_text(machine: Machine) -> str:
+    """What times are of."""
+    threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
+    where = f"on {machine.name}" if machine.device == "cpu" else f"on {machine.device}, {machine.name}"
+    versions = f"torch {machine.torch}"
+    if machine.onnxruntime is not None:
+        versions += f", ONNX Runtime {machine.onnxruntime}"
+    return f"{where}, {threads}, {versions}; all ways of a case took turns."
+
+
+def left_out_texts(bench: BenchReport) -> list[str]:
+    """Which ways were not measured and why, each once."""
+    found = {(case.mode, each.way, each.reason): None for case in bench.cases for each in case.left_out}
+    return [f"{way_text(way)}, in {mode}: {reason}." for mode, way, reason in found]

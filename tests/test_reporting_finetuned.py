@@ -41,7 +41,12 @@ def test_every_training_in_the_history_is_reported_in_order(compressed):
     report = btcompress.report(trained)
     assert [training.after for training in report.finetuned] == [0.75, 0.875]
     told = {name: value for name, value in STEP.items() if name != "step"}
-    assert report.to_dict()["finetuned"][0] == {**told, "agreement_before": None, "agreement_after": None}
+    assert report.to_dict()["finetuned"][0] == {
+        **told,
+        "agreement_before": None,
+        "agreement_after": None,
+        "learning_curves": (),
+    }
 
 
 def test_weight_errors_give_no_advice_once_the_tensors_are_trained(compressed):

@@ -33,6 +33,7 @@ from btcompress.finetune.loop import Trainer
 from btcompress.finetune.networks import Recurrent, named, stored_tensors, student_of
 from btcompress.fit import Samples
 from btcompress.packing import Precision
+from btcompress.results import LearningCurve
 
 #: What an epoch costs for each sequence trained on, in runs over it.
 _TRAINING = 3
@@ -68,6 +69,7 @@ class RecurrentCalibration:
     _versions: dict[str, CompressedCheckpoint] = field(default_factory=dict)
     _start: float = math.inf
     _measured: dict[str, Any] = field(default_factory=dict)
+    _curves: list[LearningCurve] = field(default_factory=list)
     _epochs: dict[str, int] = field(default_factory=lambda: {"layer_epochs": 0, "epochs": 0})
 
     def jobs(self, compressed: CompressedCheckpoint, *, train: bool) -> Iterator[Job[CompressedCheckpoint]]:
@@ -160,8 +162,10 @@ class RecurrentCalibration:
             stored: dict[str, Stored] = {}
             if any(parameter.requires_grad for parameter in student.parameters()):
                 trainer = self._trainer(student, replace(config, learning_rate=rate), layer, own.stored)
-                _, best = trainer.run(on_epoch=lambda epoch: tell(epoch.epoch / epoch.epochs, _state(epoch)))
+                before, best = trainer.run(on_epoch=lambda epoch: tell(epoch.epoch / epoch.epochs, _state(epoch)))
                 stored = trainer.take(best)
+                after = (row.metric for row in trainer.rows)
+                self._curves.append(LearningCurve.of(before, after, None if layer is None else layer.number))
                 self._epochs["epochs" if layer is None else "layer_epochs"] += len(trainer.rows)
             tensors = stored_tensors(student, own)
             if layer is None:
@@ -189,6 +193,7 @@ class RecurrentCalibration:
             "n_held": len(self.held),
             "cancellation": worst_cancellation(student),
             "config": asdict(self.config),
+            "learning_curves": [asdict(curve) for curve in self._curves],
         }
         return compressed.with_step(step)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from btcompress.cli.options import INPUTS, JSON, Container, LSTMOption, Scale, Strict, given_inputs
+from btcompress.cli.documents import Documents
+from btcompress.cli.options import INPUTS, JSON, OUTPUT, Container, Force, LSTMOption, Scale, Strict, given_inputs
 from btcompress.cli.outcome import show_outcome
 from btcompress.errors import BTCompressError
 
@@ -40,6 +41,25 @@ def report(
     lstm: LSTMOption = None,
     container: Container = None,
     strict: Strict = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the report as one page to look at, with drawings; - for standard output.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the report as Markdown, for pull requests and model cards; - for standard output.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Force = False,
     json: JSON = False,
 ) -> None:
     """Show what a compression gained and lost."""
@@ -50,9 +70,12 @@ def report(
         option = "--yardsticks compares" if yardsticks else "--inputs measures"
         raise BTCompressError(f"{option} with the dense matrices. Give the dense checkpoint with --against MODEL.")
     given = given_inputs("--inputs", inputs, scale, lstm)
+    documents = Documents(html, markdown, force=force)
+    documents.check([compressed, *([] if against is None else [against])], given, json=json)
     with display.working(f"measuring {compressed}"):
         opened = models.load(compressed)
         dense = None if against is None else read(against, container, strict=strict)
+        documents.check([] if dense is None else dense.files, json=json)
         measure = None
         if dense is not None and given:
             from btcompress.calibration import on_inputs
@@ -65,7 +88,13 @@ def report(
             yardsticks=yardsticks,
             on_inputs=measure,
         )
-    show_result(result, json=json)
+        made = documents.made(result, compressed.name, opened, dense)
+    written, shown = documents.write(made)
+    if shown is None:
+        show_result(result, *written, json=json)
+        return
+    with display.having_written(*written):
+        display.show_document(shown)
 
 
 def show_result(result: CompressionReport, *written: Path, json: bool) -> None:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from btcompress.errors import BTCompressError
+from btcompress import errors
 
 
-def missing(what: str, package: str, extra: str = "demo") -> BTCompressError:
-    """The error that names a missing package.
-
-    Args:
-        what: needs it.
-        package: as it is called where it is installed from.
-        extra: of this package, which installs it.
-    """
-    return BTCompressError(
-        f"{what} needs the package {package}, which is not installed. Run pip install 'btcompress[{extra}]'."
-    )
+def missing(what: str, package: str, extra: str = "demo") -> errors.BTCompressError:
+    """The error that names a missing package; arguments as those of :func:`btcompress.errors.missing`."""
+    return errors.missing(what, package, extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import torch
 from torch import nn
 
 from btcompress.calibration import CalibrationRequest, calibrate
-from btcompress.checkpoint import CompressedCheckpoint, check_target, claimed, read, replacing, write
+from btcompress.checkpoint import CompressedCheckpoint, check_target, claimed, read, read_compressed, replacing, write
 from btcompress.compression import factorize
+from btcompress.demo.apart import TrainingApart, training_apart
 from btcompress.demo.comparison import Comparison, check_rivals
 from btcompress.demo.files import DemoFiles
 from btcompress.demo.pictures import Curve, save_curves
 from btcompress.demo.randomstart import random_start
 from btcompress.demo.task import Drawn, Task, Training
 from btcompress.demo.trainforms import applied
-from btcompress.finetune import Epoch, finetune
+from btcompress.finetune import Epoch
 from btcompress.finetune.state import StateFile
 from btcompress.reporting import report
 from btcompress.results import CalibrationProgress, CompressionReport
@@ -160,10 +162,14 @@ class _Story:
         drawn = draw_data(task, files.data, self.seed)
         model, dense_curve = self._dense()
         compressed = self._factorized()
-        calibrated = self._calibrated(model, compressed)
-        tuned, tuned_curve = self._trained(TUNED, files.factorized, files.tuned, task.size.tuning)
         write(random_start(task.model, compressed, self.seed), files.start, force=True)
-        scratch, scratch_curve = self._trained(SCRATCH, files.start, files.scratch, task.size.scratch)
+        with (
+            self._training(files.factorized, files.tuned, task.size.tuning) as tuning,
+            self._training(files.start, files.scratch, task.size.scratch) as from_scratch,
+        ):
+            calibrated = self._calibrated(model, compressed)
+            tuned, tuned_curve = self._trained(TUNED, tuning, files.tuned)
+            scratch, scratch_curve = self._trained(SCRATCH, from_scratch, files.scratch)
         curves = [Curve(DENSE, dense_curve), Curve(TUNED, tuned_curve), Curve(SCRATCH, scratch_curve)]
         ((key, matrix),) = compressed.matrices.items()
         rivals = list(self._comparison(model, matrix.shape.part).rivals()) if self.with_rivals else []
@@ -232,21 +238,23 @@ class _Story:
         write(calibrated, self.files.calibrated, force=True)
         return calibrated
 
+    def _training(self, start: Path, output: Path, training: Training) -> AbstractContextManager[TrainingApart]:
+        """Train a compressed checkpoint for the task, meanwhile."""
+        request = self.task.finetuning(start, self.files.data, output, self.files.dense)
+        return training_apart(request, training.config(self.seed))
+
     def _trained(
-        self, name: str, start: Path, output: Path, training: Training
+        self, name: str, training: TrainingApart, output: Path
     ) -> tuple[CompressedCheckpoint, tuple[float, ...]]:
-        """Train a compressed checkpoint for the task; the result, and the metric before and after each epoch."""
+        """What came of it, once it is done, and the metric before and after each epoch."""
         what = f"training: {name}"
         self.tell(DemoProgress(what))
-        epochs: list[Epoch] = []
-
-        def on_epoch(epoch: Epoch) -> None:
-            epochs.append(epoch)
+        metrics = []
+        for epoch in training.epochs():
+            metrics.append(epoch.metric)
             self.tell(DemoProgress(what, epoch))
-
-        request = self.task.finetuning(start, self.files.data, output, self.files.dense)
-        result = finetune(request, training.config(self.seed), force=True, on_epoch=on_epoch).compressed
-        return result, (report(result).finetuned[-1].before, *(epoch.metric for epoch in epochs))
+        result = read_compressed(output)
+        return result, (report(result).finetuned[-1].before, *metrics)
 
     def _telling(self, what: str) -> Callable[[Epoch], None]:
         return lambda epoch: self.tell(DemoProgress(what, epoch))

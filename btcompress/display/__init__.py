@@ -4,6 +4,7 @@ from btcompress.display.bench import show_bench
 from btcompress.display.console import (
     having_written,
     show_defect,
+    show_document,
     show_error,
     show_interrupted,
     show_json,
@@ -44,6 +45,7 @@ __all__ = [
     "show_bench",
     "show_defect",
     "show_demo",
+    "show_document",
     "show_error",
     "show_exported",
     "show_interrupted",

@@ -91,6 +91,11 @@ def show_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(valid_values(value), indent=2) + "\n")
 
 
+def show_document(text: str) -> None:
+    """Print a whole document on stdout, and nothing of our own around it."""
+    sys.stdout.write(text)
+
+
 def show_error(text: str) -> None:
     """Print one red line on stderr."""
     _show_aside(f"Error: {text}", style="red")

@@ -10,8 +10,16 @@ from btcompress.display.console import make_console
 from btcompress.display.roundings import rounded_lstms_table, rounding_table
 from btcompress.display.tables import NumberTable, show_lists, show_tables, worse_if
 from btcompress.memory import size_text
-from btcompress.text import listed
-from btcompress.wording import agreements, error_of, form_lines, metric_text, precision_words, rank_text, ratio_text
+from btcompress.wording import (
+    agreements,
+    error_of,
+    form_lines,
+    metric_text,
+    precision_words,
+    rank_text,
+    ratio_text,
+    untouched_text,
+)
 
 if TYPE_CHECKING:
     from btcompress.results import (
@@ -21,7 +29,6 @@ if TYPE_CHECKING:
         InputsReport,
         MatrixReport,
         ModelReport,
-        UntouchedReport,
         YardstickReport,
     )
 
@@ -35,7 +42,7 @@ def show_report(report: CompressionReport) -> None:
         show_measured(console, report.bench)
     lists = {
         "Expected speed": () if report.expected_speed is None else report.expected_speed.advice,
-        "Not factorized": [] if report.untouched is None else [_untouched_text(report.untouched)],
+        "Not factorized": [] if report.untouched is None else [untouched_text(report.untouched)],
         "Left dense": [f"{left.name}: {left.reason}." for left in report.left_dense],
         "Note": report.notices,
         "Advice": report.advice,
@@ -153,17 +160,6 @@ def _model_table(model: ModelReport, matrices: Sequence[MatrixReport]) -> Number
     for words, (before, after) in sizes.items():
         table.add_row(words, size_text(before), size_text(after), _ratio_text(before / max(after, 1)))
     return table
-
-
-def _untouched_text(untouched: UntouchedReport) -> str:
-    n_changed = len(untouched.changed)
-    n_tensors = untouched.same + untouched.rounded + n_changed
-    same = f"{untouched.same} of {n_tensors} tensors are the dense checkpoint's, bit for bit"
-    if untouched.rounded:
-        same += f", and {untouched.rounded} more once rounded to what they are stored as"
-    if not n_changed:
-        return f"{same}."
-    return f"{same}; {'trained since' if untouched.trained else 'other than there'}: {listed(untouched.changed)}."
 
 
 def _inputs_table(reports: Sequence[InputsReport]) -> NumberTable:

@@ -55,6 +55,7 @@ from btcompress.finetune.request import FineTuneRequest, contents_digest, identi
 from btcompress.finetune.state import StateFile
 from btcompress.finetune.tasks import HiddenStates, Labels, OwnLoss, Task, TeacherOutputs, label_kind
 from btcompress.finetune.user import build_student, build_teacher
+from btcompress.results import LearningCurve
 
 _OWN_NETWORK = (
     "Factorize the checkpoint without it (--layer '!NAME') and train your own network with --model, or train the dense "
@@ -188,6 +189,7 @@ def _finetune(
         "best_epoch": best.epoch,
         "cancellation": worst_cancellation(network),
         "agreement_after": agreement(result),
+        "learning_curves": [asdict(LearningCurve.of(before, (row.metric for row in trainer.rows)))],
     }
     result = result.with_step(step)
     is_main = trainer.accelerator.is_main_process

@@ -5,10 +5,21 @@ from typing import TYPE_CHECKING
 from btcompress.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from btcompress.recipe.recipefile import read_recipe, save_recipe
+    from btcompress.recipe.recipefile import read_recipe, recipe_text, save_recipe
+    from btcompress.recipe.recorded import recorded_recipe
     from btcompress.recipe.steps import DenseStep, FactorizeStep, FineTuneStep, Recipe, Step
 
-__all__ = ["DenseStep", "FactorizeStep", "FineTuneStep", "Recipe", "Step", "read_recipe", "save_recipe"]
+__all__ = [
+    "DenseStep",
+    "FactorizeStep",
+    "FineTuneStep",
+    "Recipe",
+    "Step",
+    "read_recipe",
+    "recipe_text",
+    "recorded_recipe",
+    "save_recipe",
+]
 
 __getattr__ = on_first_use(
     __name__,
@@ -19,6 +30,8 @@ __getattr__ = on_first_use(
         "Recipe": "steps",
         "Step": "steps",
         "read_recipe": "recipefile",
+        "recipe_text": "recipefile",
+        "recorded_recipe": "recorded",
         "save_recipe": "recipefile",
     },
 )

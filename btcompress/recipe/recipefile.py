@@ -42,6 +42,17 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         OutputError: the file cannot be written.
         BTCompressError: it holds a plan that is in no file.
     """
+    text = recipe_text(recipe)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """What a recipe file says.
+
+    Raises:
+        BTCompressError: the recipe holds a plan that is in no file.
+    """
     for step in recipe.steps:
         if isinstance(step, FactorizeStep) and isinstance(step.plan, PricedPlan):
             raise BTCompressError(
@@ -52,9 +63,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         for kind, settings in step.items():
             names = {name: option for option, name in _OPTIONS[kind].items()}
             step[kind] = {names.get(name, name): each for name, each in settings.items()}
-    text = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-    with replacing(path) as temporary:
-        temporary.write_text(_HEADER + text, encoding="utf-8")
+    return _HEADER + yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
 def read_recipe(path: Path, *, allow_code: bool = False) -> Recipe:
@@ -83,7 +92,7 @@ def read_recipe(path: Path, *, allow_code: bool = False) -> Recipe:
         if not isinstance(given, str) or not given or "\0" in given:
             raise BTCompressError(f"{path}: {name} must be the path of a file, but {reprlib.repr(given)} was given.")
         paths[name] = Path(given)
-    made = tuple(_step(each, f"{path}: step {number}") for number, each in enumerate(steps, 1))
+    made = tuple(step_of(each, f"{path}: step {number}") for number, each in enumerate(steps, 1))
     code = [name for step in made for name in step.code]
     if code and not allow_code:
         raise BTCompressError(
@@ -93,7 +102,16 @@ def read_recipe(path: Path, *, allow_code: bool = False) -> Recipe:
     return Recipe(**paths, steps=made)
 
 
-def _step(value: object, where: str) -> Step:
+def step_of(value: object, where: str) -> Step:
+    """A step as a recipe file has it: its kind, and its settings.
+
+    Args:
+        value: a mapping of the one to the others; not trusted.
+        where: it stands, for messages.
+
+    Raises:
+        BTCompressError: it is no step.
+    """
     kinds = {kind.kind: kind for kind in (FactorizeStep, FineTuneStep, DenseStep)}
     if not isinstance(value, dict) or len(value) != 1 or (kind := next(iter(value))) not in kinds:
         raise BTCompressError(

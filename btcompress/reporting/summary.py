@@ -19,6 +19,7 @@ from btcompress.fit.measures import largest
 from btcompress.memory import size_text
 from btcompress.reporting.advice import Findings, advice_on
 from btcompress.reporting.expected import expected_speed
+from btcompress.reporting.layers import layer_reports
 from btcompress.reporting.rounded import Alternatives, Measure, alternatives, measured_anew
 from btcompress.reporting.roundedlstms import rounded_lstms
 from btcompress.reporting.rows import matrix_of, row_of, size_of, with_matrices
@@ -122,6 +123,7 @@ def report(
         measured,
         compressed.bench,
         expected_speed(compressed),
+        layer_reports(compressed),
     )
 
 

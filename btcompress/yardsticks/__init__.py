@@ -9,10 +9,11 @@ from btcompress.yardsticks.roundings import (
     int8_by_rows,
     parts_in_8_bits,
     rounded_alone,
+    rounding_curves,
     roundings_of,
     same_integers_within,
 )
-from btcompress.yardsticks.svd import SVDYardstick, truncated_svd
+from btcompress.yardsticks.svd import SVDYardstick, errors_of_ranks, singular_values, truncated_svd
 
 __all__ = [
     "INT4",
@@ -20,13 +21,16 @@ __all__ = [
     "OtherForm",
     "Rounding",
     "SVDYardstick",
+    "errors_of_ranks",
     "fed_back_rounding",
     "int8_by_rows",
     "low_rank_form",
     "parts_in_8_bits",
     "rounded_alone",
+    "rounding_curves",
     "roundings_of",
     "same_integers_within",
+    "singular_values",
     "structured_forms",
     "truncated_svd",
 ]

@@ -97,14 +97,38 @@ def roundings_of(matrix: Tensor, max_bytes: int) -> tuple[Rounding, ...]:
     if not matrix.numel() or not largest(matrix) or obstacle_to_integers(matrix):
         return ()
 
-    def rounding(integers: Integers) -> Rounding:
-        error = difference_error(matrix, rounded_alone(matrix, integers))
-        return Rounding(integers, integers.n_bytes(matrix.shape), error)
-
-    within = map(rounding, integers_within(matrix.shape, max_bytes))
+    within = (_rounding(matrix, integers) for integers in integers_within(matrix.shape, max_bytes))
     best = min(within, key=lambda each: each.error, default=None)
-    every = [rounding(int8_by_rows(matrix.shape[1])), rounding(INT4), *([] if best is None else [best])]
+    every = [
+        _rounding(matrix, int8_by_rows(matrix.shape[1])),
+        _rounding(matrix, INT4),
+        *([] if best is None else [best]),
+    ]
     return tuple({each.integers: each for each in every}.values())
+
+
+def _rounding(matrix: Tensor, integers: Integers) -> Rounding:
+    error = difference_error(matrix, rounded_alone(matrix, integers))
+    return Rounding(integers, integers.n_bytes(matrix.shape), error)
+
+
+def rounding_curves(matrix: Tensor) -> dict[str, tuple[Rounding, ...]]:
+    """The matrix in each number of bits, each number rounded to the nearest, with the best clipping.
+
+    Args:
+        matrix: as for :func:`roundings_of`.
+
+    Returns:
+        ``"rows"``, where each row has a scale, and ``"groups"``, where 32 columns share one, by rising bits; none for a
+        matrix that :func:`roundings_of` has none for.
+    """
+    if not matrix.numel() or not largest(matrix) or obstacle_to_integers(matrix):
+        return {}
+    groups = {"rows": int8_by_rows(matrix.shape[1]).group, "groups": INT4.group}
+    return {
+        kind: tuple(_rounding(matrix, Integers(bits, group)) for bits in range(LEAST_BITS, MOST_BITS + 1))
+        for kind, group in groups.items()
+    }
 
 
 def rounded_alone(matrix: Tensor, integers: Integers) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from btcompress.fit.measures import largest, low_rank_errors
+from btcompress.fit.measures import errors_by_rank, largest, low_rank_errors, small_gram
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +40,24 @@ def truncated_svd(matrix: Tensor, max_params: int, device: torch.device | str = 
     if rank == 0:
         return SVDYardstick(0, 1.0)
     return SVDYardstick(rank, float(low_rank_errors(matrix, device)[rank - 1]))
+
+
+def singular_values(matrix: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """All singular values in falling order, float64, as the Gram matrix of the smaller side has them.
+
+    Those below ``1e-8`` of the first are lost in rounding.
+
+    Args:
+        matrix: shape ``(J, I)``.
+        device: where to compute.
+    """
+    scale = largest(matrix)
+    if scale == 0:
+        return torch.zeros(min(matrix.shape), dtype=torch.float64)
+    squares = torch.linalg.eigvalsh(small_gram(matrix, scale, device)).flip(0)
+    return squares.clamp_min(0).sqrt().cpu() * scale
+
+
+def errors_of_ranks(values: Tensor) -> Tensor:
+    """Weight error of the truncated SVD of each rank ``1, 2, ..``, by all singular values in falling order."""
+    return errors_by_rank((values / values[0]).square())
