@@ -27,7 +27,7 @@ _VARIABLES = dict(
     )
 )
 #: Width in the page's pixels that is read on a telephone as it is.
-WIDTH = 380
+WIDTH = 350
 _DPI = 72
 _SETTINGS: Any = {  # matplotlib's own type of it differs from version to version
     "svg.fonttype": "none",
