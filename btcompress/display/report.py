@@ -71,7 +71,8 @@ def _tables(report: CompressionReport) -> Iterator[NumberTable]:
 def _matrix_table(matrices: Sequence[MatrixReport], *, trained: bool) -> NumberTable:
     """Sizes in parameters, or in bytes, behind what numbers are stored as, where any matrix has fewer bits.
 
-    Once matrices are trained their weight errors say nothing any more, so none is held against another form's.
+    Where matrices were trained, or it was measured what they do on inputs, weight errors say nothing of how good they
+    are, and none is held against another form's.
     """
     # Here, since the help of the commands is shown without torch.
     from btcompress.reporting.comparing import is_better
@@ -84,7 +85,8 @@ def _matrix_table(matrices: Sequence[MatrixReport], *, trained: bool) -> NumberT
     worse = "is larger than before, or has a greater error than low rank of equal size."
     table = NumberTable("matrix", ["N", "R", *sizes, "ratio"], errors, worse=worse)
     for row in matrices:
-        outdone = not trained and bool(row.svd_rank) and is_better(row.svd_error, row.weight_error)
+        by_weights = not trained and row.weighted_activation_error is None
+        outdone = by_weights and bool(row.svd_rank) and is_better(row.svd_error, row.weight_error)
         of_outputs = (_plain_text(error) for error in (row.activation_error, row.weighted_activation_error))
         table.add_row(
             form_lines(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core, _orders(row)),

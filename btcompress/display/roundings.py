@@ -27,6 +27,9 @@ def rounding_table(matrices: Sequence[MatrixReport], *, trained: bool) -> Number
 
     table = NumberTable("rounded alone", _COLUMNS, worse="is worse than the matrix rounded alone at no more bytes.")
     for row in (row for row in matrices if row.roundings):
+        best = row.best_rounding
+        on_inputs = best is not None and best.weighted_activation_error is not None
+        decisive = "weighted_activation_error" if on_inputs else "weight_error"
         table.add_row(row.name, *[""] * len(_COLUMNS))
         for field, fed_back, (own, *cells) in rounding_rows(row):
             if field == "bytes":
@@ -34,8 +37,8 @@ def rounding_table(matrices: Sequence[MatrixReport], *, trained: bool) -> Number
             elif fed_back:
                 table.add_row("    errors fed back", own, *cells)
             else:
-                nearer = is_better(getattr(row.best_rounding, field, None), getattr(row, field))
-                table.add_row(f"  {ERRORS[field]}", worse_if(not trained and nearer, own), *cells)
+                outdone = field == decisive and is_better(getattr(best, field, None), getattr(row, field))
+                table.add_row(f"  {ERRORS[field]}", worse_if(outdone and not trained, own), *cells)
     return table
 
 

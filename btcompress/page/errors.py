@@ -82,7 +82,8 @@ def inputs_picture(row: MatrixReport, anchor: str) -> Picture | None:
         for (kind, points), (colour, mark, large) in zip(shown.items(), looks, strict=True):
             marks = {"color": colour, "marker": mark, "markersize": large, "linestyle": "", "label": kind}
             plot(axes, [(size, error) for size, error, _ in points], **marks)
-            for size, error, words in points:
+            # Those with errors fed back lie right below, or above, the same integers without.
+            for size, error, words in points if kind == "rounded alone" else ():
                 axes.annotate(words, (size, error), (6, 5), textcoords="offset points", fontsize=10)
         axes.set_yscale("log")
         low, high = axes.get_ylim()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
 from btcompress.calibration import CalibrationRequest, SampleInputs
 from btcompress.errors import BTCompressError
@@ -369,6 +369,12 @@ class Recipe:
     model: Path
     output: Path
     steps: Sequence[Step]
+
+    if TYPE_CHECKING:
+        # What is given may be text; what is kept is a path.
+        def __init__(
+            self, model: str | os.PathLike[str], output: str | os.PathLike[str], steps: Sequence[Step]
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         for name in ("model", "output"):
