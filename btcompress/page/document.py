@@ -213,8 +213,7 @@ def _training(report: CompressionReport) -> Section:
     for n, each in enumerate(report.calibrated[-_MOST_DRAWN:]):
         name = each.lstm or "the recurrent layer"
         pictures.append(stages_picture(each, f"stages{n}"))
-        title = f"Calibrating {shortened(printable(name), 40)}"
-        pictures.append(curves_picture(title, "hidden-state error", each.learning_curves, f"calibration{n}"))
+        pictures.append(curves_picture(name, "hidden-state error", each.learning_curves, f"calibration{n}"))
     for n, training in enumerate(report.finetuned[-_MOST_DRAWN:], 1):
         title = "Fine-tuning" if len(report.finetuned) == 1 else f"Fine-tuning {n}"
         drawn = curves_picture(title, training.metric, training.learning_curves, f"training{n}", training.dense)

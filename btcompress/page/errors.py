@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from btcompress.memory import size_text
 from btcompress.page.contents import Picture
-from btcompress.page.drawing import AFTER, GROUPS, INK, MUTED, ROWS, SVD, named, plot, svg
+from btcompress.page.drawing import AFTER, GROUPS, INK, MUTED, ROWS, SVD, named, plot, svg, titled
 from btcompress.reporting.curves import MatrixCurves
 from btcompress.results import MatrixReport
 from btcompress.wording import precision_words
@@ -45,7 +45,7 @@ def error_picture(row: MatrixReport, curves: MatrixCurves | None, anchor: str) -
         _of_bytes(axes, row)
         axes.set(ylim=(0, 1.35), yticks=[0, 0.25, 0.5, 0.75, 1], ylabel="weight error")
         axes.legend(loc="upper right")
-        axes.set_title(named(row.name))
+        titled(figure, row.name)
 
     told = f"as it is {size_text(row.bytes_after)} at an error of {row.weight_error:.3f}"
     if row.svd_rank:
@@ -93,7 +93,7 @@ def inputs_picture(row: MatrixReport, anchor: str) -> Picture | None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
         axes.legend(loc="upper right")
-        axes.set_title(named(row.name))
+        titled(figure, row.name)
 
     told = "; ".join(
         " ".join(filter(None, (words, "" if kind == "rounded alone" else kind, size_text(size), f"at {error:.3f}")))
@@ -162,7 +162,7 @@ def spectrum_picture(row: MatrixReport, curves: MatrixCurves, anchor: str) -> Pi
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
         axes.grid(axis="y")
-        axes.set_title(named(row.name))
+        titled(figure, row.name)
 
     half = next((n for n, value in points if value < 0.5), None)
     tenth = next((n for n, value in points if value < 0.1), None)

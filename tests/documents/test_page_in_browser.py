@@ -25,7 +25,7 @@ class Tagger(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.rnn = nn.LSTM(24, 16, num_layers=2, batch_first=True)
+        self.encoder = nn.ModuleDict({"recurrent_layers": nn.LSTM(24, 16, num_layers=2, batch_first=True)})
         self.head = nn.Linear(16, 5)
 
 
