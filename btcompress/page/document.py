@@ -9,7 +9,7 @@ from typing import Any
 from btcompress.errors import BTCompressError, missing
 from btcompress.memory import size_text
 from btcompress.page.contents import Figure, Picture, Section, Tabulated
-from btcompress.page.errors import error_picture, inputs_picture, spectrum_picture
+from btcompress.page.matrices import error_picture, inputs_picture, spectrum_picture
 from btcompress.page.sizes import layers_picture
 from btcompress.page.speed import case_picture
 from btcompress.page.training import agreement_picture, curves_picture, stages_picture
