@@ -1,5 +1,6 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo`, of the task TASK (video, captions or
 # images), and `make test`.
+# `make docs` makes the site of README's documents in site/, and `make docs-test` looks at it in a browser, and runs what they say.
 # `make fuzz` reads a million damaged files of every kind, guided by coverage where atheris can be installed.
 # `make bench` times BTLSTM against both of torch's kernels in two minutes, on a machine that does nothing else,
 # and a linear layer against another library's where that is installed in PEERS.
@@ -14,7 +15,7 @@ PEERS ?= .peers
 PAPER ?= paper
 TASK ?= video
 
-.PHONY: demo test bench paper fuzz kills lint smoke
+.PHONY: demo test docs docs-test bench figures paper fuzz kills lint smoke
 
 demo: $(READY)
 	$(BIN)/btcompress demo --task $(TASK) --output demo --force
@@ -23,9 +24,21 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+# Every warning is an error: a link or an anchor that leads nowhere, a page in no list, a public name without a docstring.
+# All is read anew each time, as the references come from the code.
+docs: $(READY)
+	$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs site
+
+docs-test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/documents
+
 bench: $(READY)
 	-$(BIN)/python tests/benchmarks/lstm_speed.py --short --table --check
 	if [ -d "$(PEERS)" ]; then $(BIN)/python tests/benchmarks/peers.py --peers "$(PEERS)"; fi
+
+# The figures of docs/math.md, of what docs/figures/measure.py measured.
+figures: $(READY)
+	$(BIN)/python docs/figures/draw.py
 
 # Two processes, which share the work, with one thread each.
 paper: $(READY)

@@ -43,7 +43,6 @@ OnProgress = Callable[[Progress], None]
 
 P = ParamSpec("P")
 
-_DEFAULT = FactorizeStep()
 _T = TypeVar("_T")
 
 
@@ -153,7 +152,7 @@ class Prepared:
 
 
 def compress(
-    weights: Weights | Checkpoint | Opened, step: FactorizeStep = _DEFAULT, on_progress: OnProgress | None = None
+    weights: Weights | Checkpoint | Opened, step: FactorizeStep = FactorizeStep(), on_progress: OnProgress | None = None
 ) -> CompressedCheckpoint:
     """Do all that a step says to a checkpoint.
 
@@ -376,10 +375,13 @@ def _faced(
         return do(weights, make(*args, **kwargs))
 
     weights = inspect.Parameter("weights", inspect.Parameter.POSITIONAL_ONLY)
-    fields = inspect.signature(make).parameters.values()
+    fields = inspect.signature(make, eval_str=True).parameters.values()
+    result = inspect.signature(do, eval_str=True).return_annotation
     faced.__name__ = faced.__qualname__ = name
-    faced.__signature__ = inspect.Signature([weights, *fields])  # type: ignore[attr-defined]
-    faced.__doc__ = f"{do.__doc__}\n\nKeywords are the fields of a step:\n\n{make.__doc__}"
+    faced.__signature__ = inspect.Signature([weights, *fields], return_annotation=result)  # type: ignore[attr-defined]
+    faced.__annotations__ = {each.name: each.annotation for each in fields} | {"return": result}
+    told = "Keywords are the fields of :class:`btcompress.FactorizeStep`:"
+    faced.__doc__ = f"{inspect.cleandoc(do.__doc__ or '')}\n\n{told}\n\n{inspect.cleandoc(make.__doc__ or '')}"
     return faced
 
 

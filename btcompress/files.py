@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from btcompress.errors import BTCompressError
+
+_log = logging.getLogger(__name__)
 
 
 def open_regular(path: Path, advice: str) -> BinaryIO:
@@ -36,6 +39,7 @@ def open_regular(path: Path, advice: str) -> BinaryIO:
     except BTCompressError:
         file.close()
         raise
+    _log.info("reading %s", path)
     return file
 
 

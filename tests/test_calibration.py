@@ -100,13 +100,16 @@ def test_what_is_reported_is_what_the_result_does(tmp_path):
 
 def test_layers_are_trained_in_order_and_then_together(tmp_path):
     seen = []
-    calibrated(tmp_path, nn.LSTM(24, 6, num_layers=2), on_progress=seen.append)
+    _, _, after = calibrated(tmp_path, nn.LSTM(24, 6, num_layers=2), on_progress=seen.append)
     epochs = [(each.what.removeprefix("calibrating "), each.state.split(",")[0]) for each in seen if each.state]
     assert epochs == [
         *(("layer 0 of the LSTM", f"epoch {number} of 2") for number in (1, 2)),
         *(("layer 1 of the LSTM", f"epoch {number} of 2") for number in (1, 2)),
         *(("all layers of the LSTM", f"epoch {number} of 4") for number in (1, 2, 3, 4)),
     ]
+    (told,) = btcompress.report(after).calibrated
+    assert [(curve.layer, len(curve.metrics)) for curve in told.learning_curves] == [(0, 3), (1, 3), (None, 5)]
+    assert min(told.learning_curves[-1].metrics) == pytest.approx(told.hidden_state_error_after, rel=1e-3)
 
 
 def test_result_is_never_worse_than_the_fit_on_the_sequences_held_back(tmp_path):

@@ -313,8 +313,8 @@ def test_compressed_files_are_told_from_dense_ones(model, run):
 
 def test_every_option_in_the_documents_exists(run):
     helps = " ".join(
-        run(command, "--help")[0]
-        for command in ("factorize", "plan", "inspect", "report", "bench", "export", "finetune", "run", "demo")
+        run(*command.split(), "--help")[0]
+        for command in ("", "factorize", "plan", "inspect", "report", "bench", "export", "finetune", "run", "demo")
     )
     root = Path(__file__).parent.parent
     for document in (root / "README.md", *(root / "docs").glob("*.md")):

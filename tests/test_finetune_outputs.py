@@ -1,5 +1,6 @@
 """Whole networks without labels: learning to give the dense network's outputs."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -86,6 +87,9 @@ def test_network_learns_to_give_the_outputs_of_the_dense_one(user, tmp_path):
     assert step["agreement_after"]["steps"] > step["agreement_before"]["steps"]
     report = btcompress.report(btcompress.load(tmp_path / "tuned.safetensors"))
     assert report.finetuned[0].agreement_after.steps == step["agreement_after"]["steps"]
+    rows = map(json.loads, (tmp_path / "tuned.metrics.jsonl").read_text().splitlines())
+    (curve,) = report.finetuned[0].learning_curves
+    assert curve.metrics == pytest.approx([step["before"], *(row["metric"] for row in rows)], rel=1e-3)
 
 
 def test_without_labels_a_loss_or_a_teacher_there_is_nothing_to_learn(user, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from btcompress.errors import OutputError
+
+_log = logging.getLogger(__name__)
 
 
 def check_target(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -116,6 +119,7 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _log.info("wrote %s", path)
             _sync_folder(path.parent)
         except OSError as error:
             raise OutputError(f"{path} could not be written: {error.strerror or error}.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import re
 import zipfile
 from os import PathLike
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 from btcompress.checkpoint.safetensorsfiles import read_header
 from btcompress.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
 
 Kind = Literal["safetensors", "btcompress", "index", "torch", "legacy torch", "flax", "hdf5", "keras", "mxnet", "onnx"]
 
@@ -65,6 +68,7 @@ def recognise(path: Path) -> Kind:
         CheckpointError: the file is missing, unreadable, empty, damaged or of a kind that is not read;
             the text says which and what to do.
     """
+    _log.info("reading %s", path)
     head, size = _head(path)
     if not size:
         raise CheckpointError(f"{path} is empty. Download or save it again.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from btcompress.cli.completing import layers, listed_words
 from btcompress.cli.options import EFFORT, JSON, OUTPUT, TAKE, Container, Device, Seed, Strict, numbers
+from btcompress.cli.outcome import show_outcome
 
 #: Heading of ``--help``.
 _SIZES = "At which sizes"
@@ -30,6 +33,7 @@ def bench(
         typer.Option(
             metavar="NAME",
             help="Measure this recurrent layer alone. Default: all with block terms.",
+            autocompletion=layers,
             show_default=False,
             rich_help_panel=TAKE,
         ),
@@ -50,6 +54,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME[,NAME]",
+            autocompletion=listed_words("torch", "onnx"),
             help="What runs the layers: torch, onnx (ONNX Runtime, dense and block terms, each in int8 too), or both.",
             rich_help_panel=EFFORT,
         ),
@@ -98,10 +103,5 @@ def bench(
             on_progress=on_progress,
         )
     written = (compressed,) if record else ()
-    with display.having_written(*written):
-        if json:
-            display.show_json(report.to_dict())
-            return
-        display.show_bench(report)
-        for file in written:
-            display.show_written(file)
+    tables, as_json = partial(display.show_bench, report), lambda: display.show_json(report.to_dict())
+    show_outcome(tables, as_json, *written, json=json)

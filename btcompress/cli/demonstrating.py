@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from btcompress.cli.environment import variable
 from btcompress.demo.names import TaskName
 from btcompress.errors import OutputError
 from btcompress.seeds import MAX_SEED
@@ -28,7 +29,10 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the data and of the trainings.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MAX_SEED, envvar=variable("seed"), help="Seed of the data and of the trainings."),
+    ] = 0,
     rivals: Annotated[
         bool,
         typer.Option(
@@ -66,4 +70,7 @@ def demo(
             on_progress=on_progress,
         )
     with display.having_written(folder):
-        display.show_demo(result)
+        if display.is_quiet():
+            display.show_written(folder)
+        else:
+            display.show_demo(result)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from btcompress.cli.completing import layers
 from btcompress.cli.options import JSON, OUTPUT, TAKE, Force
+from btcompress.cli.outcome import show_outcome
 from btcompress.cli.targets import beside
 from btcompress.errors import BTCompressError
 
@@ -45,6 +48,7 @@ def export(
             metavar="NAME",
             help="Export this recurrent layer alone (onnx, torch). Default: all that have a matrix that was factorized "
             "or rounded.",
+            autocompletion=layers,
             show_default=False,
             rich_help_panel=TAKE,
         ),
@@ -152,13 +156,8 @@ def export(
         path = output or _default(compressed, to, opened)
         files = _exported(opened, to, path, options, force=force)
     paths = [file.path for file in files]
-    with display.having_written(*paths):
-        if json:
-            display.show_json({"to": to, "files": [file.to_dict() for file in files]})
-            return
-        display.show_exported(files)
-        for each in paths:
-            display.show_written(each)
+    value = {"to": to, "files": [file.to_dict() for file in files]}
+    show_outcome(partial(display.show_exported, files), partial(display.show_json, value), *paths, json=json)
 
 
 def _check_options(to: Target, options: Sequence[str]) -> None:

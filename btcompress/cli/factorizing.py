@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from btcompress.cli.options import (
     TuckerRank,
     tucker_rank_of,
 )
+from btcompress.cli.outcome import show_outcome
 from btcompress.cli.reading import opened
 from btcompress.cli.reports import show_result
 from btcompress.cli.targets import beside
@@ -128,9 +130,9 @@ def factorize(
             compressed = compression.compress_to(target, weights, step, force=force, on_progress=on_progress)
     written = () if save_recipe is None else (save_recipe,)
     if dry_run:
-        show = display.show_inventory_json if json else display.show_plan
-        with display.having_written(*written):
-            show(weights.dense, prepared.plan)
+        shown = weights.dense, prepared.plan
+        tables, as_json = partial(display.show_plan, *shown), partial(display.show_inventory_json, *shown)
+        show_outcome(tables, as_json, *written, json=json)
         return
     told = reporting.report(compressed, bytes_after=target.stat().st_size)
     show_result(told, target, *written, json=json)

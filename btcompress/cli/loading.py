@@ -26,13 +26,18 @@ def with_torch_loaded(command: Callable[..., None]) -> Callable[..., None]:
         for name in _CHECKPOINTS:
             if isinstance(path := options.get(name), Path):
                 begin_digest(path)
-        if "torch" not in sys.modules:
-            gc.disable()
-            try:
-                import torch  # noqa: F401
-            finally:
-                gc.freeze()
-                gc.enable()
+        load_torch()
         command(*args, **options)
 
     return command_with_torch
+
+
+def load_torch() -> None:
+    """Import torch, and look for no garbage meanwhile."""
+    if "torch" not in sys.modules:
+        gc.disable()
+        try:
+            import torch  # noqa: F401
+        finally:
+            gc.freeze()
+            gc.enable()

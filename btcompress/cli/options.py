@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from btcompress.cli.completing import layers, listed_words, matrices, words
+from btcompress.cli.environment import variable
 from btcompress.kinds import MatrixKind
 from btcompress.seeds import MAX_SEED
 
@@ -56,6 +58,7 @@ Bits = Annotated[
         metavar="B",
         help="Store the numbers of the chosen matrices in 2 to 8 bits, or as float16 or bfloat16; without ranks and "
         "wishes the matrices stay dense. auto: choose for each, the default with a wish in bytes.",
+        autocompletion=words("auto", *"2345678", "float16", "bfloat16"),
         show_default=False,
         rich_help_panel=SMALL,
     ),
@@ -76,6 +79,7 @@ Matrices = Annotated[
         metavar="KIND[,KIND...]",
         help="Kinds of matrices: input (weight_ih of an LSTM, GRU or RNN), recurrent (its weight_hh and weight_hr), "
         "linear layers.",
+        autocompletion=listed_words("input", "recurrent", "linear"),
         rich_help_panel=TAKE,
     ),
 ]
@@ -92,6 +96,7 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
+        envvar=variable("strict"),
         help="Refuse a checkpoint that holds more than weights, rather than leave objects out.",
         rich_help_panel=TAKE,
     ),
@@ -106,12 +111,30 @@ LSTMOption = Annotated[
         "--lstm",
         metavar="NAME",
         help="The recurrent layer that the sample inputs are for, instead of NAME= before a file.",
+        autocompletion=layers,
         show_default=False,
         rich_help_panel=INPUTS,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of every random draw.", rich_help_panel=EFFORT)]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...", rich_help_panel=EFFORT)]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MAX_SEED,
+        envvar=variable("seed"),
+        help="Seed of every random draw.",
+        rich_help_panel=EFFORT,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar=variable("device"),
+        help="Where to compute: cpu, cuda, cuda:1, ...",
+        autocompletion=words("cpu", "cuda"),
+        rich_help_panel=EFFORT,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.", rich_help_panel=OUTPUT)]
 SaveRecipe = Annotated[
     Path | None,
@@ -138,6 +161,7 @@ class JobOptions:
             metavar="PATTERN",
             help="Matrices to take, by key or layer name; * and ? match, a leading ! leaves out. Repeatable. "
             "Default: all.",
+            autocompletion=matrices,
             show_default=False,
             rich_help_panel=TAKE,
         ),
@@ -155,6 +179,7 @@ class JobOptions:
         typer.Option(
             metavar="tanh|relu",
             help="That of plain RNNs, which a file of weights does not say. Default: tanh.",
+            autocompletion=words("tanh", "relu"),
             show_default=False,
             rich_help_panel=TAKE,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from btcompress.cli.options import (
     kinds,
     tucker_rank_of,
 )
+from btcompress.cli.outcome import show_outcome
 from btcompress.cli.reading import opened
 
 
@@ -64,11 +66,10 @@ def plan_command(
             priced = compression.priced_plan(weights, step, on_progress=on_progress)
         for file in written:
             plan.save_plan(priced, file, name=dense.source.name, sha256=dense.source.sha256)
-    with display.having_written(*written):
-        show = display.show_priced_plan_json if json else display.show_priced_plan
-        show(dense, priced)
-        for file in () if json else written:
-            display.show_written(file)
+    tables, as_json = (
+        partial(show, dense, priced) for show in (display.show_priced_plan, display.show_priced_plan_json)
+    )
+    show_outcome(tables, as_json, *written, json=json)
 
 
 def inspect(

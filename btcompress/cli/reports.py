@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from btcompress.cli.documents import Documents
 from btcompress.cli.options import INPUTS, JSON, OUTPUT, Container, Force, LSTMOption, Scale, Strict, given_inputs
+from btcompress.cli.outcome import show_outcome
 from btcompress.errors import BTCompressError
 
 if TYPE_CHECKING:
@@ -99,10 +101,5 @@ def show_result(result: CompressionReport, *written: Path, json: bool) -> None:
     """Show a report as one JSON object, or as tables with the files that were written below them."""
     from btcompress import display
 
-    with display.having_written(*written):
-        if json:
-            display.show_json(result.to_dict())
-            return
-        display.show_report(result)
-        for file in written:
-            display.show_written(file)
+    tables, as_json = partial(display.show_report, result), lambda: display.show_json(result.to_dict())
+    show_outcome(tables, as_json, *written, json=json)

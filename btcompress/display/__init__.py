@@ -27,8 +27,10 @@ from btcompress.display.progress import (
 )
 from btcompress.display.report import show_report
 from btcompress.display.streams import guarded_streams, lost_output
+from btcompress.display.verbosity import Verbosity, is_quiet, telling
 
 __all__ = [
+    "Verbosity",
     "bench_progress",
     "calibration_progress",
     "demo_progress",
@@ -36,6 +38,7 @@ __all__ = [
     "fit_progress",
     "guarded_streams",
     "having_written",
+    "is_quiet",
     "job_progress",
     "lost_output",
     "pricing_progress",
@@ -55,5 +58,6 @@ __all__ = [
     "show_priced_plan_json",
     "show_report",
     "show_written",
+    "telling",
     "working",
 ]

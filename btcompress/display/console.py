@@ -58,6 +58,14 @@ def make_error_console() -> Console:
     return _VisibleConsole(stderr=True, highlight=False)
 
 
+def can_animate(console: Console) -> bool:
+    """Whether what was shown on stderr can be drawn anew: on a terminal, and not a dumb one.
+
+    A console that ``FORCE_COLOR`` made take itself for a terminal still writes to a file or a pipe.
+    """
+    return console.is_interactive and sys.stderr.isatty()
+
+
 def name_text(name: str) -> str:
     """A name as it is shown: on one line, visible, and with two ends at most."""
     return shortened(printable(name), _NAME_LIMIT)

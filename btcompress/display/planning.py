@@ -78,11 +78,11 @@ def _forms_table(priced: PricedPlan) -> NumberTable:
     forms, in_bytes = priced.forms, priced.in_bytes
     on_inputs = any(form.curve.on_inputs for form in forms)
     bits = in_bytes or any(form.point is not None and form.point.precision is not None for form in forms)
-    sizes = ["N", "R", *["stored as"] * bits, "bytes\nbefore" if in_bytes else "before", "after", "ratio"]
+    columns = ["N", "R", *["stored as"] * bits, "bytes\nbefore" if in_bytes else "before", "after", "ratio"]
     errors = ["predicted\nerror", *["activation\nerror"] * on_inputs]
     errors += ["low rank at\nequal size" if on_inputs else "SVD at\nequal size"]
     errors += ["rounded at\nequal size"] * in_bytes
-    table = NumberTable("matrix", sizes, errors, worse="is worse than another form of equal size.")
+    table = NumberTable("matrix", columns, errors, worse="is worse than another form of equal size.")
     for form in forms:
         size = f"  {form.size[0]} x {form.size[1]}"
         before, after = (form.bytes_before, form.n_bytes) if in_bytes else (form.curve.dense_params, form.n_params)

@@ -1,4 +1,7 @@
-"""Progress on stderr: a bar once the work takes longer than a second, and plain lines where stderr is no terminal."""
+"""Progress on stderr: a bar once the work takes longer than a second, and plain lines where stderr is no terminal.
+
+Where all is to be told, each part of the work has a line as well once it is done.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 from rich.text import Text
 
-from btcompress.display.console import line_text, make_error_console, name_text
+from btcompress.display.console import can_animate, line_text, make_error_console, name_text
+from btcompress.display.verbosity import is_quiet, seconds_text, tell, tell_above
 
 if TYPE_CHECKING:
     from btcompress.benching import OnBench
@@ -31,8 +35,8 @@ _FIRST_LINE, _NEXT_STAGE, _NEXT_LINE = 5.0, 5.0, 30.0
 #: Seconds and share of the work from which on what is left is told: less says little.
 _LEAST_SECONDS, _LEAST_SHARE = 1.0, 0.01
 
-#: Columns of what is being done, at least, and of the bar.
-_WHAT_WIDTH, _BAR_WIDTH = 11, 20
+#: Columns of what is being done, at least; of the bar; and of the bar on terminals of fewer than so many columns.
+_WHAT_WIDTH, _BAR_WIDTH, _SHORT_BAR_WIDTH, _ROOM = 11, 20, 8, 140
 
 _now = time.monotonic
 
@@ -44,15 +48,19 @@ def working(what: str) -> Iterator[None]:
     status = console.status(Text(name_text(what)), spinner="line" if console.options.ascii_only else "dots")
     timer = Timer(_PATIENCE, status.start)
     timer.daemon = True
-    if console.is_terminal:
+    animated, began = can_animate(console) and not is_quiet(), _now()
+    if animated:
+        tell_above(console)
         timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        if console.is_terminal:
+        if animated:
             timer.join()
             status.stop()
+            tell_above(None)
+    tell(f"{what} took {seconds_text(_now() - began)}")
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def fit_progress() -> Iterator[OnProgress]:
         def on_progress(state: FitProgress) -> None:
             done = state.index + state.sweep.index / state.sweep.limit
             which = f"{name_text(state.name)} ({state.index + 1} of {state.count})"
-            update("fitting", done / state.count, f"{which}, error {state.sweep.error:.4f}")
+            update("fitting", done / state.count, which, f"error {state.sweep.error:.4f}")
 
         yield on_progress
 
@@ -111,6 +119,8 @@ def job_progress() -> Iterator[Callable[[object], None]]:
 
 def _tell_step(state: StepProgress) -> None:
     words = {"begun": "begins, to write", "done": "is done:", "kept": "was done before:"}[state.state]
+    if is_quiet():
+        return
     text = f"step {state.index + 1} of {state.count}, {state.kind}, {words} {state.output}"
     make_error_console().print(Text(line_text(text)), soft_wrap=True)
 
@@ -145,7 +155,7 @@ def demo_progress() -> Iterator[Callable[[DemoProgress], None]]:
             elif state.part is not None:
                 _update_calibration(update, state.part)
             else:
-                update(state.what, 0.0, "")
+                update(state.what, 0.0)
 
         yield on_progress
 
@@ -165,12 +175,15 @@ def calibration_progress() -> Iterator[Callable[[CalibrationProgress], None]]:
 
 
 class _Update(Protocol):
-    def __call__(self, stage: str, share: float, state: str, seconds_left: float | None = None) -> None:
+    def __call__(
+        self, stage: str, share: float, part: str = "", state: str = "", seconds_left: float | None = None
+    ) -> None:
         """Say where the work stands.
 
         Args:
             stage: what is being done; of another one a log tells at once.
             share: how much of all is done, 0 to 1.
+            part: to which part of the work.
             state: more to show.
             seconds_left: until all is done; estimated from the share where left out.
         """
@@ -178,34 +191,57 @@ class _Update(Protocol):
 
 def _update_calibration(update: _Update, state: CalibrationProgress) -> None:
     stage = f"{state.what} ({state.index + 1} of {state.count})"
-    update(stage, (state.index + state.share) / state.count, state.state, state.seconds_left)
+    update(stage, (state.index + state.share) / state.count, "", state.state, state.seconds_left)
 
 
 def _update_training(update: _Update, what: str, epoch: Epoch) -> None:
     state = (
-        f"epoch {epoch.epoch} of {epoch.epochs}, loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, "
-        f"lr {epoch.learning_rate:.1e}, {epoch.sequences_per_second:,.0f} sequences/s"
+        f"loss {epoch.loss:.4f}, metric {epoch.metric:.4f}, lr {epoch.learning_rate:.1e}, "
+        f"{epoch.sequences_per_second:,.0f} sequences/s"
     )
     left = epoch.seconds * (epoch.epochs - epoch.epoch)
-    update(what, epoch.epoch / epoch.epochs, state, left)
+    update(what, epoch.epoch / epoch.epochs, f"epoch {epoch.epoch} of {epoch.epochs}", state, left)
 
 
 @contextmanager
 def _shown(patience: float = _PATIENCE) -> Iterator[_Update]:
     """A bar on stderr once the work takes longer than ``patience``; lines now and then where it is no terminal."""
     console, began = make_error_console(), _now()
-    shown = _Bar(console, patience) if console.is_terminal else _Lines(console)
+    shown = _Bar(console, patience) if can_animate(console) else _Lines(console)
+    parts = _Parts()
 
-    def update(stage: str, share: float, state: str, seconds_left: float | None = None) -> None:
+    def update(stage: str, share: float, part: str = "", state: str = "", seconds_left: float | None = None) -> None:
+        if is_quiet():
+            return
         seconds = _now() - began
         if seconds_left is None and seconds >= _LEAST_SECONDS and share >= _LEAST_SHARE:
             seconds_left = seconds / share * (1 - share)
-        shown.show(seconds, stage, share, [part for part in (state, _left_text(seconds_left, share)) if part])
+        parts.show(seconds, f"{stage} {part}".rstrip(), state)
+        shown.show(seconds, stage, share, [each for each in (part, state, _left_text(seconds_left, share)) if each])
 
     try:
         yield update
     finally:
+        parts.stop()
         shown.stop()
+
+
+class _Parts:
+    """A line for each part of the work once it is done, where all is to be told: how it ended, and when."""
+
+    def __init__(self) -> None:
+        self._part, self._state, self._seconds = "", "", 0.0
+
+    def show(self, seconds: float, part: str, state: str) -> None:
+        """Note where a part stands after so many seconds of work, and tell of the one before it."""
+        if part != self._part:
+            self.stop()
+        self._part, self._state, self._seconds = part, state, seconds
+
+    def stop(self) -> None:
+        """Tell of the last part."""
+        if self._part:
+            tell(", ".join(filter(None, (self._part, self._state, f"after {seconds_text(self._seconds)}"))))
 
 
 class _Bar:
@@ -213,11 +249,11 @@ class _Bar:
 
     def __init__(self, console: Console, patience: float) -> None:
         what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=_WHAT_WIDTH))
-        state = TextColumn("{task.fields[state]}", markup=False)
-        self._progress = Progress(
-            what, BarColumn(_BAR_WIDTH), state, TimeElapsedColumn(), console=console, transient=True
-        )
-        self._patience = patience
+        # The one that goes on on another line where there is no room, so that no other is cut.
+        state = TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=False, overflow="fold"))
+        bar = BarColumn(_BAR_WIDTH if console.width >= _ROOM else _SHORT_BAR_WIDTH)
+        self._progress = Progress(what, bar, state, TimeElapsedColumn(), console=console, transient=True)
+        self._console, self._patience = console, patience
         self._tasks: list[TaskID] = []
 
     def show(self, seconds: float, stage: str, share: float, state: list[str]) -> None:
@@ -226,12 +262,14 @@ class _Bar:
             if seconds < self._patience:
                 return
             self._progress.start()
+            tell_above(self._console)
             self._tasks.append(self._progress.add_task("", total=1.0, state=""))
         self._progress.update(self._tasks[0], completed=share, state=", ".join(state), description=name_text(stage))
 
     def stop(self) -> None:
         """Take the bar away."""
         if self._tasks:
+            tell_above(None)
             self._progress.stop()
 
 

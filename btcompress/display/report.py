@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         InputsReport,
         MatrixReport,
         ModelReport,
-        YardstickReport,
     )
 
 
@@ -72,7 +71,8 @@ def _tables(report: CompressionReport) -> Iterator[NumberTable]:
 def _matrix_table(matrices: Sequence[MatrixReport], *, trained: bool) -> NumberTable:
     """Sizes in parameters, or in bytes, behind what numbers are stored as, where any matrix has fewer bits.
 
-    Once matrices are trained their weight errors say nothing any more, so none is held against another form's.
+    Where matrices were trained, or it was measured what they do on inputs, weight errors say nothing of how good they
+    are, and none is held against another form's.
     """
     # Here, since the help of the commands is shown without torch.
     from btcompress.reporting.comparing import is_better
@@ -85,7 +85,8 @@ def _matrix_table(matrices: Sequence[MatrixReport], *, trained: bool) -> NumberT
     worse = "is larger than before, or has a greater error than low rank of equal size."
     table = NumberTable("matrix", ["N", "R", *sizes, "ratio"], errors, worse=worse)
     for row in matrices:
-        outdone = not trained and bool(row.svd_rank) and is_better(row.svd_error, row.weight_error)
+        by_weights = not trained and row.weighted_activation_error is None
+        outdone = by_weights and bool(row.svd_rank) and is_better(row.svd_error, row.weight_error)
         of_outputs = (_plain_text(error) for error in (row.activation_error, row.weighted_activation_error))
         table.add_row(
             form_lines(row.name, row.shape, row.out_modes, row.in_modes, row.gates, row.core, _orders(row)),
@@ -122,6 +123,9 @@ def _orders(row: MatrixReport) -> list[str]:
 
 def _yardstick_table(matrices: Sequence[MatrixReport]) -> NumberTable:
     """A row of weight errors for each matrix, and two of activation errors where they were measured."""
+    # Here, since the help of the commands is shown without torch.
+    from btcompress.reporting.tables import yardstick_text
+
     forms = {"low_rank": "low rank", "low_rank_on_inputs": "low rank,\nfitted to inputs"}
     forms |= {"tensor_train": "tensor train", "greedy": "greedy\ndeflation"}
     if not any(other.form == "low_rank_on_inputs" for row in matrices for other in row.yardsticks):
@@ -135,17 +139,9 @@ def _yardstick_table(matrices: Sequence[MatrixReport]) -> NumberTable:
         table.add_row(row.name, *[""] * (1 + len(forms)))
         for words, name in errors.items():
             if (own := getattr(row, name)) is not None:
-                cells = [_error_text(others.get(form), name) for form in forms]
+                cells = [yardstick_text(others.get(form), name) for form in forms]
                 table.add_row(f"  {words}", f"{own:.3f}", *cells)
     return table
-
-
-def _error_text(other: YardstickReport | None, name: str) -> str:
-    """An error, with the rank where the form has one of its own; a dash where there is none."""
-    error: float | None = getattr(other, name, None)
-    if other is None or error is None:
-        return "-"
-    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {rank_text(other.ranks)})"
 
 
 def _model_table(model: ModelReport, matrices: Sequence[MatrixReport]) -> NumberTable:

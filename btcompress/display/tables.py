@@ -84,40 +84,40 @@ class NumberTable:
             max(map(len, [*header, *(row[1][column] for row in self._rows)])) + marked[column]
             for column, header in enumerate(self._headers)
         ]
-        natural = max(map(cell_len, [self._first, *(line for first, _ in self._rows for line in first)]))
-        names = Names([first[0] for first, _ in self._rows], fold)
+        beside_numbers = [first for first, numbers in self._rows if any(numbers)]
+        natural = max(map(cell_len, [self._first, *(line for first in beside_numbers for line in first)]))
+        names = Names([first[0] for first in beside_numbers], fold)
         least = max(self._least_width(), min(natural, _NAME_WIDTH))
         least = min(natural, names.fit(least, min(natural, room - _GAP - max(widths, default=0))))
         for number, columns in enumerate(_pieces(self._parts, widths, room - least)):
             if number:
                 yield Text()
+            of_columns = [widths[n] for n in columns]
             width = max(least, min(natural, room - _span(columns, widths)))
-            yield from self._piece(columns, widths, marked, width, names, with_details=not number)
+            yield from self._header(columns, widths, marked, width)
+            for (name, *details), cells in self._rows:
+                shown = [cells[n] for n in columns]
+                if any(shown) or not any(cells):
+                    # What has no numbers at all stands above those that have, and may go as far as it likes.
+                    first, *more = names.lines(name, width if any(cells) else room)
+                    yield _line(Text(first), [_cell(cells[n], marked[n]) for n in columns], of_columns, width)
+                    if not number:
+                        more += [line for detail in details for line in wrapped(detail, width)]
+                    yield from map(Text, more)
 
     def _least_width(self) -> int:
         """Columns that the header of the names needs, and what stands below names, of which no word is broken."""
         words = [len(word) for first, _ in self._rows for line in first[1:] for word in line.split()]
         return max([len(word) for word in self._first.split()] + [4 + word for word in words], default=0)
 
-    def _piece(
-        self, columns: list[int], widths: list[int], marked: list[bool], width: int, names: Names, *, with_details: bool
+    def _header(
+        self, columns: Sequence[int], widths: Sequence[int], marked: Sequence[bool], width: int
     ) -> Iterator[Text]:
-        """Some columns of numbers behind the names, which have ``width`` columns, with the lines below these or not."""
-        headers = [wrapped(self._first, width), *([*self._headers[each]] for each in columns)]
+        headers = [wrapped(self._first, width), *([*self._headers[n]] for n in columns)]
         height = max(map(len, headers))
         for first, *cells in zip(*([""] * (height - len(header)) + header for header in headers), strict=True):
             texts = [Text(cell + " " * marked[n], "bold") for n, cell in zip(columns, cells, strict=True)]
             yield _line(Text(first, "bold"), texts, [widths[n] for n in columns], width)
-        for (name, *details), numbers in self._rows:
-            shown = [numbers[n] for n in columns]
-            if any(numbers) and not any(shown):
-                continue
-            first, *more = names.lines(name, width)
-            if with_details:
-                more += [line for detail in details for line in wrapped(detail, width)]
-            cells = [_cell(number, marked[n]) for n, number in zip(columns, shown, strict=True)]
-            yield _line(Text(first), cells, [widths[n] for n in columns], width)
-            yield from map(Text, more)
 
 
 def show_table(console: Console, table: NumberTable) -> None:

@@ -27,18 +27,15 @@ _VARIABLES = dict(
     )
 )
 #: Width in the page's pixels that is read on a telephone as it is.
-WIDTH = 380
+WIDTH = 350
 _DPI = 72
-_SETTINGS = {
+_SETTINGS: Any = {  # matplotlib's own type of it differs from version to version
     "svg.fonttype": "none",
     "svg.hashsalt": "btcompress",
     "text.parse_math": False,
     "text.color": INK,
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
+    "font.size": 12,
+    "axes.labelsize": 11,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
@@ -49,7 +46,7 @@ _SETTINGS = {
     "figure.facecolor": "none",
     "grid.color": LINE,
     "grid.linewidth": 0.8,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "legend.frameon": False,
     "legend.handlelength": 1.8,
     "lines.linewidth": 1.6,
@@ -58,15 +55,15 @@ _SETTINGS = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
 }
 #: Points of a line that are drawn: more cannot be told apart.
 _MOST_POINTS = 120
 #: Values beyond which nothing is drawn, as the arithmetic of scales would end.
 _MOST = 1e30
 #: Characters of a name in a drawing.
-_NAME = 44
+_NAME = 40
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 #: Attributes that are lengths in the page's pixels, of which one digit behind the point is enough.
@@ -103,6 +100,11 @@ def svg(draw: Callable[[Figure], None], height: float, label: str, anchor: str, 
         draw(figure)
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return Markup(_in_page(text.getvalue(), label, anchor))  # noqa: S704 - written by an XML writer from parsed XML
+
+
+def titled(figure: Figure, name: str) -> None:
+    """Put a name above a drawing, at its left edge, where most of it fits."""
+    figure.suptitle(named(name), x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
 def named(name: str) -> str:

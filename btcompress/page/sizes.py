@@ -38,7 +38,7 @@ def layers_picture(layers: Sequence[LayerReport]) -> Picture | None:
             axes.text(0, place - 0.36, name, va="bottom", fontweight="bold")
             for size, at, colour, what in zip(sizes, (-0.16, 0.14), (BEFORE, AFTER), ("before", "after"), strict=True):
                 axes.barh(place + at, size, 0.26, color=colour, label=None if place else what)
-                axes.text(size + longest * 0.012, place + at, size_text(size), va="center", fontsize=10)
+                axes.text(size + longest * 0.012, place + at, size_text(size), va="center", fontsize=11)
         axes.set(xlim=(0, _ROOM * longest), ylim=(len(bars) - 0.6, -0.75), yticks=[], xticks=[])
         axes.spines["left"].set_color(LINE)
         axes.spines["bottom"].set_visible(False)

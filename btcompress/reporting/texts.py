@@ -62,4 +62,4 @@ def _agreement(whose: str, agreement: Agreement | None, where: str) -> Iterator[
     counts = ((agreement.steps, agreement.n_steps, "steps"), (agreement.ends, agreement.n_ends, "sequence ends"))
     shares = [f"{share:.1%} of {n:,} {what}" for share, n, what in counts if share is not None]
     if shares:
-        yield f"Its decisions{whose} are those of the dense model in {' and '.join(shares)}, on {where}."
+        yield f"The decisions{whose} are those of the dense model in {' and '.join(shares)}, on {where}."
