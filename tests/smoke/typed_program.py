@@ -163,7 +163,7 @@ def main() -> None:
     model, example = Tagger(), torch.randn(6, 2, 24)
     weights, data = folder / "model.pt", folder / "inputs.npz"
     torch.save(model.state_dict(), weights)
-    np.savez(data, inputs=torch.randn(20, 6, 24).numpy())
+    np.savez(data, x=torch.randn(20, 6, 24).numpy())
     compressed = compress(model, data)
     dense = files(model, compressed, folder)
     graphs(model, compressed, example, folder)
