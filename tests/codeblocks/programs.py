@@ -75,6 +75,10 @@ class Programs:
                     (Path(call.folder) / name / "bin").mkdir(parents=True)
                     (Path(call.folder) / name / "bin" / "activate").touch()
                 return Answer()
+            case ["-c", code, *rest]:
+                ran = compile(code, "-c", "exec", dont_inherit=True)
+                with _as_process(_as(call, "-c", *rest)):
+                    return self._ended(lambda: exec(ran, {"__name__": "__main__"}) if self._invoked else None)
             case [script, *rest] if script.endswith(".py"):
                 if self._invoked and (own := Path(call.folder) / script).exists():
                     return self._script(_as(call, str(own), *rest))
@@ -122,6 +126,10 @@ class Programs:
                     runpy.run_path(call.words[0], run_name="__main__")
                 except _ArgumentsTaken:
                     return
+                except ModuleNotFoundError as error:
+                    if self._invoked:
+                        raise SystemExit(f"{error}: say what the block needs") from None
+                    return
             raise AssertionError(f"{call.words[0]} took no arguments")
 
         with _as_process(call), patch.object(sys, "path", [str(Path(call.words[0]).parent), *sys.path]):
@@ -145,7 +153,9 @@ class Programs:
         except SystemExit as stop:
             code = stop.code
         out, err = self._capsys.readouterr()
-        return Answer(code if isinstance(code, int) else 0 if code is None else 1, out, err)
+        if isinstance(code, str):
+            return Answer(1, out, f"{err}{code}\n")
+        return Answer(int(code or 0), out, err)
 
 
 _get_command = typer.main.get_command
