@@ -106,7 +106,10 @@ _HOMES = {
 }
 
 
-__getattr__ = on_first_use(__name__, _HOMES)
+_load = on_first_use(__name__, _HOMES)
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

@@ -15,9 +15,12 @@ author = "the btcompress authors"
 version = release = btcompress.__version__
 language = "en"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commandreference", "publicnames"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commandreference", "publicnames", "units"]
 myst_enable_extensions = ["colon_fence"]
 exclude_patterns = ["_ext", "_static"]
+
+# Two hyphens begin an option: quotes alone are set as printers do.
+smartquotes_action = "q"
 
 # Headings have the anchors that they have in a repository, down to ####.
 myst_heading_anchors = 4

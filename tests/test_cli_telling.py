@@ -170,10 +170,10 @@ def test_both_options_stand_before_the_command_as_well(call):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("SEED", "many", "BTCOMPRESS_SEED"),
-        ("SEED", "-1", "BTCOMPRESS_SEED"),
-        ("QUIET", "maybe", "BTCOMPRESS_QUIET"),
-        ("STRICT", "maybe", "BTCOMPRESS_STRICT"),
+        ("SEED", "many", "Error: BTCOMPRESS_SEED: Invalid value for '--seed': "),
+        ("SEED", "-1", "Error: BTCOMPRESS_SEED: Invalid value for '--seed': "),
+        ("QUIET", "maybe", "Error: BTCOMPRESS_QUIET: Invalid value for '--quiet' / '-q': "),
+        ("STRICT", "maybe", "Error: BTCOMPRESS_STRICT: Invalid value for '--strict': "),
         ("DEVICE", "abacus", "Error: BTCOMPRESS_DEVICE: the device 'abacus' cannot be used here"),
         ("MAX_MEMORY", "4x", "BTCOMPRESS_MAX_MEMORY '4x' is not a size such as 8G"),
     ],

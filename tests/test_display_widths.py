@@ -16,7 +16,7 @@ from btcompress import compression, display
 from btcompress.checkpoint import from_state_dict
 from btcompress.demo import Measure, story
 from btcompress.demo.video import Clips
-from btcompress.display import console, curves, demo, names, pixels, tables
+from btcompress.display import console, curves, demo, names, pixels, progress, tables
 from btcompress.display.tables import NumberTable, Worse
 from btcompress.export import ExportedGraph
 from btcompress.recipe import FactorizeStep
@@ -25,12 +25,14 @@ from btcompress.results import (
     CalibrationReport,
     CompressionReport,
     FineTuneReport,
+    FitProgress,
     InputsReport,
     LeftDense,
     MatrixReport,
     ModelReport,
     RoundedLSTM,
     RoundingReport,
+    Sweep,
     UntouchedReport,
     YardstickReport,
 )
@@ -318,6 +320,21 @@ def test_marks_say_what_a_report_has_that_is_worse(shown, capsys):
     assert "0.987!" not in shown("report")
     assert "0.2312!" in shown("report")
     assert "0.4000!" in shown("report")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_bars_cut_no_number(columns, terminal, monkeypatch, capsys):
+    terminal(columns)
+    seconds = iter((100.0, 110.0, 120.0))
+    monkeypatch.setattr(progress, "_now", lambda: next(seconds))
+    with display.fit_progress() as on_progress:
+        for sweep in (10, 11):
+            on_progress(FitProgress(MATRIX.name, 2, 8, Sweep(sweep, 100, 0.1234)))
+    drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)
+    frame = drawn.split("fitting")[-1]
+    assert re.search(r"\b0:00:\d\d\b", frame)
+    assert {"(3", "8),", "0.1234,", "56"} <= set(frame.split())
+    assert "…" not in drawn
 
 
 def test_strips_of_clips_are_as_wide_as_the_terminal(terminal, capsys):

@@ -54,7 +54,7 @@ def test_distilling_hidden_states_lowers_the_error_on_sequences_held_back(name, 
             for name, parameter in model.named_parameters():
                 parameter.mul_(4 if name.startswith("weight_hh") else 1)
     dense, compressed = saved_pair(tmp_path, nn.ModuleDict({"rnn": model}), matrices=matrices)
-    arrays = {"x": draw(800, 5, 24)} | ({"lengths": np.arange(800) % 5 + 1} if lengths else {})
+    arrays = {"x": draw(400, 5, 24)} | ({"lengths": np.arange(400) % 5 + 1} if lengths else {})
     step = tune(tmp_path, compressed, npz(tmp_path, **arrays), dense, held_fraction=0.2)
     assert step["metric"] == "hidden-state error"
     assert 0 < step["after"] < 0.97 * step["before"]

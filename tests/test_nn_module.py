@@ -185,7 +185,8 @@ def test_replicas_compute_the_same_and_send_gradients_back(gates, method, matric
 @pytest.mark.parametrize("matrices", KINDS, ids=",".join)
 def test_compiled_module_computes_the_same(method, matrices, inputs):
     shape = {"cp_rank": 2, "tucker_rank": 2, "matrices": matrices}
-    # Steps by factors are many operations to trace, of one layer enough.
+    # Steps by factors are many operations to trace: two of one layer are enough.
+    inputs = inputs if method == "dense" else inputs[:2]
     student = BTLSTM(6, 5, num_layers=2 if method == "dense" else 1, **shape, method=method, dtype=torch.float64)
     with warnings.catch_warnings():
         # The compiler warns that it cannot see into caches and path searches, and leaves them to Python.

@@ -63,7 +63,7 @@ def test_sections_stand_in_order_behind_the_advice_and_have_drawings_with_words(
     # Bytes; four matrices twice; stages, and curves of two trainings; one case; agreement.
     assert len(drawings) == 1 + 2 * 4 + 1 + 2 + 1 + 1
     assert any("calibrated 0.1234" in label for label in drawings)
-    assert any("all layers from 0.2700 to 0.1300 in 1 epochs" in label for label in drawings)
+    assert any("all layers from 0.2700 to 0.1300 in 1 epoch" in label for label in drawings)
     assert "target_ratio: 4.0" in taken.text
     assert "The recipe ends where the record does not say" in taken.text
 

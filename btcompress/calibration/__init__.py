@@ -23,7 +23,7 @@ __all__ = [
     "on_inputs",
 ]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {
         "BATCH_IN_FEW_BITS": "calibrating",
@@ -38,3 +38,6 @@ __getattr__ = on_first_use(
         "on_inputs": "errors",
     },
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

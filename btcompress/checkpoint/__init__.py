@@ -54,7 +54,7 @@ __all__ = [
     "write_dense",
 ]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {
         "USUAL_TEXT": "layout",
@@ -91,3 +91,6 @@ __getattr__ = on_first_use(
         "write_dense": "writer",
     },
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

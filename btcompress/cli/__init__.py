@@ -15,7 +15,7 @@ import typer
 from btcompress.cli.benching import bench
 from btcompress.cli.common import Quiet, Verbose, with_common_options
 from btcompress.cli.demonstrating import demo
-from btcompress.cli.environment import is_from
+from btcompress.cli.environment import is_from, variable
 from btcompress.cli.expanding import with_fields_as_options
 from btcompress.cli.exporting import export
 from btcompress.cli.factorizing import factorize
@@ -37,7 +37,7 @@ _EXIT_CODES = (
 )
 #: What ``--version --verbose`` tells the versions of.
 _PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "huggingface_hub", "onnx", "onnxruntime", "h5py")
-#: How typer names the variable of an option, whoever gave the value.
+#: How some versions of typer name the variable that an option has, whoever gave the value.
 _VARIABLE = re.compile(r" \(env var: '\w+'\)")
 #: Where shells say that they want a completion.
 _COMPLETING = "_BTCOMPRESS_COMPLETE"
@@ -166,16 +166,17 @@ def _show_out_of_memory(reason: str) -> None:
 def _usage_text(error: typer.BadParameter) -> str:
     """What is wrong with the arguments; nothing where there were none, which shows the help."""
     # Typer breaks lines in its own lists of choices; all others are the user's.
-    text = _without_variable(error, error.format_message().replace("\n\t", " "))
+    text = _naming_variable(error, error.format_message().replace("\n\t", " "))
     if not text or error.ctx is None:
         return text
     end = "" if text.endswith((".", "?")) else "."
     return f"{text}{end} See {error.ctx.command_path} --help."
 
 
-def _without_variable(error: typer.BadParameter, text: str) -> str:
-    """The text of an error, which names the environment variable of an option where that has its value from there."""
+def _naming_variable(error: typer.BadParameter, text: str) -> str:
+    """The text of an error, behind the environment variable that a bad value is from."""
     name = getattr(getattr(error, "param", None), "name", None)
-    if name is None or error.ctx is None or is_from(error.ctx, name, "environment"):
+    text = _VARIABLE.sub("", text)
+    if name is None or error.ctx is None or not is_from(error.ctx, name, "environment"):
         return text
-    return _VARIABLE.sub("", text)
+    return f"{variable(name)}: {text}"

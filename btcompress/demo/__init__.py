@@ -32,7 +32,7 @@ __all__ = [
     "run_demo",
 ]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {
         "FULL": "tasks",
@@ -52,3 +52,6 @@ __getattr__ = on_first_use(
         "run_demo": "story",
     },
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

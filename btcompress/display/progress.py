@@ -17,7 +17,7 @@ from rich.table import Column
 from rich.text import Text
 
 from btcompress.display.console import can_animate, line_text, make_error_console, name_text
-from btcompress.display.verbosity import is_quiet, seconds_text, tell
+from btcompress.display.verbosity import is_quiet, seconds_text, tell, tell_above
 
 if TYPE_CHECKING:
     from btcompress.benching import OnBench
@@ -35,8 +35,8 @@ _FIRST_LINE, _NEXT_STAGE, _NEXT_LINE = 5.0, 5.0, 30.0
 #: Seconds and share of the work from which on what is left is told: less says little.
 _LEAST_SECONDS, _LEAST_SHARE = 1.0, 0.01
 
-#: Columns of what is being done, at least, and of the bar.
-_WHAT_WIDTH, _BAR_WIDTH = 11, 20
+#: Columns of what is being done, at least; of the bar; and of the bar on terminals of fewer than so many columns.
+_WHAT_WIDTH, _BAR_WIDTH, _SHORT_BAR_WIDTH, _ROOM = 11, 20, 8, 140
 
 _now = time.monotonic
 
@@ -50,6 +50,7 @@ def working(what: str) -> Iterator[None]:
     timer.daemon = True
     animated, began = can_animate(console) and not is_quiet(), _now()
     if animated:
+        tell_above(console)
         timer.start()
     try:
         yield
@@ -58,6 +59,7 @@ def working(what: str) -> Iterator[None]:
         if animated:
             timer.join()
             status.stop()
+            tell_above(None)
     tell(f"{what} took {seconds_text(_now() - began)}")
 
 
@@ -247,11 +249,11 @@ class _Bar:
 
     def __init__(self, console: Console, patience: float) -> None:
         what = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=_WHAT_WIDTH))
-        state = TextColumn("{task.fields[state]}", markup=False)
-        self._progress = Progress(
-            what, BarColumn(_BAR_WIDTH), state, TimeElapsedColumn(), console=console, transient=True
-        )
-        self._patience = patience
+        # The one that goes on on another line where there is no room, so that no other is cut.
+        state = TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=False, overflow="fold"))
+        bar = BarColumn(_BAR_WIDTH if console.width >= _ROOM else _SHORT_BAR_WIDTH)
+        self._progress = Progress(what, bar, state, TimeElapsedColumn(), console=console, transient=True)
+        self._console, self._patience = console, patience
         self._tasks: list[TaskID] = []
 
     def show(self, seconds: float, stage: str, share: float, state: list[str]) -> None:
@@ -260,12 +262,14 @@ class _Bar:
             if seconds < self._patience:
                 return
             self._progress.start()
+            tell_above(self._console)
             self._tasks.append(self._progress.add_task("", total=1.0, state=""))
         self._progress.update(self._tasks[0], completed=share, state=", ".join(state), description=name_text(stage))
 
     def stop(self) -> None:
         """Take the bar away."""
         if self._tasks:
+            tell_above(None)
             self._progress.stop()
 
 

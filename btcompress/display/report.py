@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         InputsReport,
         MatrixReport,
         ModelReport,
-        YardstickReport,
     )
 
 
@@ -124,6 +123,9 @@ def _orders(row: MatrixReport) -> list[str]:
 
 def _yardstick_table(matrices: Sequence[MatrixReport]) -> NumberTable:
     """A row of weight errors for each matrix, and two of activation errors where they were measured."""
+    # Here, since the help of the commands is shown without torch.
+    from btcompress.reporting.tables import yardstick_text
+
     forms = {"low_rank": "low rank", "low_rank_on_inputs": "low rank,\nfitted to inputs"}
     forms |= {"tensor_train": "tensor train", "greedy": "greedy\ndeflation"}
     if not any(other.form == "low_rank_on_inputs" for row in matrices for other in row.yardsticks):
@@ -137,17 +139,9 @@ def _yardstick_table(matrices: Sequence[MatrixReport]) -> NumberTable:
         table.add_row(row.name, *[""] * (1 + len(forms)))
         for words, name in errors.items():
             if (own := getattr(row, name)) is not None:
-                cells = [_error_text(others.get(form), name) for form in forms]
+                cells = [yardstick_text(others.get(form), name) for form in forms]
                 table.add_row(f"  {words}", f"{own:.3f}", *cells)
     return table
-
-
-def _error_text(other: YardstickReport | None, name: str) -> str:
-    """An error, with the rank where the form has one of its own; a dash where there is none."""
-    error: float | None = getattr(other, name, None)
-    if other is None or error is None:
-        return "-"
-    return f"{error:.3f}" if other.form == "greedy" else f"{error:.3f} (rank {rank_text(other.ranks)})"
 
 
 def _model_table(model: ModelReport, matrices: Sequence[MatrixReport]) -> NumberTable:

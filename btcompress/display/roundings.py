@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from btcompress.display.tables import NumberTable, worse_if
-from btcompress.memory import size_text
-from btcompress.wording import error_of, precision_words
+from btcompress.wording import error_of
 
 if TYPE_CHECKING:
-    from btcompress.results import InputsReport, MatrixReport, RoundingReport
+    from btcompress.results import InputsReport, MatrixReport
 
-_INT4 = "int4/32"
-#: Errors by what they are called, and the words for them.
-_ERRORS = {
-    "weight_error": "weight error",
-    "activation_error": "activation error",
-    "weighted_activation_error": "weighted activation error",
-}
 _COLUMNS = ("as it is", "int8\nby rows", "int4 in\ngroups of 32", "integers at\nno more bytes")
 _SAME = "the same for all\nat no more bytes"
 
@@ -31,34 +23,22 @@ def rounding_table(matrices: Sequence[MatrixReport], *, trained: bool) -> Number
         trained: whether they were trained since the fit, so that errors of a single matrix say nothing any more.
     """
     from btcompress.reporting.comparing import is_better
+    from btcompress.reporting.tables import ERRORS, rounding_rows
 
     table = NumberTable("rounded alone", _COLUMNS, worse="is worse than the matrix rounded alone at no more bytes.")
     for row in (row for row in matrices if row.roundings):
-        nearest = [each for each in row.roundings if not each.fed_back]
         best = row.best_rounding
-        columns = (
-            [each for each in nearest if _is_int8_by_rows(each, row.shape[1])],
-            [each for each in nearest if each.precision == _INT4],
-            [] if best is None else [best],
-        )
         on_inputs = best is not None and best.weighted_activation_error is not None
         decisive = "weighted_activation_error" if on_inputs else "weight_error"
         table.add_row(row.name, *[""] * len(_COLUMNS))
-        table.add_row(
-            "  bytes",
-            size_text(row.bytes_after),
-            *(size_text(each[0].bytes) if each else "none" for each in columns[:2]),
-            "none so few" if best is None else precision_words(best.precision, row.shape[1]),
-        )
-        for field, words in _ERRORS.items():
-            cells = [_least(row, each, field, fed_back=False) for each in columns]
-            if any(cell != "-" for cell in cells):
-                own = getattr(row, field)
-                worse = field == decisive and not trained and is_better(getattr(best, field, None), own)
-                table.add_row(f"  {words}", "not measured" if own is None else worse_if(worse, f"{own:.3f}"), *cells)
-        cells = [_least(row, each, "weighted_activation_error", fed_back=True) for each in columns]
-        if any(cell != "-" for cell in cells):
-            table.add_row("    errors fed back", "", *cells)
+        for field, fed_back, (own, *cells) in rounding_rows(row):
+            if field == "bytes":
+                table.add_row("  bytes", own, *cells)
+            elif fed_back:
+                table.add_row("    errors fed back", own, *cells)
+            else:
+                outdone = field == decisive and is_better(getattr(best, field, None), getattr(row, field))
+                table.add_row(f"  {ERRORS[field]}", worse_if(outdone and not trained, own), *cells)
     return table
 
 
@@ -79,18 +59,3 @@ def rounded_lstms_table(reports: Sequence[InputsReport]) -> NumberTable:
                 first = "  errors fed back" if fed_back else error_of(report.lstm)
                 table.add_row(first, own, *("-" if error is None else f"{error:.4f}" for error in cells))
     return table
-
-
-def _is_int8_by_rows(rounding: RoundingReport, columns: int) -> bool:
-    return precision_words(rounding.precision, columns) == "int8 by rows"
-
-
-def _least(row: MatrixReport, nearest: Iterable[RoundingReport], field: str, *, fed_back: bool) -> str:
-    """The least error of roundings to the nearest, or of the same integers with errors fed back; a dash for none."""
-    wanted = {each.precision for each in nearest}
-    errors = [
-        error
-        for each in row.roundings
-        if each.precision in wanted and each.fed_back is fed_back and (error := getattr(each, field)) is not None
-    ]
-    return f"{min(errors):.3f}" if errors else "-"

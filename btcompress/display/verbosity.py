@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+from rich.console import Console
 from rich.text import Text
 
 from btcompress.display.console import line_text, make_error_console
@@ -18,6 +19,8 @@ from btcompress.errors import BTCompressError
 Verbosity = Literal["quiet", "usual", "verbose"]
 
 _verbosity: ContextVar[Verbosity] = ContextVar("_verbosity", default="usual")
+#: The console on which something moves, if there is one: another one would print into it.
+_moving: list[Console] = []
 _now = time.monotonic
 
 
@@ -60,7 +63,14 @@ def tell(*lines: str) -> None:
     """Print lines on stderr where all is to be told."""
     if is_verbose():
         for line in lines:
-            make_error_console().print(Text(line_text(line), "dim"), soft_wrap=True)
+            _print(line)
+
+
+def tell_above(console: Console | None) -> None:
+    """Print what is told on this console, which draws something that moves; None: on one of its own again."""
+    _moving.clear()
+    if console is not None:
+        _moving.append(console)
 
 
 def seconds_text(seconds: float) -> str:
@@ -79,4 +89,9 @@ class _Handler(logging.Handler):
         text = record.getMessage()
         if text not in self._told:
             self._told.add(text)
-            make_error_console().print(Text(line_text(text), "dim"), soft_wrap=True)
+            _print(text)
+
+
+def _print(line: str) -> None:
+    console = _moving[0] if _moving else make_error_console()
+    console.print(Text(line_text(line), "dim"), soft_wrap=True)

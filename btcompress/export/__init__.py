@@ -22,7 +22,7 @@ __all__ = [
     "export_program",
 ]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {
         "DenseExport": "dense",
@@ -35,3 +35,6 @@ __getattr__ = on_first_use(
         "export_program": "program",
     },
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

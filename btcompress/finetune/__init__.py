@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Epoch", "FineTuneRequest", "FineTuned", "StateFile", "TrainConfig", "finetune", "is_first"]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {
         "Epoch": "epoch",
@@ -26,3 +26,6 @@ __getattr__ = on_first_use(
         "is_first": "processes",
     },
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["HubMixin", "from_pretrained", "push_to_hub", "save_pretrained"]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {"HubMixin": "mixin", "from_pretrained": "modules", "push_to_hub": "modules", "save_pretrained": "modules"},
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

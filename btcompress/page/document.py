@@ -9,7 +9,7 @@ from typing import Any
 from btcompress.errors import BTCompressError, missing
 from btcompress.memory import size_text
 from btcompress.page.contents import Figure, Picture, Section, Tabulated
-from btcompress.page.errors import error_picture, spectrum_picture
+from btcompress.page.matrices import error_picture, inputs_picture, spectrum_picture
 from btcompress.page.sizes import layers_picture
 from btcompress.page.speed import case_picture
 from btcompress.page.training import agreement_picture, curves_picture, stages_picture
@@ -166,6 +166,7 @@ def _errors(report: CompressionReport, curves: Sequence[MatrixCurves], name: str
     by_name = {each.name: each for each in curves}
     drawn = largest(report.matrices)
     pictures = [error_picture(row, by_name.get(row.name), f"error{n}") for n, row in enumerate(drawn)]
+    pictures += _some(inputs_picture(row, f"inputs{n}") for n, row in enumerate(drawn))
     texts = [
         "The weight error is the size of what is missing from a matrix over the size of the matrix: 0 is exact, and 1 "
         "is what zeros would have. Further to the left and further down is better.",
@@ -175,8 +176,9 @@ def _errors(report: CompressionReport, curves: Sequence[MatrixCurves], name: str
         texts.append("Rounding is drawn in 2 to 8 bits, with a scale for each row or for each group of 32 columns.")
     if any(row.activation_error is not None for row in report.matrices):
         texts.append(
-            "Where there were sample inputs, the activation error in the table says what that does to the outputs of "
-            "the matrix, and counts for more than the weight error."
+            "Where there were sample inputs, the activation error says what that does to the outputs of the matrix, "
+            "and counts for more than the weight error; weighted, each output counts as much as it does for the hidden "
+            "states. A fit to inputs gives up the one for the other."
         )
     tables = {
         "The matrices that were chosen": matrix_table(report.matrices),
@@ -211,8 +213,7 @@ def _training(report: CompressionReport) -> Section:
     for n, each in enumerate(report.calibrated[-_MOST_DRAWN:]):
         name = each.lstm or "the recurrent layer"
         pictures.append(stages_picture(each, f"stages{n}"))
-        title = f"Calibrating {shortened(printable(name), 40)}"
-        pictures.append(curves_picture(title, "hidden-state error", each.learning_curves, f"calibration{n}"))
+        pictures.append(curves_picture(name, "hidden-state error", each.learning_curves, f"calibration{n}"))
     for n, training in enumerate(report.finetuned[-_MOST_DRAWN:], 1):
         title = "Fine-tuning" if len(report.finetuned) == 1 else f"Fine-tuning {n}"
         drawn = curves_picture(title, training.metric, training.learning_curves, f"training{n}", training.dense)

@@ -27,7 +27,7 @@ _VARIABLES = dict(
     )
 )
 #: Width in the page's pixels that is read on a telephone as it is.
-WIDTH = 380
+WIDTH = 350
 _DPI = 72
 _SETTINGS: Any = {  # matplotlib's own type of it differs from version to version
     "svg.fonttype": "none",
@@ -35,9 +35,6 @@ _SETTINGS: Any = {  # matplotlib's own type of it differs from version to versio
     "text.parse_math": False,
     "text.color": INK,
     "font.size": 12,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.labelsize": 11,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
@@ -66,7 +63,7 @@ _MOST_POINTS = 120
 #: Values beyond which nothing is drawn, as the arithmetic of scales would end.
 _MOST = 1e30
 #: Characters of a name in a drawing.
-_NAME = 44
+_NAME = 40
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 #: Attributes that are lengths in the page's pixels, of which one digit behind the point is enough.
@@ -103,6 +100,11 @@ def svg(draw: Callable[[Figure], None], height: float, label: str, anchor: str, 
         draw(figure)
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return Markup(_in_page(text.getvalue(), label, anchor))  # noqa: S704 - written by an XML writer from parsed XML
+
+
+def titled(figure: Figure, name: str) -> None:
+    """Put a name above a drawing, at its left edge, where most of it fits."""
+    figure.suptitle(named(name), x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
 def named(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from btcompress.page.contents import Picture
-from btcompress.page.drawing import AFTER, BEFORE, INK, LINE, named, svg
+from btcompress.page.drawing import AFTER, BEFORE, INK, LINE, named, svg, titled
 from btcompress.timings import BenchCase
 from btcompress.wording import case_text, milliseconds_text, way_text
 
@@ -24,7 +24,7 @@ def case_picture(case: BenchCase, anchor: str) -> Picture | None:
         return None
     longest = max(way.quartiles[1] for way in case.ways)
     longest = max(longest, *(way.seconds for way in case.ways))
-    title = named(case_text(case))
+    title = case_text(case)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -39,7 +39,7 @@ def case_picture(case: BenchCase, anchor: str) -> Picture | None:
         axes.invert_yaxis()
         axes.spines["left"].set_color(LINE)
         axes.spines["bottom"].set_visible(False)
-        axes.set_title(title)
+        titled(figure, title)
 
     told = "; ".join(f"{named(way_text(way.way))} {milliseconds_text(way.seconds)} ms" for way in case.ways)
     drawn = svg(draw, 50 + 28 * len(case.ways), f"Median of a call, {title}: {told}.", anchor)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from btcompress.page.contents import Picture
-from btcompress.page.drawing import AFTER, BEFORE, GROUPS, LINE, MUTED, ROWS, SVD, drawable, named, plot, svg
+from btcompress.page.drawing import AFTER, BEFORE, GROUPS, LINE, MUTED, ROWS, SVD, drawable, named, plot, svg, titled
 from btcompress.results import Agreement, CalibrationReport, FineTuneReport, InputsReport, LearningCurve
 from btcompress.wording import metric_text
 
@@ -51,7 +51,7 @@ def stages_picture(calibration: CalibrationReport, anchor: str) -> Picture:
         axes.invert_yaxis()
         axes.spines["left"].set_color(LINE)
         axes.spines["bottom"].set_visible(False)
-        axes.set_title(f"Stages of {name}")
+        titled(figure, name)
 
     told = "; ".join(f"{words} {error:.4f}" for words, error in of_stages)
     drawn = svg(draw, 60 + 32 * len(of_stages), f"Hidden-state error of {name} after each stage: {told}.", anchor)
@@ -88,11 +88,12 @@ def curves_picture(
             axes.legend(loc="best")
         axes.set(xlabel="epochs", ylabel=metric, xlim=(0, None))
         axes.grid(axis="y")
-        axes.set_title(title)
+        titled(figure, title)
 
     told = "; ".join(
-        f"{words} from {metric_text(values[0])} to {metric_text(values[-1])} in {len(values) - 1:,} epochs"
+        f"{words} from {metric_text(values[0])} to {metric_text(values[-1])} in {n:,} epoch{'s' * (n != 1)}"
         for words, values in shown
+        for n in [len(values) - 1]
     )
     left = "" if len(first) == len(shown) else f" Of {len(shown)} trainings the last {len(first)} are drawn."
     drawn = svg(draw, _HEIGHT, f"{metric} on sequences held back: {told}.{left}", anchor)
@@ -104,19 +105,21 @@ def agreement_picture(
 ) -> Picture | None:
     """Shares of decisions as the dense model makes them, before and after; None where none is known."""
     rows = [
-        *((_of(each.lstm, "calibrated"), each.agreement_before, each.agreement_after) for each in calibrated),
-        *(("fine-tuned", each.agreement_before, each.agreement_after) for each in finetuned),
-        *((_of(each.lstm, "on the inputs given"), None, each.agreement) for each in on_inputs),
+        *((each.lstm, "calibrated", each.agreement_before, each.agreement_after) for each in calibrated),
+        *(("", "fine-tuned", each.agreement_before, each.agreement_after) for each in finetuned),
+        *((each.lstm, "on the inputs given", None, each.agreement) for each in on_inputs),
     ]
-    shown = [(f"{what}, {kind}", *shares) for what, *two in rows for kind, shares in _shares(*two)][-_MOST_ROWS:]
+    every = [(named(lstm), f"{what}, {kind}", *shares) for lstm, what, *two in rows for kind, shares in _shares(*two)]
+    shown = every[-_MOST_ROWS:]
     if not shown:
         return None
-    least = min(share for _, *shares in shown for share in shares if share is not None)
+    least = min(share for _, _, *shares in shown for share in shares if share is not None)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for place, (words, before, after) in enumerate(shown):
-            axes.text(least, place - 0.18, words, va="bottom")
+        for place, (lstm, words, before, after) in enumerate(shown):
+            text = "\n".join(filter(None, (lstm, words)))
+            axes.text(0, place - 0.14, text, va="bottom", transform=axes.get_yaxis_transform(), fontsize=11)
             if before is not None:
                 axes.plot([before, after], [place, place], color=LINE, linewidth=3, zorder=1)
                 label = "before" if "before" not in axes.get_legend_handles_labels()[1] else None
@@ -124,10 +127,10 @@ def agreement_picture(
             axes.plot(
                 after, place, color=AFTER, marker="o", markersize=8, linestyle="", label=None if place else "after"
             )
-            axes.text(after, place + 0.12, f"{after:.1%}", va="top", ha="right" if after > 0.9 else "left", fontsize=11)
-        axes.set(
-            ylim=(len(shown) - 0.4, -0.75), yticks=[], xlim=(least - 0.03 * (1.02 - least), 1 + 0.03 * (1.02 - least))
-        )
+            side = "right" if 2 * after > 1 + least else "left"
+            axes.text(after, place + 0.12, f"{after:.1%}", va="top", ha=side, fontsize=11)
+        beside = 0.03 * (1.02 - least)
+        axes.set(xlim=(least - beside, 1 + beside), ylim=(len(shown) - 0.4, -0.75), yticks=[])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if least < 0.9 else f"{value:.1%}")
         axes.locator_params(axis="x", nbins=5)
         axes.spines["left"].set_visible(False)
@@ -136,14 +139,12 @@ def agreement_picture(
 
     told = "; ".join(
         f"{words} {f'{before:.1%} before and ' if before is not None else ''}{after:.1%} after"
-        for words, before, after in shown
+        for lstm, what, before, after in shown
+        for words in [", ".join(filter(None, (lstm, what)))]
     )
-    drawn = svg(draw, 80 + 44 * len(shown), f"Decisions as the dense model makes them: {told}.", "agreement")
+    height = 80 + (62 if any(lstm for lstm, *_ in shown) else 46) * len(shown)
+    drawn = svg(draw, height, f"Decisions as the dense model makes them: {told}.", "agreement")
     return Picture(drawn, "Shares of decisions that are those of the dense model.")
-
-
-def _of(lstm: str, what: str) -> str:
-    return f"{named(lstm)}, {what}" if lstm else what
 
 
 def _shares(before: Agreement | None, after: Agreement | None) -> list[tuple[str, tuple[float | None, float]]]:

@@ -27,7 +27,7 @@ __all__ = [
     "save_plan",
 ]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {
         "ChosenForm": "priced",
@@ -45,3 +45,6 @@ __getattr__ = on_first_use(
         "save_plan": "planfile",
     },
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

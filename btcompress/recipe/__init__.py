@@ -21,7 +21,7 @@ __all__ = [
     "save_recipe",
 ]
 
-__getattr__ = on_first_use(
+_load = on_first_use(
     __name__,
     {
         "DenseStep": "steps",
@@ -35,3 +35,6 @@ __getattr__ = on_first_use(
         "save_recipe": "recipefile",
     },
 )
+
+if not TYPE_CHECKING:  # to a type checker, any name at all would be there
+    __getattr__ = _load

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from btcompress.memory import size_text
@@ -32,7 +32,7 @@ from btcompress.wording import (
 )
 
 #: Errors by what they are called, and the words for them.
-_ERRORS = {
+ERRORS = {
     "weight_error": "weight error",
     "activation_error": "activation error",
     "weighted_activation_error": "weighted activation error",
@@ -139,14 +139,14 @@ def yardstick_table(matrices: Sequence[MatrixReport]) -> Table:
     rows = []
     for row in (row for row in matrices if row.yardsticks):
         others = {other.form: other for other in row.yardsticks}
-        for name, words in _ERRORS.items():
+        for name, words in ERRORS.items():
             if (own := getattr(row, name)) is not None:
-                cells = (_yardstick_text(others.get(form), name) for form in forms)
+                cells = (yardstick_text(others.get(form), name) for form in forms)
                 rows.append((row.name, words, f"{own:.3f}", *cells))
     return Table.of(("matrix", "at equal size", "as it is", *forms.values()), rows, texts=2)
 
 
-def _yardstick_text(other: YardstickReport | None, name: str) -> str:
+def yardstick_text(other: YardstickReport | None, name: str) -> str:
     """An error, with the rank where the form has one of its own; a dash where there is none."""
     error: float | None = getattr(other, name, None)
     if other is None or error is None:
@@ -156,27 +156,42 @@ def _yardstick_text(other: YardstickReport | None, name: str) -> str:
 
 def rounding_table(matrices: Sequence[MatrixReport]) -> Table:
     """For each matrix its bytes and errors, and those of the dense one rounded alone."""
-    rows: list[Sequence[str]] = []
-    for row in (row for row in matrices if row.roundings):
-        nearest = [each for each in row.roundings if not each.fed_back]
-        best = row.best_rounding
-        columns = (
-            [each for each in nearest if precision_words(each.precision, row.shape[1]) == _ROUNDED[1]],
-            [each for each in nearest if each.precision == _INT4],
-            [] if best is None else [best],
-        )
-        sizes = (size_text(each[0].bytes) if each else "none" for each in columns[:2])
-        within = "none so few" if best is None else precision_words(best.precision, row.shape[1])
-        rows.append((row.name, "bytes", size_text(row.bytes_after), *sizes, within))
-        for field, words in _ERRORS.items():
-            cells = [_least(row, each, field, fed_back=False) for each in columns]
-            if any(cell != "-" for cell in cells):
-                own = getattr(row, field)
-                rows.append((row.name, words, "not measured" if own is None else f"{own:.3f}", *cells))
-        cells = [_least(row, each, "weighted_activation_error", fed_back=True) for each in columns]
-        if any(cell != "-" for cell in cells):
-            rows.append((row.name, f"{_ERRORS['weighted_activation_error']}, errors fed back", "", *cells))
+    rows = [
+        (row.name, "bytes" if field == "bytes" else f"{ERRORS[field]}{', errors fed back' * fed_back}", *cells)
+        for row in matrices
+        for field, fed_back, cells in rounding_rows(row)
+    ]
     return Table.of(("matrix", "rounded alone", *_ROUNDED), rows, texts=2)
+
+
+def rounding_rows(row: MatrixReport) -> Iterator[tuple[str, bool, tuple[str, ...]]]:
+    """What there is to show of a matrix and its roundings; nothing where it was not rounded.
+
+    Yields:
+        ``"bytes"`` or the name of an error; whether errors were fed back; and the cells: of the matrix as it is, of 8
+        bits by rows, of 4 bits in groups of 32, and of the best rounding at no more bytes.
+    """
+    if not row.roundings:
+        return
+    nearest = [each for each in row.roundings if not each.fed_back]
+    best = row.best_rounding
+    columns = (
+        [each for each in nearest if precision_words(each.precision, row.shape[1]) == _ROUNDED[1]],
+        [each for each in nearest if each.precision == _INT4],
+        [] if best is None else [best],
+    )
+    sizes = (size_text(each[0].bytes) if each else "none" for each in columns[:2])
+    within = "none so few" if best is None else precision_words(best.precision, row.shape[1])
+    yield "bytes", False, (size_text(row.bytes_after), *sizes, within)
+    for field in ERRORS:
+        cells = [_least(row, each, field, fed_back=False) for each in columns]
+        if any(cell != "-" for cell in cells):
+            own = getattr(row, field)
+            yield field, False, ("not measured" if own is None else f"{own:.3f}", *cells)
+    field = "weighted_activation_error"
+    cells = [_least(row, each, field, fed_back=True) for each in columns]
+    if any(cell != "-" for cell in cells):
+        yield field, True, ("", *cells)
 
 
 def _least(row: MatrixReport, nearest: Iterable[RoundingReport], field: str, *, fed_back: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PAGE, MARK = "commands", "<!-- commands -->"
 #: Of parameters that have no heading of their own.
 _ARGUMENTS, _OPTIONS = "Arguments", "Options"
+#: Options, and variables of the environment.
+_CODE = re.compile(r"(?<![\w-])(--?[A-Za-z][\w-]*|[A-Z]+_[A-Z_]+)")
 #: What Markdown would take for markup.
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
 
@@ -42,10 +45,11 @@ def _reference() -> Iterator[str]:
         for name, command in root.commands.items():
             with command.make_context(name, [], parent=context, resilient_parsing=True) as below:
                 yield f"## {name}\n"
-                yield from _of(command, below, f"{root.name} {name}")
+                yield from _of(command, below, f"{root.name} {name}", said=root.epilog)
 
 
-def _of(command: Any, context: Any, path: str) -> Iterator[str]:  # noqa: ANN401
+def _of(command: Any, context: Any, path: str, said: str | None = None) -> Iterator[str]:  # noqa: ANN401
+    """One command, without the end of its help where that was said already."""
     yield f"{_plain(command.help)}\n"
     yield f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
     yield f":::{{program}} {path}\n:::\n"
@@ -56,7 +60,7 @@ def _of(command: Any, context: Any, path: str) -> Iterator[str]:  # noqa: ANN401
             # With defaults, limits and environment variables, as --help has them.
             names, text = each.get_help_record(context)
             yield f":::{{option}} {names}\n{_plain(text)}\n:::\n"
-    if command.epilog:
+    if command.epilog and command.epilog != said:
         yield f"{_plain(command.epilog)}\n"
 
 
@@ -72,4 +76,6 @@ def _order(parameters: Iterable[Any]) -> Callable[[Any], int]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).translate(_SPECIAL)
+    """Markdown of a text, with options and variables as code."""
+    pieces = _CODE.split(" ".join(text.split()))
+    return "".join(f"`{piece}`" if index % 2 else piece.translate(_SPECIAL) for index, piece in enumerate(pieces))

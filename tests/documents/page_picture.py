@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 #: The view, and how much smaller the picture is.
-_WIDTH, _HEIGHT, _SHRUNK = 1180, 1500, 0.5
+_WIDTH, _HEIGHT, _SHRUNK = 1180, 1330, 0.55
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     for place, half in enumerate(halves):
         both.paste(half, (place * _WIDTH, 0))
     small = both.resize((round(both.width * _SHRUNK), round(both.height * _SHRUNK)), Image.Resampling.LANCZOS)
-    small.quantize(64).save(given.picture, optimize=True)
+    small.quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(given.picture, optimize=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_pictures_are_small_and_stand_in_the_documents_with_words_and_their_scri
 def test_any_checkpoint_with_such_layers_is_measured_and_drawn(run, network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "model.pt")
     np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(0).normal(size=(10, 4, 12)).astype(np.float32))
-    result = btcompress.factorize(tmp_path / "model.pt", matrices=("input", "recurrent"), target_ratio=3)
+    result = btcompress.factorize(tmp_path / "model.pt", matrices=("input", "recurrent"), bits=4)
     btcompress.save(result, tmp_path / "result.safetensors")
     files, written = ("model.pt", "inputs.npz", "result.safetensors"), tmp_path / "measured.json"
     run("measure", *(tmp_path / file for file in files), "--json", written, "--name", "made up", "--epochs", 1)

@@ -1,6 +1,8 @@
 """The report as a page, opened in a browser: what it shows, asks for and fits into."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 import btcompress
+from btcompress.calibration import SampleInputs
 from btcompress.memory import size_text
 from btcompress.wording import ratio_text
 
@@ -22,7 +25,7 @@ class Tagger(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.rnn = nn.LSTM(24, 16, num_layers=2, batch_first=True)
+        self.encoder = nn.ModuleDict({"recurrent_layers": nn.LSTM(24, 16, num_layers=2, batch_first=True)})
         self.head = nn.Linear(16, 5)
 
 
@@ -39,7 +42,7 @@ def report(tmp_path_factory):
         target_ratio=4,
         of="bytes",
         matrices=("input", "recurrent"),
-        calibration=str(folder / "inputs.npz"),
+        calibration=(SampleInputs(str(folder / "inputs.npz")),),
         calibration_epochs=4,
     )
     btcompress.save(result, folder / "model.bt.safetensors")
@@ -49,9 +52,6 @@ def report(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(report):
     """The page, written by the command that prints the same as JSON."""
-    import subprocess
-    import sys
-
     arguments = ["model.bt.safetensors", "--against", "model.pt", "--inputs", "inputs.npz", "--yardsticks"]
     command = [sys.executable, "-m", "btcompress", "report", *arguments, "--html", "page.html", "--json"]
     done = subprocess.run(command, cwd=report, capture_output=True, text=True, check=True)
@@ -99,12 +99,12 @@ def test_page_opens_alone_and_fits_the_view(width, scheme, opened, report):
         assert box["width"] > 200
         assert box["height"] > 50
         assert box["x"] + box["width"] <= width
-        # Letters in it can be read: none of them is smaller than 8 of the page's pixels.
+        # Letters in it can be read: none of them is smaller than 9 of the page's pixels.
         scale = box["width"] / float(drawing.get_attribute("viewBox").split()[2])
         sizes = drawing.locator("text").evaluate_all(
             "all => all.map(each => parseFloat(getComputedStyle(each).fontSize))"
         )
-        assert min(sizes) * scale > 8
+        assert min(sizes) * scale > 9
 
 
 @pytest.mark.parametrize(("width", "scheme"), _VIEWS)
@@ -160,7 +160,9 @@ def test_numbers_shown_are_those_of_json(opened, measured):
 def test_drawings_say_what_was_measured(opened, measured):
     tab, _ = opened(1280, "light")
     labels = tab.locator("figure svg").evaluate_all("all => all.map(each => each.getAttribute('aria-label'))")
-    assert len(labels) == 1 + 2 * 4 + 2 + 1  # bytes; errors and singular values; stages and curves; agreement
+    assert (
+        len(labels) == 1 + 3 * 4 + 2 + 1
+    )  # bytes; errors of weights and outputs, singular values; stages and curves; agreement
     for row in measured["matrices"]:
         told = f"as it is {size_text(row['bytes_after'])} at an error of {row['weight_error']:.3f}"
         assert any(row["name"] in label and told in label for label in labels)

@@ -13,7 +13,8 @@ import typer.main
 import btcompress
 from btcompress.cli import app
 
-pytest.importorskip("sphinx", reason="sphinx is not installed")
+for package in ("sphinx", "myst_parser", "furo"):
+    pytest.importorskip(package, reason=f"{package} is not installed")
 
 ROOT = Path(__file__).parents[2]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}

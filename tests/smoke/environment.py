@@ -27,7 +27,8 @@ class Environment:
         self.work.mkdir()
         run(python.path, "-m", "venv", self.folder / "venv")
         wheels, libraries = standins.needed(self.pip, constraints, self.folder)
-        self.pip("install", "--constraint", constraints, "--find-links", wheels, wheel)
+        # Most of torch's files are never imported, and compiling them all takes longer than all else.
+        self.pip("install", "--no-compile", "--constraint", constraints, "--find-links", wheels, wheel)
         self.stood_in = standins.put(self.folder / "venv") if libraries else []
         self.pip("check")
 

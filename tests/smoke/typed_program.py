@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import btcompress
 
 if TYPE_CHECKING:
-    from btcompress.benching import BenchReport
     from btcompress.export import DenseExport, ExportedGraph, ExportedProgram
     from btcompress.plan import PricedPlan
     from btcompress.results import CompressionReport
+    from btcompress.timings import BenchReport
     from btcompress.tuning import Pin, Tuning
 
 
@@ -104,7 +104,7 @@ def layers(inputs: Tensor) -> list[nn.Module]:
     assert_type(gru.to_dense(), nn.GRU)
     rnn = btcompress.BTRNN(24, 16, nonlinearity="relu", order=2)
     assert_type(rnn.to_dense(), nn.RNN)
-    cells = [btcompress.BTLSTMCell(24, 16), btcompress.BTGRUCell(24, 16), btcompress.BTRNNCell(24, 16)]
+    cells: list[nn.Module] = [btcompress.BTLSTMCell(24, 16), btcompress.BTGRUCell(24, 16), btcompress.BTRNNCell(24, 16)]
     linear = btcompress.BTLinear.from_dense(nn.Linear(24, 8), cp_rank=1)
     assert_type(linear.to_dense(), nn.Linear)
     made: list[nn.Module] = [lstm, gru, rnn, *cells, linear]
@@ -141,7 +141,7 @@ def wrong(model: Tagger, compressed: btcompress.CompressedCheckpoint) -> None:
     btcompress.factorize(model, cprank=2)  # type: ignore[call-arg]
     btcompress.factorize(model, matrices=("inputs",))  # type: ignore[arg-type]
     btcompress.FactorizeStep(of="everything")  # type: ignore[arg-type]
-    btcompress.FactorizeStep(2)  # type: ignore[misc]
+    btcompress.FactorizeStep(2)  # type: ignore[arg-type, call-arg]
     btcompress.save("model.bt.safetensors", compressed)  # type: ignore[arg-type]
     btcompress.report(model)  # type: ignore[arg-type]
     btcompress.apply("model.pt", compressed)  # type: ignore[type-var]
@@ -160,7 +160,6 @@ def main() -> None:
     """All but what is wrong, in the folder where it is run."""
     folder = Path("typed")
     folder.mkdir()
-    torch.manual_seed(0)
     model, example = Tagger(), torch.randn(6, 2, 24)
     weights, data = folder / "model.pt", folder / "inputs.npz"
     torch.save(model.state_dict(), weights)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from btcompress.memory import size_text
 from btcompress.page.contents import Picture
-from btcompress.page.drawing import AFTER, GROUPS, INK, MUTED, ROWS, SVD, named, plot, svg
+from btcompress.page.drawing import AFTER, GROUPS, INK, MUTED, ROWS, SVD, named, plot, svg, titled
 from btcompress.reporting.curves import MatrixCurves
 from btcompress.results import MatrixReport
 from btcompress.wording import precision_words
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HEIGHT = 270
+#: Errors that can be drawn on a scale of powers.
+_TINY, _HUGE = 1e-12, 1e12
 #: Each yardstick: its colour, its line, its mark, and what it is called.
 _YARDSTICKS: dict[str, tuple[str, str, str, str]] = {
     "low_rank": (SVD, "-", "", "truncated SVD"),
@@ -41,8 +43,9 @@ def error_picture(row: MatrixReport, curves: MatrixCurves | None, anchor: str) -
         own = [(float(max(row.bytes_after, 1)), row.weight_error)]
         plot(axes, own, color=AFTER, marker="*", markersize=15, linestyle="", label="as it is", zorder=4)
         _of_bytes(axes, row)
+        axes.set(ylim=(0, 1.35), yticks=[0, 0.25, 0.5, 0.75, 1], ylabel="weight error")
         axes.legend(loc="upper right")
-        axes.set_title(named(row.name))
+        titled(figure, row.name)
 
     told = f"as it is {size_text(row.bytes_after)} at an error of {row.weight_error:.3f}"
     if row.svd_rank:
@@ -52,6 +55,53 @@ def error_picture(row: MatrixReport, curves: MatrixCurves | None, anchor: str) -
         told += f"; {words}{', errors fed back' * each.fed_back} {size_text(each.bytes)} at {each.weight_error:.3f}"
     drawn = svg(draw, _HEIGHT, f"Weight error of {named(row.name)} against bytes: {told}.", anchor)
     return Picture(drawn, f"{named(row.name)}: weight error against bytes.")
+
+
+def inputs_picture(row: MatrixReport, anchor: str) -> Picture | None:
+    """Weighted activation error against bytes; None where it was not measured of the matrix and of something else.
+
+    Args:
+        row: the matrix.
+        anchor: of the drawing.
+    """
+    kinds: dict[str, list[tuple[int, float, str]]] = {"as it is": [], "rounded alone": [], "errors fed back": []}
+    if (own := row.weighted_activation_error) is not None:
+        kinds["as it is"].append((row.bytes_after, own, ""))
+    for each in row.roundings:
+        if (error := each.weighted_activation_error) is not None:
+            words = precision_words(each.precision, row.shape[1])
+            kinds["errors fed back" if each.fed_back else "rounded alone"].append((each.bytes, error, words))
+    # Scales of powers have no zero.
+    shown = {kind: [each for each in points if _TINY < each[1] < _HUGE] for kind, points in kinds.items()}
+    if not shown["as it is"] or not shown["rounded alone"]:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        looks = ((AFTER, "*", 15), (ROWS, "s", 7), (GROUPS, "^", 7))
+        for (kind, points), (colour, mark, large) in zip(shown.items(), looks, strict=True):
+            marks = {"color": colour, "marker": mark, "markersize": large, "linestyle": "", "label": kind}
+            plot(axes, [(size, error) for size, error, _ in points], **marks)
+            # Those with errors fed back lie right below, or above, the same integers without.
+            for size, error, words in points if kind == "rounded alone" else ():
+                axes.annotate(words, (size, error), (6, 5), textcoords="offset points", fontsize=10)
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / 1.5, high * (high / low) ** 0.45 * 2)
+        _of_bytes(axes, row)
+        axes.set_ylabel("weighted activation error")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+        axes.legend(loc="upper right")
+        titled(figure, row.name)
+
+    told = "; ".join(
+        " ".join(filter(None, (words, "" if kind == "rounded alone" else kind, size_text(size), f"at {error:.3f}")))
+        for kind, points in shown.items()
+        for size, error, words in points
+    )
+    label = f"Weighted activation error of {named(row.name)} against bytes: {told}."
+    return Picture(svg(draw, _HEIGHT, label, anchor), f"{named(row.name)}: weighted activation error against bytes.")
 
 
 def _recorded(axes: Any, row: MatrixReport, curves: MatrixCurves | None) -> None:  # noqa: ANN401 - matplotlib's
@@ -72,19 +122,17 @@ def _recorded(axes: Any, row: MatrixReport, curves: MatrixCurves | None) -> None
 
 
 def _of_bytes(axes: Any, row: MatrixReport) -> None:  # noqa: ANN401 - matplotlib's
-    """The scales: bytes up to those of the dense matrix, and errors up to all of it."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """The scale of bytes, up to those of the dense matrix."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     most = max(row.bytes_before, row.bytes_after, 2)
     axes.set_xscale("log")
     axes.set_xlim(max(1, min(row.bytes_after, most) / 8), 1.3 * most)
-    axes.set_ylim(0, 1.35)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.axvline(row.bytes_before, color=MUTED, linewidth=1, linestyle=(0, (1, 3)))
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 3), numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(round(value))))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="bytes (dotted: the dense matrix)", ylabel="weight error")
+    axes.minorticks_off()
+    axes.set_xlabel("bytes (dotted: the dense matrix)")
     axes.grid(axis="y")
 
 
@@ -112,9 +160,9 @@ def spectrum_picture(row: MatrixReport, curves: MatrixCurves, anchor: str) -> Pi
         axes.set_ylim(min(low, 0.3), high * 3)
         axes.set(xlabel="number", ylabel="singular value over the first", xlim=(0, None))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda *_: "")
+        axes.minorticks_off()
         axes.grid(axis="y")
-        axes.set_title(named(row.name))
+        titled(figure, row.name)
 
     half = next((n for n, value in points if value < 0.5), None)
     tenth = next((n for n, value in points if value < 0.1), None)
