@@ -91,7 +91,9 @@ def commands_in_text(page: Path) -> list[tuple[int, list[str]]]:
     for token in _markdown.parse(page.read_text(encoding="utf-8")):
         for span in token.children or ():
             if span.type == "code_inline" and _COMMAND.match(span.content):
-                words = shlex.split(re.sub(r"[|>].*", "", re.sub(r"^(torchrun|accelerate) .*-m ", "", span.content)))
+                text = re.sub(r"^(torchrun|accelerate|python) .*-m (?=btcompress)", "", span.content)
+                words = shlex.split(re.sub(r"[|>].*", "", text))
                 words = ["1" if re.fullmatch(r"[A-Z_]+|\.\.\.", word) else word for word in words]
-                found.append((token.map[0] + 1, [Path(words[0]).name, *words[1:]]))
+                if len(words) > 1:
+                    found.append((token.map[0] + 1, [Path(words[0]).name, *words[1:]]))
     return found
