@@ -40,12 +40,14 @@ class Programs:
         self._capsys, self._invoked = capsys, invoked
         python = self.python
         self.by_name: dict[str, Program] = {
+            "accelerate": self.launcher,
             "btcompress": self.btcompress,
             "make": make,
             "pip": self.pip,
             "pytest": pytest_arguments,
             "python": python,
             "python3": python,
+            "torchrun": self.launcher,
         }
 
     def btcompress(self, call: Call) -> Answer:
@@ -56,6 +58,13 @@ class Programs:
                 return Answer(2, err=f"{name}: no option has that variable\n")
         with _as_process(call), patch.object(typer.main, "get_command", self._command):
             return self._ended(cli.main)
+
+    def launcher(self, call: Call) -> Answer:
+        """Of several processes, which are not begun here: what one of them is to do."""
+        if self._invoked:
+            return Answer(2, err=f"{call}: say what the block needs\n")
+        begins = next((n for n, word in enumerate(call.words) if word == "-m" or word.endswith(".py")), None)
+        return Answer() if begins is None else self.python(_as(call, "python", *call.words[begins:]))
 
     def python(self, call: Call) -> Answer:
         """``-m MODULE`` of what pages name, a script of the folder at hand, or one of the repository.
