@@ -88,7 +88,7 @@ def heard(sounds: Sequence[Samples], count: int, generator: np.random.Generator)
     for stream in clean:
         at = generator.integers(RATE)
         while at < len(stream):
-            sound = sounds[generator.integers(len(sounds))]
+            sound = sounds[int(generator.integers(len(sounds)))]
             piece = sound[generator.integers(len(sound) // 2) :][: min(2 * RATE, len(stream) - at)]
             stream[at : at + len(piece)] = piece * generator.uniform(0.3, 1)
             at += len(piece) + generator.integers(2 * RATE)
