@@ -97,7 +97,7 @@ def by_hand(columns):
 # The law
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 99),
     st.tuples(*[st.sampled_from(list(MATRICES))] * 2),
@@ -130,7 +130,7 @@ def test_no_matrix_comes_out_worse_than_svd_int8_or_int4_in_as_many_bytes(seed, 
                 assert error <= float((rounded - matrix).norm() / matrix.double().norm()) + slack
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 99), st.tuples(*[st.sampled_from(list(MATRICES))] * 2), st.floats(1.5, 40))
 def test_on_inputs_no_matrix_is_planned_worse_than_low_rank_int8_or_int4_in_as_many_bytes(seed, kinds, ratio):
     dense = lstm(kinds, seed)
@@ -206,7 +206,7 @@ def test_what_is_foretold_is_near_what_comes_out_once_something_was_measured(kin
         for point in at[len(at) // 2 : len(at) // 2 + 1]:
             if not point.measured:
                 curve.measure(point)
-    foretold = [p for p in curve.curve().points if not p.measured and p.error > 0.02][::4]
+    foretold = [p for p in curve.curve().points if not p.measured and p.error > 0.02][::8]
     assert foretold
     ratios = [curve.measure(point).error / point.error for point in foretold]
     assert 0.85 < statistics.median(ratios) < 1.15
