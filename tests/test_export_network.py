@@ -1,6 +1,7 @@
 """Whole networks as ONNX graphs; needs onnx, onnxruntime and onnxscript."""
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from btcompress import BTLSTM, BTCompressError, BTLinear, BTLSTMCell, export_onn
 from btcompress.export import cells
 from btcompress.export import network as room
 from btcompress.export.checking import relative_error
+from btcompress.export.comparing import check_network, outputs_of
+from btcompress.export.examples import Example
 from btcompress.modes import ShapeRequest
 from btcompress.shapes import BlockTermShape, MatrixShape
 
@@ -299,6 +302,25 @@ def test_a_graph_that_computes_something_else_is_no_file(tmp_path, monkeypatch):
     exported = export_onnx(net, torch.randn(4, 3, 6), tmp_path / "net.onnx", form="lstm")
     assert exported.error is None
     assert "was not compared" in exported.notices[0]
+
+
+def test_small_sigmoids_are_as_exact_as_onnx_runtime_has_them(tmp_path):
+    class Rarely(nn.Module):
+        def __init__(self, bias):
+            super().__init__()
+            self.bias = bias
+
+        def forward(self, x):
+            return (x + self.bias).sigmoid()
+
+    x = torch.linspace(-1, 1, 99)
+    exported = export_onnx(Rarely(-9), x, tmp_path / "net.onnx")
+    assert exported.error > 1e-5  # more than rounding, beside the largest output
+    example = Example.of(Rarely(-9), x, None)
+    for bias, fits in ((-9, True), (-9.01, False)):
+        other = Rarely(bias)
+        with nullcontext() if fits else pytest.raises(BTCompressError, match="off by"):
+            check_network(exported.path, other, example, outputs_of(other, example))
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):

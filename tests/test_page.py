@@ -253,6 +253,8 @@ def test_files_are_written_once_and_again_only_with_force(files, run):
     assert (files / "a.md").read_text().startswith("## out.safetensors")
     _, err = run("report", "out.safetensors", "--html", "a.html", cwd=files, code=2)
     assert "a.html already exists" in err
+    _, err = run("report", "missing.safetensors", "--html", "a.html", cwd=files, code=2)
+    assert "a.html already exists" in err  # before anything is read
     out, _ = run("report", "out.safetensors", "--html", "a.html", "--force", "--json", cwd=files)
     assert json.loads(out)["layers"][0]["name"] == "rnn"
     assert (files / "a.html").read_bytes() == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -56,11 +58,7 @@ def demo(
     from btcompress.demo import FULL, SMALL, run_demo
 
     folder = output or Path(f"btcompress-demo-{task}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made ({error.strerror}). Choose another folder.") from error
-    with display.demo_progress() as on_progress:
+    with _made(folder), display.demo_progress() as on_progress:
         result = run_demo(
             folder,
             (FULL if full else SMALL)[task],
@@ -74,3 +72,19 @@ def demo(
             display.show_written(folder)
         else:
             display.show_demo(result)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Have a folder; one that was not there goes again where nothing came into it."""
+    was_there = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made ({error.strerror}). Choose another folder.") from error
+    try:
+        yield
+    finally:
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()

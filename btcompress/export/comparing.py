@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,11 @@ from btcompress.export.examples import Example, tensors_of
 _UNKNOWN = 1e-4
 #: Share of whole numbers, such as classes, that rounding may change.
 _FLIPPED = 0.01
+#: The largest error of ONNX Runtime's sigmoid, whose small values are as far off as its large ones: at most 1.67e-7 at
+#: two million numbers from -30 to 30 in onnxruntime 1.32, which at 1e-4 is 0.1 %. Torch's are exact to 1.5e-7 of each.
+_OF_SIGMOID = 2.0**-22
+#: Operators that compute sigmoids.
+_SIGMOIDS = ("Sigmoid", "LSTM", "GRU")
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def check_network(path: Path, network: nn.Module, example: Example, outputs: Seq
             )
     limit = _limit(outputs, _own_error(network, example, outputs))
     error = _error(found, outputs)
-    if not error <= limit:
+    if not error <= limit and not _error(found, outputs, _OF_SIGMOID * _has_sigmoid(path)) <= limit:
         raise BTCompressError(
             f"in ONNX Runtime the graph's outputs are off by {error:.1e} of the largest, where rounding explains "
             f"{limit:.1e}, so nothing was written. Export with another form, and report this."
@@ -169,17 +174,36 @@ def _agree(own: Tensor, right: Tensor) -> bool:
     return not right.numel() or float((own.cpu() != right.cpu()).double().mean()) <= _FLIPPED
 
 
-def _error(found: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-    """The largest error of floating-point outputs; what is infinite or no number in both is no error."""
+def _error(found: Sequence[Tensor], outputs: Sequence[Tensor], granted: float = 0.0) -> float:
+    """The largest error of floating-point outputs, beyond the difference that is granted to each number.
+
+    What is infinite or no number in both is no error.
+    """
     own, right = [], []
     for mine, theirs in zip(found, outputs, strict=True):
         if theirs.is_floating_point() and theirs.numel():
             exact = theirs.detach().cpu().double()
             rounded = mine.detach().cpu().double()
             alike = ~exact.isfinite() & ((exact == rounded) | (exact.isnan() & rounded.isnan()))
-            own.append(rounded.masked_fill(alike, 0.0))
-            right.append(exact.masked_fill(alike, 0.0))
+            rounded, exact = rounded.masked_fill(alike, 0.0), exact.masked_fill(alike, 0.0)
+            own.append(exact + ((rounded - exact).abs() - granted).clamp_min(0) if granted else rounded)
+            right.append(exact)
     return relative_error(own, right) if own else 0.0
+
+
+def _has_sigmoid(path: Path) -> bool:
+    """Whether a graph computes sigmoids anywhere."""
+    import onnx
+
+    def has(nodes: Iterable[onnx.NodeProto]) -> bool:
+        return any(
+            node.op_type in _SIGMOIDS
+            or any(has(graph.node) for each in node.attribute for graph in (each.g, *each.graphs))
+            for node in nodes
+        )
+
+    model = onnx.load(path)
+    return has(model.graph.node) or any(has(function.node) for function in model.functions)
 
 
 def _own_error(network: nn.Module, example: Example, outputs: Sequence[Tensor]) -> float | None:

@@ -192,6 +192,7 @@ def _starts(what: str, lengths: NDArray[Any], steps: int) -> NDArray[np.int64]:
     if ends[-1] != steps:
         raise BTCompressError(
             f"{what} adds up to {ends[-1]}, but x has {steps} steps. Give the steps of all sequences one after another "
-            "in x, and how many each of them has in lengths."
+            "in x, and how many each of them has in lengths. Sequences (N, T) of words or other whole numbers, without "
+            "inputs I, come from a Dataset of your own (MODULE:FACTORY in place of the file)."
         )
     return ends - lengths.astype(np.int64)

@@ -32,7 +32,7 @@ def case_picture(case: BenchCase, anchor: str) -> Picture | None:
             axes.barh(place, way.seconds, 0.55, color=AFTER if "block_terms" in way.way else BEFORE)
             axes.plot(way.quartiles, [place, place], color=INK, linewidth=1.2)
             end = max(way.seconds, way.quartiles[1])
-            axes.text(end, place, f" {milliseconds_text(way.seconds)} ms", va="center", fontsize=11)
+            axes.text(end + 0.015 * longest, place, f"{milliseconds_text(way.seconds)} ms", va="center", fontsize=11)
         axes.set(xlim=(0, 1.3 * longest), xticks=[])
         axes.set_yticks(range(len(case.ways)), [named(way_text(way.way)) for way in case.ways])
         axes.tick_params(length=0)

@@ -44,7 +44,7 @@ def stages_picture(calibration: CalibrationReport, anchor: str) -> Picture:
         for place, (_, error) in enumerate(of_stages):
             last = place == len(of_stages) - 1
             axes.barh(place, min(error, longest), 0.55, color=AFTER if last else BEFORE)
-            axes.text(min(error, longest), place, f" {error:.4f}", va="center", fontsize=11)
+            axes.text(min(error, longest) + 0.015 * longest, place, f"{error:.4f}", va="center", fontsize=11)
         axes.set(xlim=(0, 1.25 * longest), xticks=[])
         axes.set_yticks(range(len(of_stages)), [words for words, _ in of_stages])
         axes.tick_params(length=0)

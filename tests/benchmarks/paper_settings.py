@@ -69,6 +69,7 @@ class Settings:
         ranks_of: tasks and sizes, ``task-size``, whose ranks are tried.
         orders: block terms of several orders.
         order_ranks: their ``N`` and ``R``.
+        order_rates: learning rates of each of them to choose from, as multiples of that of the task's block terms.
         orders_of: the task and size whose matrix they are of.
         quick: everything is tiny: models come out untrained, and figures mean nothing.
     """
@@ -88,6 +89,7 @@ class Settings:
         OrderForm((8, 10, 10, 9, 8), (16, 2, 2, 4, 4), 3_936),
     )
     order_ranks: tuple[int, int] = (2, 4)
+    order_rates: tuple[float, ...] = (0.1, 1.0)
     orders_of: str = "video-full"
     quick: bool = False
 

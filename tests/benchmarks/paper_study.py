@@ -216,9 +216,12 @@ class Paper:
             self.tell(study, replace(known(), form=form.name))
 
     def _model(self, run: Run, study: Study, form: Form, start: Start) -> Model:
-        """A model, trained as was chosen; those of ranks and orders as the block terms that the task is about."""
-        searched = block_terms(run.task) if study in ("ranks", "orders") else form
-        return Model(form, start, self._chosen(run, searched, start))
+        """A model, trained as was chosen; ranks and orders begin with how the task's block terms are trained."""
+        training = self._chosen(run, block_terms(run.task) if study in ("ranks", "orders") else form, start)
+        if study == "orders":  # their parameters differ by 55 times, and so do the rates at which they learn
+            rates = [training.learning_rate * rate for rate in self.settings.order_rates]
+            training = self._best_of(run, form, start, [replace(training, learning_rate=rate) for rate in rates])
+        return Model(form, start, training)
 
     def _dense(self, run: Run) -> Training:
         """How the dense model is trained."""

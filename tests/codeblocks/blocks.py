@@ -1,6 +1,7 @@
 """The blocks of code in a page, and what is said of each on the lines before it."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ LANGUAGES = ("sh", "python", "yaml", "json", "text")
 #: What pages of the site alone have besides; no code stands in it.
 _DIRECTIVES = ("{eval-rst}", "{figure}", "{include}", "{toctree}")
 _MARK = re.compile(r"<!-- (?P<word>needs|afresh)(: (?P<rest>[^\n]*\S))? -->\s*")
+_COMMAND = re.compile(r"(\S+/)?(accelerate|btcompress|make|pip|pytest|python3?|torchrun) ")
 _markdown = MarkdownIt("commonmark").enable("table")
 
 
@@ -77,3 +79,18 @@ def blocks_of(page: Path) -> list[Block]:
     if marks:
         raise PageError(f"{page.name}:{end}: no block follows on the next line")
     return blocks
+
+
+def commands_in_text(page: Path) -> list[tuple[int, list[str]]]:
+    """Words of the commands that stand within sentences and tables, each with the line where its paragraph begins.
+
+    What stands for a word, in capitals or as three dots, is 1, and what takes the output is left out.
+    """
+    found = []
+    for token in _markdown.parse(page.read_text(encoding="utf-8")):
+        for span in token.children or ():
+            if span.type == "code_inline" and _COMMAND.match(span.content):
+                words = shlex.split(re.sub(r"[|>].*", "", span.content))
+                words = ["1" if re.fullmatch(r"[A-Z_]+|\.\.\.", word) else word for word in words]
+                found.append((token.map[0] + 1, [Path(words[0]).name, *words[1:]]))
+    return found

@@ -40,12 +40,14 @@ class Programs:
         self._capsys, self._invoked = capsys, invoked
         python = self.python
         self.by_name: dict[str, Program] = {
+            "accelerate": self.launcher,
             "btcompress": self.btcompress,
             "make": make,
             "pip": self.pip,
             "pytest": pytest_arguments,
             "python": python,
             "python3": python,
+            "torchrun": self.launcher,
         }
 
     def btcompress(self, call: Call) -> Answer:
@@ -56,6 +58,13 @@ class Programs:
                 return Answer(2, err=f"{name}: no option has that variable\n")
         with _as_process(call), patch.object(typer.main, "get_command", self._command):
             return self._ended(cli.main)
+
+    def launcher(self, call: Call) -> Answer:
+        """Of several processes, which are not begun here: what one of them is to do."""
+        if self._invoked:
+            return Answer(2, err=f"{call}: say what the block needs\n")
+        begins = next((n for n, word in enumerate(call.words) if word == "-m" or word.endswith(".py")), None)
+        return Answer() if begins is None else self.python(_as(call, "python", *call.words[begins:]))
 
     def python(self, call: Call) -> Answer:
         """``-m MODULE`` of what pages name, a script of the folder at hand, or one of the repository.
@@ -75,6 +84,10 @@ class Programs:
                     (Path(call.folder) / name / "bin").mkdir(parents=True)
                     (Path(call.folder) / name / "bin" / "activate").touch()
                 return Answer()
+            case ["-c", code, *rest]:
+                ran = compile(code, "-c", "exec", dont_inherit=True)
+                with _as_process(_as(call, "-c", *rest)):
+                    return self._ended(lambda: exec(ran, {"__name__": "__main__"}) if self._invoked else None)
             case [script, *rest] if script.endswith(".py"):
                 if self._invoked and (own := Path(call.folder) / script).exists():
                     return self._script(_as(call, str(own), *rest))
@@ -122,6 +135,10 @@ class Programs:
                     runpy.run_path(call.words[0], run_name="__main__")
                 except _ArgumentsTaken:
                     return
+                except ModuleNotFoundError as error:
+                    if self._invoked:
+                        raise SystemExit(f"{error}: say what the block needs") from None
+                    return
             raise AssertionError(f"{call.words[0]} took no arguments")
 
         with _as_process(call), patch.object(sys, "path", [str(Path(call.words[0]).parent), *sys.path]):
@@ -145,7 +162,9 @@ class Programs:
         except SystemExit as stop:
             code = stop.code
         out, err = self._capsys.readouterr()
-        return Answer(code if isinstance(code, int) else 0 if code is None else 1, out, err)
+        if isinstance(code, str):
+            return Answer(1, out, f"{err}{code}\n")
+        return Answer(int(code or 0), out, err)
 
 
 _get_command = typer.main.get_command

@@ -175,6 +175,7 @@ PAGES = {
     ),
     "finetune.md": _of(_SMALL, "model.pt inputs.npz"),
     "report.md": _of(_SMALL, "model.pt inputs.npz"),
+    "start.md": _of(_LARGE, "model.pt inputs.npz"),
 }
 
 

@@ -6,8 +6,10 @@ import re
 
 import pytest
 
-from codeblocks.blocks import ROOT, PageError, all_pages, blocks_of
+from codeblocks.blocks import ROOT, PageError, all_pages, blocks_of, commands_in_text
+from codeblocks.programs import Programs
 from codeblocks.runner import Runner
+from codeblocks.shell import Call
 from codeblocks.standins import PAGES, Shelf
 
 PYTHON_FILES = sorted((ROOT / "btcompress").rglob("*.py"))
@@ -36,6 +38,28 @@ def test_blocks_of_a_page_run_in_order(page, runner_of, subtests):
     for block in blocks:
         with subtests.test(msg=block.place):
             runner.do(block)
+
+
+#: What sentences leave out.
+_LEFT_OUT = re.compile(r"Missing (argument|command|option)|the following arguments are required|No such command '1'")
+
+
+@pytest.mark.parametrize("page", all_pages(), ids=lambda page: page.name)
+def test_commands_within_sentences_have_options_that_there_are(page, capsys, tmp_path):
+    reading = Programs(capsys, invoked=False).by_name
+    for line, words in commands_in_text(page):
+        answer = reading[words[0]](Call(words, str(tmp_path), {}, ""))
+        taken = answer.code == 0 or words[-1] == "btcompress" or _LEFT_OUT.search(answer.err)
+        assert taken, f"{page.name}:{line}: {' '.join(words)}: {answer.err}"
+
+
+def test_what_is_wrong_in_commands_within_sentences_is_found(capsys, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Do `btcompress report --jsn`,\n\n- `make nothing`,\n- `torchrun -m btcompress inspect --cpu`.\n")
+    for line, words in commands_in_text(page):
+        answer = Programs(capsys, invoked=False).by_name[words[0]](Call(words, str(tmp_path), {}, ""))
+        assert (line, bool(answer.code), bool(_LEFT_OUT.search(answer.err))) == (line, True, False)
+    assert [line for line, _ in commands_in_text(page)] == [1, 3, 4]
 
 
 @pytest.mark.parametrize("of", PAGES)
@@ -95,7 +119,8 @@ RECIPE = "```yaml\nversion: 1\nmodel: model.pt\noutput: small.safetensors\nsteps
         (sh("btcompress report 'model.bt.safetensors"), "page.md:2: bash cannot read it"),
         (sh("BTCOMPRESS_SEEDS=1 btcompress report model.bt.safetensors"), "BTCOMPRESS_SEEDS: no option"),
         (sh("curl example.org"), "curl: command not found"),
-        (sh("python -c 'print(1)'"), "python is not known to take that"),
+        (sh("python -m http.server"), "python is not known to take that"),
+        (sh("python -c 'raise SystemExit(3)'"), "exit code 3"),
         (sh("pip install 'btcompress[gpu]'"), "there is no extra gpu"),
         (sh("pip install torch"), "say what the block needs"),
         (sh("make nothing"), "nothing"),
@@ -104,6 +129,8 @@ RECIPE = "```yaml\nversion: 1\nmodel: model.pt\noutput: small.safetensors\nsteps
         (sh("python tests/benchmarks/lstm.py"), "there is no tests/benchmarks/lstm.py"),
         (sh("pytest tests/test_cli.py::test_of_nothing"), "has no test_of_nothing"),
         (NEEDED + sh("btcompress factorize big.pt --devise cuda"), "No such option: --devise"),
+        (NEEDED + sh("torchrun -n 2 -m btcompress finetune small.pt --cpus"), "No such option: --cpus"),
+        (sh("torchrun -n 2 -m btcompress finetune small.pt --cpu"), "say what the block needs"),
         (NEEDED + sh("cd nowhere\nunknown\nbtcompress squeeze"), "No such command 'squeeze'"),
         (NEEDED + sh("tests/benchmarks/gpu.bash"), "there is no tests/benchmarks/gpu.bash"),
         (NEEDED + sh("if"), "bash cannot read it"),
@@ -155,6 +182,7 @@ git clone https://example.org/nothing && cd nothing
 curl https://example.org | btcompress inspect model.pt --json >told
 btcompress --install-completion
 pip install another; touch seen
+cp "$(python -c 'import another; print(another)')/model.pt" model.pt
 ```
 
 ```sh
@@ -164,7 +192,7 @@ cat > script.py <<'END'
 import os, sys
 assert sys.argv[1:] == ["a b"] and os.environ["PAGE"] == "1" and os.path.exists("dense.pt")
 END
-python script.py 'a b'
+test "$(python script.py 'a b')$(python -c 'print(1 + 1)')" = 2
 ```
 
 <!-- afresh -->

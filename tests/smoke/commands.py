@@ -4,8 +4,8 @@ import os
 import subprocess
 
 
-def run(*command, cwd=None, **environment):
-    """Standard output of a command; ends the program with all of its output where it fails."""
+def run(*command, cwd=None, codes=(0,), **environment):
+    """Standard output of a command; ends the program with all of its output where its code is none of these."""
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
     done = subprocess.run(
         [str(part) for part in command],
@@ -16,7 +16,7 @@ def run(*command, cwd=None, **environment):
         text=True,
         check=False,
     )
-    if done.returncode:
+    if done.returncode not in codes:
         shown = " ".join(map(str, command))
         raise SystemExit(f"{shown}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import btcompress
+from btcompress.finetune import TrainConfig
 
 if TYPE_CHECKING:
     from btcompress.export import DenseExport, ExportedGraph, ExportedProgram
@@ -56,9 +57,9 @@ def files(model: Tagger, compressed: btcompress.CompressedCheckpoint, folder: Pa
     path = folder / "model.bt.safetensors"
     btcompress.save(compressed, path)
     read: btcompress.CompressedCheckpoint = btcompress.load(str(path))
-    summary: CompressionReport = btcompress.report(read, yardsticks=True)
+    summary: CompressionReport = btcompress.report(read)
     ratio: float = summary.model.ratio
-    timed: BenchReport = btcompress.bench(path, batch=(1,), steps=(1,), seconds=0.01)
+    timed: BenchReport = btcompress.bench(path, batch=(1,), steps=(1,), seconds=0.1)
     advice: tuple[str, ...] = timed.advice
     print(f"{ratio:.2f}", *advice)
     dense: DenseExport = btcompress.export_dense(read, folder / "dense.pt")
@@ -130,7 +131,7 @@ def record(model: Tagger, example: Tensor, path: Path) -> int:
 def recipe(model: Path, data: Path, folder: Path) -> btcompress.CompressedCheckpoint:
     """Several steps in one go."""
     first = btcompress.FactorizeStep(cp_rank=1, tucker_rank=2)
-    tuned = btcompress.FineTuneStep({"data": data, "teacher": model})
+    tuned = btcompress.FineTuneStep({"data": str(data), "teacher": model}, TrainConfig(epochs=1))
     steps = (first, tuned, btcompress.DenseStep(), first)
     return btcompress.run(btcompress.Recipe(str(model), folder / "recipe.bt.safetensors", steps))
 
@@ -163,7 +164,7 @@ def main() -> None:
     model, example = Tagger(), torch.randn(6, 2, 24)
     weights, data = folder / "model.pt", folder / "inputs.npz"
     torch.save(model.state_dict(), weights)
-    np.savez(data, inputs=torch.randn(20, 6, 24).numpy())
+    np.savez(data, x=torch.randn(20, 6, 24).numpy())
     compressed = compress(model, data)
     dense = files(model, compressed, folder)
     graphs(model, compressed, example, folder)
