@@ -223,6 +223,15 @@ def test_large_matrices_are_rounded_alone_only_together_with_their_other_forms(c
     assert rows_of(btcompress.report(compressed, against=dense, yardsticks=True))[W0].roundings
 
 
+def test_errors_are_not_fed_back_where_the_moments_of_a_group_would_be_large(compressed, dense, monkeypatch):
+    samples = samples_for(dense, [W0])
+    monkeypatch.setattr(measuring, "_QUICK_MOMENTS", 32**2)
+    rows = rows_of(btcompress.report(with_yardsticks(compressed, dense, samples)))[W0].roundings
+    groups = {fed: {int(each.precision.split("/")[1]) for each in rows if each.fed_back is fed} for fed in (True, False)}
+    assert groups[True] == {32}
+    assert max(groups[False]) > 32
+
+
 def hidden_states(tensors, lstm, x):
     own = nn.LSTM(60, 32, num_layers=2, batch_first=True).double()
     own.load_state_dict({key: tensor.double() for key, tensor in tensors.items()})

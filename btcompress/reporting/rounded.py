@@ -25,6 +25,9 @@ from btcompress.yardsticks import (
     roundings_of,
 )
 
+#: Entries of second moments that are formed for a yardstick: half a gigabyte.
+_QUICK_MOMENTS = 2**26
+
 
 class Measure(Protocol):
     """Measures forms on inputs."""
@@ -146,9 +149,14 @@ def alternatives(compressed: CompressedCheckpoint, key: str, matrix: Tensor, mea
     else:
         alone = [Alternative(_report(each), rounded_alone(matrix, each.integers)) for each in every]
         if matrix.numel() <= QUICK_ENTRIES:
-            again = (fed_back_rounding(matrix, each, samples.inputs) for each in every)
+            again = (fed_back_rounding(matrix, each, samples.inputs) for each in every if _has_quick_moments(each, matrix))
             alone += [Alternative(_report(each), values) for each, values in again]
     return Alternatives(tuple(alone), _in_8_bits(compressed, key, matrix, to_measure=samples is not None))
+
+
+def _has_quick_moments(rounding: Rounding, matrix: Tensor) -> bool:
+    """Whether the second moments of the inputs of a group are small enough, which has all of a row's or fewer."""
+    return min(rounding.integers.group, matrix.shape[1]) ** 2 <= _QUICK_MOMENTS
 
 
 def _report(rounding: Rounding) -> RoundingReport:
