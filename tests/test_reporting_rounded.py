@@ -227,9 +227,9 @@ def test_errors_are_not_fed_back_where_the_moments_of_a_group_would_be_large(com
     samples = samples_for(dense, [W0])
     monkeypatch.setattr(measuring, "_QUICK_MOMENTS", 32**2)
     rows = rows_of(btcompress.report(with_yardsticks(compressed, dense, samples)))[W0].roundings
-    groups = {fed: {int(each.precision.split("/")[1]) for each in rows if each.fed_back is fed} for fed in (True, False)}
-    assert groups[True] == {32}
-    assert max(groups[False]) > 32
+    groups = [(each.fed_back, int(each.precision.split("/")[1])) for each in rows]
+    assert {group for is_fed_back, group in groups if is_fed_back} == {32}
+    assert max(group for is_fed_back, group in groups if not is_fed_back) > 32
 
 
 def hidden_states(tensors, lstm, x):

@@ -149,7 +149,8 @@ def alternatives(compressed: CompressedCheckpoint, key: str, matrix: Tensor, mea
     else:
         alone = [Alternative(_report(each), rounded_alone(matrix, each.integers)) for each in every]
         if matrix.numel() <= QUICK_ENTRIES:
-            again = (fed_back_rounding(matrix, each, samples.inputs) for each in every if _has_quick_moments(each, matrix))
+            quick = (each for each in every if _has_quick_moments(each, matrix))
+            again = (fed_back_rounding(matrix, each, samples.inputs) for each in quick)
             alone += [Alternative(_report(each), values) for each, values in again]
     return Alternatives(tuple(alone), _in_8_bits(compressed, key, matrix, to_measure=samples is not None))
 
