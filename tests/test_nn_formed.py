@@ -974,21 +974,29 @@ def assert_sees_the_same(looked_into, mode, module, inputs):
     assert_fresh(module, inputs)
 
 
-@MODES
+LOOKED_INTO = [
+    as_it_is,
+    under_autocast,
+    under_vmap,
+    functional_gradient,
+    gradient_of_parameters,
+    forward_gradient,
+    faked,
+    counted,
+    on_a_default_device,
+]
+
+
+# Every two of module, what looks into it and mode meet.
 @pytest.mark.parametrize(
-    "looked_into",
+    ("made", "looked_into", "mode"),
     [
-        as_it_is,
-        under_autocast,
-        under_vmap,
-        functional_gradient,
-        gradient_of_parameters,
-        forward_gradient,
-        faked,
-        counted,
-        on_a_default_device,
+        pytest.param(name, looked_into, mode, id=f"{name}-{looked_into.__name__}-{mode.__name__}")
+        for n, name in enumerate(MAKERS)
+        for k, looked_into in enumerate(LOOKED_INTO)
+        for mode in [(torch.no_grad, torch.enable_grad)[(n + k) % 2]]
     ],
-    ids=lambda each: each.__name__,
+    indirect=["made"],
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated", "ignore:There is a performance drop")
 def test_what_looks_into_operations_sees_the_same_after_a_prediction(looked_into, mode, made):

@@ -3,7 +3,7 @@
 from btcompress.contraction.chain import MOVE_COST, Chain, plan_chain
 from btcompress.contraction.letters import letters, operand_letters
 from btcompress.contraction.paths import contract
-from btcompress.contraction.prepared import Prepared, apply_chain, autocast, prepare_chain
+from btcompress.contraction.prepared import Prepared, apply_chain, autocast, autocasts, prepare_chain
 from btcompress.contraction.watching import is_captured, is_watched, own_sizes
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Prepared",
     "apply_chain",
     "autocast",
+    "autocasts",
     "contract",
     "is_captured",
     "is_watched",

@@ -21,10 +21,18 @@ Context = Any
 _SPARE_NUMBERS = 2**19
 
 
+def autocasts(device: str) -> bool:
+    """Whether ``torch.autocast`` is on for a type of device.
+
+    Compilers of older versions of torch cannot follow the question whether it is there; for these two it always is.
+    """
+    return (device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
+
+
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as ``torch.autocast`` hands them to a matrix product; unchanged where it is off."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.parametrize import is_parametrized
 
+from btcompress.contraction import autocasts
 from btcompress.errors import BTCompressError
 
 Value = TypeVar("Value")
@@ -241,7 +242,7 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
         not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
-        and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
+        and not autocasts(device)
         # Others than torch's own two kinds may be no numbers in memory.
         and all(type(tensor) in _PLAIN for tensor in tensors)
         and (forward_ad._current_level < 0 or all(forward_ad.unpack_dual(each).tangent is None for each in tensors))

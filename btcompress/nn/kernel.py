@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from btcompress.contraction import autocasts
 from btcompress.nn.celltype import KernelName, State
 
 #: Outputs, and the final states.
@@ -84,12 +85,12 @@ class Kernel:
 
     def _in_its_dtype(self, inputs: Tensor, state: State) -> Outputs:
         device = inputs.device.type
-        autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if device == "cpu" and not (autocasts and self.name != "gru"):
+        casts = autocasts(device)
+        if device == "cpu" and not (casts and self.name != "gru"):
             # What torch's own GRU computes under autocast has the dtype of its states.
             return self._called(inputs, state)
         with ExitStack() as stack:
-            if autocasts:
+            if casts:
                 # On CUDA it would cast them to float16 here, whatever dtype it is set to.
                 stack.enter_context(torch.autocast(device, enabled=False))
             if device != "cpu":

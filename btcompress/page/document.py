@@ -285,7 +285,7 @@ def _recipe(name: str, source: str, history: Sequence[Mapping[str, Any]]) -> Sec
     if text is None:
         hint = "The record does not say all that is needed to make it again with one command; what it says is below."
     elif more:
-        hint = "The recipe ends where the record does not say on which data the result was trained on."
+        hint = "The recipe ends where the record does not say on which data the result was trained."
     return Section("recipe", "How to get it again", listings=tuple(listings), hint=hint)
 
 

@@ -100,11 +100,13 @@ class Programs:
     def pip(self, call: Call) -> Answer:
         """``pip install`` of this project, with extras that it has."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        if call.words[1] != "install":
-            return Answer(2, err=f"{call}: pages install alone\n")
-        for word in call.words[2:]:
-            if word in ("-e", "--editable", "--quiet", "-q"):
-                continue
+        try:
+            given, unknown = _pip_arguments().parse_known_args(call.words[1:])
+        except argparse.ArgumentError as error:
+            return Answer(2, err=f"{call}: {error}\n")
+        if unknown:
+            return Answer(2, err=f"{call}: pip is not known to take {unknown[0]} on a page\n")
+        for word in (*given.packages, *given.editable):
             local = re.fullmatch(r"\.(?P<extras>\[.*\])?", word)
             try:
                 wanted = Requirement(f"{project['name']}{local['extras'] or ''}" if local else word)
@@ -114,8 +116,8 @@ class Programs:
                 if self._invoked:
                     return Answer(2, err=f"{word} is of another project: say what the block needs\n")
                 continue
-            if unknown := wanted.extras - project["optional-dependencies"].keys():
-                return Answer(2, err=f"{word}: there is no extra {', '.join(sorted(unknown))}\n")
+            if missing := wanted.extras - project["optional-dependencies"].keys():
+                return Answer(2, err=f"{word}: there is no extra {', '.join(sorted(missing))}\n")
         return Answer()
 
     def _script(self, call: Call) -> Answer:
@@ -165,6 +167,19 @@ class Programs:
         if isinstance(code, str):
             return Answer(1, out, f"{err}{code}\n")
         return Answer(int(code or 0), out, err)
+
+
+def _pip_arguments() -> argparse.ArgumentParser:
+    """What pages give to pip."""
+    parser = argparse.ArgumentParser("pip", exit_on_error=False)
+    install = parser.add_subparsers(required=True, dest="command").add_parser("install", exit_on_error=False)
+    for switch in (("--no-deps",), ("--quiet", "-q"), ("--upgrade", "-U")):
+        install.add_argument(*switch, action="store_true")
+    for option in (("--constraint", "-c"), ("--index-url", "-i"), ("--target", "-t")):
+        install.add_argument(*option)
+    install.add_argument("--editable", "-e", action="append", default=[])
+    install.add_argument("packages", nargs="*")
+    return parser
 
 
 _get_command = typer.main.get_command

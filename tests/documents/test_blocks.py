@@ -122,6 +122,9 @@ RECIPE = "```yaml\nversion: 1\nmodel: model.pt\noutput: small.safetensors\nsteps
         (sh("python -m http.server"), "python is not known to take that"),
         (sh("python -c 'raise SystemExit(3)'"), "exit code 3"),
         (sh("pip install 'btcompress[gpu]'"), "there is no extra gpu"),
+        (sh("pip install -e '.[gpu]'"), "there is no extra gpu"),
+        (sh("pip install --quick btcompress"), "pip is not known to take --quick"),
+        (sh("pip instal btcompress"), "invalid choice: 'instal'"),
         (sh("pip install torch"), "say what the block needs"),
         (sh("make nothing"), "nothing"),
         (sh("make demo TASKS=video"), "TASKS=video: the Makefile has no such variable"),
@@ -181,7 +184,7 @@ mkdir within && cd within
 git clone https://example.org/nothing && cd nothing
 curl https://example.org | btcompress inspect model.pt --json >told
 btcompress --install-completion
-pip install another; touch seen
+pip install --no-deps --target there another==1.2; touch seen
 cp "$(python -c 'import another; print(another)')/model.pt" model.pt
 ```
 

@@ -57,4 +57,4 @@ class Environment:
     def run(self, program):
         """Run a program of this folder from a copy, so that nothing of the source tree lies beside it."""
         copied = shutil.copy(HERE / program, self.work)
-        print(run(self.python, "-I", copied, cwd=self.work), end="", flush=True)
+        run(self.python, "-I", copied, cwd=self.work)

@@ -49,7 +49,8 @@ def compress(model: Tagger, data: Path) -> btcompress.CompressedCheckpoint:
     btcompress.factorize(model, plan=plan)
     inputs = (btcompress.SampleInputs(str(data)),)
     step = btcompress.FactorizeStep(target_ratio=2, matrices=("input",), calibration=inputs, calibration_epochs=1)
-    return btcompress.compress(model, step, on_progress=print)
+    told: list[object] = []
+    return btcompress.compress(model, step, on_progress=told.append)
 
 
 def files(model: Tagger, compressed: btcompress.CompressedCheckpoint, folder: Path) -> Mapping[str, Tensor]:
