@@ -1,8 +1,8 @@
-"""How forms, precisions, ranks, ratios, agreements and benches are written, wherever they are shown."""
+"""How forms, precisions, ranks, ratios, agreements, benches and numbers that are worse are written, wherever shown."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from btcompress.text import listed
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from btcompress.results import Agreement, UntouchedReport
     from btcompress.timings import BenchCase, BenchReport, Machine
 
+#: What stands behind a number that is worse than its yardstick.
+MARK = "!"
 #: Metrics from here on are written with an exponent.
 _LONG = 1e6
 #: What the ways to run a layer are called.
@@ -27,6 +29,22 @@ _WAYS = {
     "onnx_block_terms_int8_lstm": "ONNX, int8, LSTM operator",
 }
 _MILLISECONDS = 1e3
+
+
+class Worse(str):
+    """A number that is worse than what it is held against: it is shown in red, with a mark behind it."""
+
+    __slots__ = ()
+
+
+def worse_if(condition: bool, number: str) -> str:
+    """The number, marked as worse where it is."""
+    return Worse(number) if condition else number
+
+
+def legend(numbers: Iterable[str], worse: str) -> str:
+    """What the mark means, where any of these numbers has it; ``worse`` says what they are worse than."""
+    return f"{MARK} {worse}" if any(isinstance(number, Worse) for number in numbers) else ""
 
 
 def form_lines(
@@ -91,6 +109,11 @@ def agreements(of_columns: Sequence[Agreement | None]) -> Iterator[tuple[str, li
 def error_of(lstm: str) -> str:
     """What a row of hidden-state errors begins with."""
     return f"hidden-state error{f' of {lstm}' if lstm else ''}"
+
+
+def error_text(error: float | None) -> str:
+    """An error of a matrix, where it was measured."""
+    return "not measured" if error is None else f"{error:.3f}"
 
 
 def rank_text(ranks: Sequence[int]) -> str:

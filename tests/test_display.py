@@ -325,7 +325,7 @@ def test_trainings_and_inputs_given_tell_the_decisions(report, capsys):
     display.show_report(replace(report, finetuned=(training,), on_inputs=(given, InputsReport("", 3, 0.5))))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "decides as the dense one, of 5,320 steps not measured 99.1%" in lines
-    first = lines.index("on the inputs given sequences")
+    first = lines.index("on the inputs given measured sequences")
     assert lines[first + 1 : first + 4] == [
         "hidden-state error of decoder 0.0234 25",
         "decides as the dense one, of 5,320 steps 99.1%",

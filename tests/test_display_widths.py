@@ -17,7 +17,7 @@ from btcompress.checkpoint import from_state_dict
 from btcompress.demo import Measure, story
 from btcompress.demo.video import Clips
 from btcompress.display import console, curves, demo, names, pixels, progress, tables
-from btcompress.display.tables import NumberTable, Worse
+from btcompress.display.tables import NumberTable
 from btcompress.export import ExportedGraph
 from btcompress.recipe import FactorizeStep
 from btcompress.results import (
@@ -37,6 +37,7 @@ from btcompress.results import (
     YardstickReport,
 )
 from btcompress.timings import BenchCase, BenchReport, LeftOut, Machine, WayTiming
+from btcompress.wording import Worse
 
 LAYER = "encoder.towers.0.recurrent_block.lstm"
 ROUNDINGS = (

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import btcompress
+from btcompress import display
 from btcompress.checkpoint import from_state_dict
 from btcompress.errors import BTCompressError
 from btcompress.page import largest, page
@@ -236,6 +237,24 @@ def test_markdown_begins_with_the_advice_and_has_every_table(made):
     assert "0.610 (rank 3)" in text
     assert "| rnn, prediction, batch 1, 50 steps | block terms | 0.500 |" in text
     assert all(line.count("|") > 3 for line in text.splitlines() if line.startswith("|"))
+
+
+def test_page_and_markdown_mark_what_is_worse_as_a_terminal_does_and_say_what_it_means(made, capsys):
+    _, report = made
+    calibrated = (replace(report.calibrated[0], hidden_state_error_after=0.9),)
+    worse = replace(report, calibrated=calibrated)
+    meaning = "! is worse than fitted to the weights."
+    display.show_report(worse)
+    assert "0.9000!" in (shown := capsys.readouterr().out)
+    assert meaning in shown
+    text = page(worse, "x")
+    assert '<td class="number worse">0.9000<span class="mark">!</span></td>' in text
+    (legend,) = re.findall(rf'<p class="legend" id="([^"]*)">{meaning}</p>', text)
+    assert f'<table aria-describedby="{legend}">' in text
+    assert re.search(rf"\| 0\.9000! \|[^#]*\n\n{meaning}\n", document(worse, "x"))
+    for unmarked in (page(report, "x"), document(report, "x")):
+        assert meaning not in unmarked
+        assert "0.1234!" not in unmarked
 
 
 @pytest.fixture

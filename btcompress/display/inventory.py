@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from btcompress.display.console import make_console, show_json
-from btcompress.display.tables import NumberTable, show_lists, show_sentence, show_table, worse_if
+from btcompress.display.tables import NumberTable, show_lists, show_sentence, show_table
 from btcompress.memory import size_text
-from btcompress.wording import form_lines, precision_words, rank_text, ratio_text
+from btcompress.wording import form_lines, precision_words, rank_text, ratio_text, worse_if
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint, RecurrentEntry

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from btcompress.display.console import make_console, show_json
 from btcompress.display.inventory import form_json, show_notes
-from btcompress.display.tables import NumberTable, show_sentence, show_table, show_tables, worse_if
-from btcompress.wording import form_lines, rank_text, ratio_text
+from btcompress.display.tables import NumberTable, show_sentence, show_table, show_tables
+from btcompress.wording import error_text, form_lines, rank_text, ratio_text, worse_if
 
 if TYPE_CHECKING:
     from btcompress.checkpoint import Checkpoint
@@ -103,8 +103,8 @@ def _forms_table(priced: PricedPlan) -> NumberTable:
             *ranks,
             *[precision_text(point.precision or form.dtype)] * bits,
             *sizes,
-            worse_if(_is_worse(form, point), _error_text(point)),
-            *[_optional(point.activation_error)] * on_inputs,
+            worse_if(_is_worse(form, point), _point_error(point)),
+            *[error_text(point.activation_error)] * on_inputs,
             _svd_text(form.low_rank),
             *[_rounding_text(form.rounding)] * in_bytes,
         )
@@ -119,12 +119,8 @@ def _is_worse(form: ChosenForm, point: Point) -> bool:
     return any(other is not None and is_better(other.error, point.error) for other in (form.low_rank, form.rounding))
 
 
-def _error_text(point: Point) -> str:
+def _point_error(point: Point) -> str:
     return f"{'' if point.measured else '~'}{point.error:.3f}"
-
-
-def _optional(error: float | None) -> str:
-    return "not measured" if error is None else f"{error:.3f}"
 
 
 def _svd_text(low_rank: Point | None) -> str:
@@ -163,7 +159,7 @@ def _curves_table(priced: PricedPlan) -> NumberTable:
     table = NumberTable("matrix", [f"{ratio:,}x" for ratio in ratios])
     for form in priced.forms:
         points = (form.curve.within(form.curve.dense_size // ratio) for ratio in ratios)
-        table.add_row(form.name, *("" if point is None else _error_text(point) for point in points))
+        table.add_row(form.name, *("" if point is None else _point_error(point) for point in points))
     return table
 
 

@@ -1,8 +1,9 @@
-"""What all tables and lists share: columns, how names are written, and the mark of a number that is worse."""
+"""What all tables and lists share: columns, how names are written, and how a number that is worse looks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -10,6 +11,10 @@ from rich.text import Text
 
 from btcompress.display.console import line_text, name_text, table_width
 from btcompress.display.names import Names, wrapped
+from btcompress.wording import MARK, Worse, legend
+
+if TYPE_CHECKING:
+    from btcompress.reporting.values import Table
 
 #: Texts of a kind, and rows of a table, that are printed; whoever wants all of very many reads JSON.
 _MOST_TEXTS, _MOST_ROWS = 20, 500
@@ -17,21 +22,10 @@ _MOST_TEXTS, _MOST_ROWS = 20, 500
 _NAME_WIDTH, _GAP = 20, 2
 #: Columns beyond which sentences are hard to read.
 _PROSE_WIDTH = 120
-#: What stands behind a number that is worse than its yardstick, and how it looks.
-_MARK, _WORSE = "!", "red"
+#: How a number that is worse than its yardstick looks.
+_WORSE = "red"
 #: How the titles of some lists look.
 _TITLES = {"Warning": "bold yellow"}
-
-
-class Worse(str):
-    """A number that is worse than what it is held against: it is shown in red, with a mark behind it."""
-
-    __slots__ = ()
-
-
-def worse_if(condition: bool, number: str) -> str:
-    """The number, marked as worse where it is."""
-    return Worse(number) if condition else number
 
 
 class NumberTable:
@@ -54,6 +48,18 @@ class NumberTable:
         self._rows: list[tuple[list[str], tuple[str, ...]]] = []
         self._n_rows = 0
 
+    @classmethod
+    def of(cls, table: Table) -> NumberTable:
+        """A table of a report: its texts in one column, names that rows share above them, other texts below names."""
+        shown = cls(table.texts[-1 if table.grouped else 0], *table.parts, worse=table.worse)
+        for name, rows in table.groups():
+            if table.grouped:
+                shown.add_row(name, *[""] * len(rows[0].numbers))
+            for row in rows:
+                first, *lines = row.narrow or row.texts[-1:]
+                shown.add_row([f"{'  ' * (row.level + table.grouped)}{first}", *lines], *row.numbers)
+        return shown
+
     @property
     def n_left_out(self) -> int:
         """Rows beyond those that are printed."""
@@ -62,8 +68,7 @@ class NumberTable:
     @property
     def legend(self) -> str:
         """What the mark means, where any number has it."""
-        marked = any(isinstance(number, Worse) for _, numbers in self._rows for number in numbers)
-        return f"{_MARK} {self._worse}" if marked else ""
+        return legend((number for _, numbers in self._rows for number in numbers), self._worse)
 
     def add_row(self, first: str | Sequence[str], *numbers: str) -> None:
         """Add a row.
@@ -197,7 +202,7 @@ def _span(columns: Sequence[int], widths: Sequence[int]) -> int:
 def _cell(number: str, marked: bool) -> Text:
     """A number as it is shown, in a column in which any number has the mark or none has."""
     if isinstance(number, Worse):
-        return Text(f"{number}{_MARK}", _WORSE)
+        return Text(f"{number}{MARK}", _WORSE)
     return Text(f"{number} " if marked else number)
 
 

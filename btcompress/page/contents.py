@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from btcompress.reporting.tables import Table
+from btcompress.reporting.values import Table
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from btcompress.errors import BTCompressError, missing
@@ -16,7 +17,6 @@ from btcompress.page.training import agreement_picture, curves_picture, stages_p
 from btcompress.recipe import recipe_text, recorded_recipe
 from btcompress.reporting.curves import MatrixCurves
 from btcompress.reporting.tables import (
-    Table,
     bench_table,
     calibration_table,
     expected_table,
@@ -24,15 +24,14 @@ from btcompress.reporting.tables import (
     layer_table,
     matrix_table,
     model_table,
-    rounded_layer_table,
-    rounding_table,
     training_table,
-    yardstick_table,
 )
 from btcompress.reporting.texts import notes, summary
+from btcompress.reporting.values import Table
+from btcompress.reporting.yardsticktables import rounded_layer_table, rounding_table, yardstick_table
 from btcompress.results import Agreement, CalibrationReport, CompressionReport, FineTuneReport, MatrixReport
 from btcompress.text import printable, shortened
-from btcompress.wording import ratio_text
+from btcompress.wording import MARK, Worse, ratio_text
 
 #: Matrices, layers, trainings and cases that are drawn; all of them are in the tables.
 _MOST_DRAWN = 8
@@ -92,6 +91,7 @@ def page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.tests["worse"] = lambda text: isinstance(text, Worse)
     environment.filters["cell"] = lambda text: shortened(printable(text), _CELL)
     environment.filters["sentence"] = lambda text: shortened(printable(text), _SENTENCE)
     sections = [
@@ -105,7 +105,7 @@ def page(
         _recipe(name, source, history),
     ]
     text = environment.get_template("report.html.jinja").render(
-        name=name, source=source, figures=list(_figures(report)), sections=sections
+        name=name, source=source, figures=list(_figures(report)), sections=sections, mark=MARK
     )
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
@@ -181,8 +181,8 @@ def _errors(report: CompressionReport, curves: Sequence[MatrixCurves], name: str
             "states. A fit to inputs gives up the one for the other."
         )
     tables = {
-        "The matrices that were chosen": matrix_table(report.matrices),
-        "The dense matrices rounded alone, for comparison": rounding_table(report.matrices),
+        "The matrices that were chosen": matrix_table(report),
+        "The dense matrices rounded alone, for comparison": rounding_table(report),
         "Other forms of equal size": yardstick_table(report.matrices),
     }
     hints = [] if curves else [f"the yardsticks at all sizes: btcompress report {name} --against MODEL --html PAGE"]
@@ -236,17 +236,14 @@ def _training(report: CompressionReport) -> Section:
 
 def _speed(report: CompressionReport, name: str) -> Section:
     bench, expected = report.bench, report.expected_speed
-    tables = {
-        "Expected by the cost model, of predictions on a CPU of two cores": expected_table(expected.cases)
-        if expected is not None
-        else Table((), ())
-    }
+    cases = () if expected is None else expected.cases
+    tables = {"Expected by the cost model, of predictions on a CPU of two cores": expected_table(cases)}
     if bench is None:
         hint = f"Nothing was measured: btcompress bench {name} --record measures it, and keeps it in the file."
         return Section("speed", "Speed", tables=_tabulated(tables), hint=hint)
-    cases = bench.cases[:_MOST_DRAWN]
-    pictures = _some(case_picture(case, f"speed{n}") for n, case in enumerate(cases))
-    texts = (*_few(bench.advice), *_left_out(len(bench.cases) - len(cases), "cases"))
+    drawn = bench.cases[:_MOST_DRAWN]
+    pictures = _some(case_picture(case, f"speed{n}") for n, case in enumerate(drawn))
+    texts = (*_few(bench.advice), *_left_out(len(bench.cases) - len(drawn), "cases"))
     tables = {"Every way to run a layer, by turns": bench_table(bench.cases), **tables}
     return Section("speed", "Speed", texts, pictures=pictures, tables=_tabulated(tables))
 
@@ -320,5 +317,5 @@ def _tabulated(tables: Mapping[str, Table]) -> tuple[Tabulated, ...]:
     for caption, table in tables.items():
         if table.rows:
             rows = table.rows[:_MOST_ROWS]
-            shown.append(Tabulated(caption, Table(table.headers, rows, table.texts), len(table.rows) - len(rows)))
+            shown.append(Tabulated(caption, replace(table, rows=rows), len(table.rows) - len(rows)))
     return tuple(shown)

@@ -6,23 +6,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from btcompress.reporting.tables import (
-    Table,
     bench_table,
     calibration_table,
     inputs_table,
     layer_table,
     matrix_table,
     model_table,
-    rounded_layer_table,
-    rounding_table,
     training_table,
-    yardstick_table,
 )
 from btcompress.reporting.texts import notes, summary
+from btcompress.reporting.values import Table
+from btcompress.reporting.yardsticktables import rounded_layer_table, rounding_table, yardstick_table
 from btcompress.results import CompressionReport
 from btcompress.shapes import MatrixShape
 from btcompress.text import printable, shortened
-from btcompress.wording import form_text, rank_text, ratio_text
+from btcompress.wording import MARK, Worse, form_text, rank_text, ratio_text
 
 #: Characters that mean something to Markdown or HTML; behind a backslash they are themselves.
 _MARKS = re.compile(r"([\\`*_\[\]<>|~&$])")
@@ -41,7 +39,7 @@ def markdown(report: CompressionReport, *, advice: bool = True) -> str:
         advice: whether to say also what to do, which is for those who compress.
     """
     tables = [
-        matrix_table(report.matrices),
+        matrix_table(report),
         model_table(report.model, report.matrices),
         inputs_table(report.on_inputs),
         calibration_table(report.calibrated),
@@ -71,7 +69,7 @@ def _document(report: CompressionReport) -> Iterator[str]:
     bench = report.bench
     sections: dict[str, Sequence[Table]] = {
         "Where the bytes went": (layer_table(report.layers, report.model), model_table(report.model, report.matrices)),
-        "Matrices": (matrix_table(report.matrices), rounding_table(report.matrices), yardstick_table(report.matrices)),
+        "Matrices": (matrix_table(report), rounding_table(report), yardstick_table(report.matrices)),
         "Training": (calibration_table(report.calibrated), training_table(report.finetuned)),
         "On the inputs given": (inputs_table(report.on_inputs), rounded_layer_table(report.on_inputs)),
         "Speed": () if bench is None else (bench_table(bench.cases),),
@@ -100,12 +98,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int =
 
     Args:
         headers: of the columns.
-        rows: a cell for each column.
+        rows: a cell for each column; one that is worse gets a mark.
         texts: how many columns, from the left, hold text; the others hold numbers.
     """
     rule = ["---" if column < texts else "---:" for column in range(len(headers))]
     lines = [_line(map(escaped, headers)), _line(rule)]
-    return "\n".join([*lines, *(_line(map(escaped, row)) for row in rows)])
+    return "\n".join([*lines, *(_line(map(_cell, row)) for row in rows)])
 
 
 def escaped(text: str) -> str:
@@ -114,7 +112,13 @@ def escaped(text: str) -> str:
 
 
 def _table(values: Table) -> str:
-    return table(values.headers, values.rows, texts=values.texts)
+    """A table, and below it what a mark in it means."""
+    text = table(values.headers, (row.cells for row in values.rows), texts=len(values.texts))
+    return f"{text}\n\n{escaped(values.legend)}" if values.legend else text
+
+
+def _cell(text: str) -> str:
+    return f"{escaped(text)}{MARK}" if isinstance(text, Worse) else escaped(text)
 
 
 def _line(cells: Iterable[str]) -> str:
