@@ -47,11 +47,13 @@ class OrderForm:
         in_modes: ``(I_1..I_d)``.
         out_modes: ``(J_1..J_d)``.
         n_params: what they come to with the ranks of :attr:`Settings.order_ranks`.
+        rate: learning rate, as a multiple of that of the task's block terms.
     """
 
     in_modes: tuple[int, ...]
     out_modes: tuple[int, ...]
     n_params: int
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,6 @@ class Settings:
         ranks_of: tasks and sizes, ``task-size``, whose ranks are tried.
         orders: block terms of several orders.
         order_ranks: their ``N`` and ``R``.
-        order_rates: learning rates of each of them to choose from, as multiples of that of the task's block terms.
         orders_of: the task and size whose matrix they are of.
         quick: everything is tiny: models come out untrained, and figures mean nothing.
     """
@@ -83,13 +84,12 @@ class Settings:
     ranks: tuple[tuple[int, int], ...] = tuple((n, r) for n in (1, 2, 4) for r in (1, 2, 4))
     ranks_of: tuple[str, ...] = ("video-small",)
     orders: tuple[OrderForm, ...] = (
-        OrderForm((320, 180), (64, 16), 186_912),
+        OrderForm((320, 180), (64, 16), 186_912, rate=0.1),  # at the whole rate it does not learn
         OrderForm((36, 40, 40), (32, 4, 8), 13_184),
         OrderForm((8, 20, 20, 18), (16, 4, 4, 4), 3_392),
         OrderForm((8, 10, 10, 9, 8), (16, 2, 2, 4, 4), 3_936),
     )
     order_ranks: tuple[int, int] = (2, 4)
-    order_rates: tuple[float, ...] = (0.1, 1.0)
     orders_of: str = "video-full"
     quick: bool = False
 

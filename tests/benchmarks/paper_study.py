@@ -14,7 +14,7 @@ from typing import Literal
 from paper_forms import Form, Start, block_terms, of_request
 from paper_records import WAIT, BusyError, Measured, MissingError, Noisy
 from paper_runs import Model, Run
-from paper_settings import Settings, SizeName, Tasks
+from paper_settings import OrderForm, Settings, SizeName, Tasks
 
 from btcompress.demo import Noise, Training, rivals
 from btcompress.errors import BTCompressError
@@ -186,7 +186,7 @@ class Paper:
         forms = []
         for each in self.settings.orders:
             request = ShapeRequest(*self.settings.order_ranks, each.in_modes, each.out_modes)
-            form = of_request(run.task, f"d={len(each.in_modes)}", request)
+            form = of_request(run.task, _order_name(each), request)
             if form.target is None or form.target.n_params != each.n_params:
                 raise BTCompressError(f"{form} was published to have {each.n_params} parameters.")
             forms.append(form)
@@ -218,9 +218,9 @@ class Paper:
     def _model(self, run: Run, study: Study, form: Form, start: Start) -> Model:
         """A model, trained as was chosen; ranks and orders begin with how the task's block terms are trained."""
         training = self._chosen(run, block_terms(run.task) if study in ("ranks", "orders") else form, start)
-        if study == "orders":  # their parameters differ by 55 times, and so do the rates at which they learn
-            rates = [training.learning_rate * rate for rate in self.settings.order_rates]
-            training = self._best_of(run, form, start, [replace(training, learning_rate=rate) for rate in rates])
+        if study == "orders":
+            (rate,) = (each.rate for each in self.settings.orders if form.name == _order_name(each))
+            training = replace(training, learning_rate=training.learning_rate * rate)
         return Model(form, start, training)
 
     def _dense(self, run: Run) -> Training:
@@ -271,3 +271,7 @@ class Paper:
             if training != best:
                 searched.discard(Model(form, start, training))
         return best
+
+
+def _order_name(form: OrderForm) -> str:
+    return f"d={len(form.in_modes)}"
