@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The demonstration needs less than the tests, which have all of it.
+DEMO_READY := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo-ready)
 CASES ?= 1000000
 SEED ?= 0
 PEERS ?= .peers
@@ -17,7 +19,7 @@ TASK ?= video
 
 .PHONY: demo test docs docs-test bench figures paper fuzz kills lint smoke
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(BIN)/btcompress demo --task $(TASK) --output demo --force
 
 # One process for each core, with one thread each.
@@ -45,7 +47,7 @@ paper: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/paper.py "$(PAPER)" --processes 2
 
 fuzz: $(READY)
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[fuzz]"
+	-$(BIN)/python $(INSTALL) ".[fuzz]"
 	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) --seed $(SEED)
 
 lint: $(READY)
@@ -59,11 +61,18 @@ kills: $(READY)
 
 # Builds wheel and sdist, looks into them, and tries the wheel in fresh environments on every Python found.
 smoke: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[smoke]"
+	$(BIN)/python $(INSTALL) ".[smoke]"
 	PYTHONPATH=tests $(BIN)/python -m smoke
+
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 # Installed anew only when what is to be installed has changed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python $(INSTALL) ".[test]"
 	touch $(READY)
+
+$(VENV)/.demo-ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(INSTALL) ".[demo]"
+	touch $@
