@@ -27,8 +27,12 @@ def request_(tmp_path_factory):
     return TINY.finetuning(folder / "start.safetensors", folder / "train.npz", folder / "apart.safetensors")
 
 
-def children():
-    return psutil.Process().children()
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Other tests of this process may have left processes of theirs."""
+    before = set(psutil.Process().children())
+    yield
+    assert set(psutil.Process().children()) <= before
 
 
 def test_result_and_epochs_are_those_of_a_training_in_this_process(request_):
@@ -39,7 +43,6 @@ def test_result_and_epochs_are_those_of_a_training_in_this_process(request_):
         told = list(training.epochs())
     assert [epoch.metric for epoch in told] == [epoch.metric for epoch in epochs]
     assert request_.output.read_bytes() == here.output.read_bytes()
-    assert not children()
 
 
 def test_error_arrives_and_nothing_is_left(request_):
@@ -48,7 +51,6 @@ def test_error_arrives_and_nothing_is_left(request_):
     with pytest.raises(BTCompressError, match=r"missing\.npz"), training_apart(request, CONFIG) as training:
         list(training.epochs())
     assert torch.get_num_threads() == n_threads
-    assert not children()
 
 
 def test_process_ends_with_its_input(request_):

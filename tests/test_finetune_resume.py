@@ -93,7 +93,7 @@ def command(arguments, **environment):
 def arguments(dense, compressed, data, output, *more):
     return [
         *("finetune", compressed, "--teacher", dense, "--data", data, "-o", output, "--cpu", "--json"),
-        *("--epochs", "50", "--batch-size", "8", "--patience", "0", *more),
+        *("--epochs", "80", "--batch-size", "8", "--patience", "0", *more),
     ]
 
 
@@ -110,7 +110,7 @@ def test_command_that_is_killed_and_interrupted_goes_on_to_the_same_bytes(files,
     python = [sys.executable, "-m", "btcompress"]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     state, metrics = tmp_path / "cut.safetensors.state", tmp_path / "cut.metrics.jsonl"
-    for by, epochs, resumed in ((signal.SIGKILL, 3, []), (signal.SIGINT, 6, ["--resume"])):
+    for by, epochs, resumed in ((signal.SIGKILL, 3, []), (signal.SIGINT, 12, ["--resume"])):
         running = command(map(str, [*python, *arguments(*files, cut, *resumed)]))
         deadline = time.monotonic() + 60
         while not (state.exists() and metrics.exists() and metrics.read_text().count("\n") >= epochs):

@@ -340,8 +340,10 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
         self.rows = list(saved.rows)
-        self.schedule = self._schedule_after(self.rows, saved.before)
+        # The rate of the next step was set at the end of the last epoch, before what that came to changed the schedule.
+        self.schedule = self._schedule_after(self.rows[:-1], saved.before)
         self.rates = self._rates_of(self.optimizer.optimizer, len(self.rows) * self._n_steps)
+        self.schedule = self._schedule_after(self.rows, saved.before)
         if saved.scaler is not None and self.accelerator.scaler is not None:
             learned = {"scale": saved.scaler.scale, "_growth_tracker": saved.scaler.growth}
             self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), **learned})
